@@ -1,0 +1,142 @@
+//! What is fixed before a batch runs, and what leaves and operators are told of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::{RecordBatch, RecordBatchOptions};
+use datafusion::execution::TaskContext;
+use datafusion::physical_plan::ExecutionPlan;
+use parking_lot::Mutex;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::BatchId;
+use crate::source::LeafId;
+
+/// One batch while it runs. Leaves and operators find it in the `TaskContext` they are executed with, so nothing of a
+/// batch is kept in the plan itself, and many queries live in one process.
+#[derive(Debug)]
+pub struct BatchContext {
+    /// The batch.
+    pub batch: BatchId,
+    /// What every clock function of the query answers during this batch, in milliseconds since 1970.
+    pub time_ms: i64,
+    /// The watermark this batch runs with, in milliseconds since 1970.
+    pub watermark_ms: i64,
+    leaves: Vec<Leaf>,
+    event_times: Vec<Mutex<EventTimeStats>>,
+    cancelled: Arc<AtomicBool>,
+}
+
+/// One place in the plan where rows of a source come in.
+#[derive(Debug)]
+struct Leaf {
+    /// The rows of this batch; none if the batch does not read the source.
+    bound: Option<Arc<dyn ExecutionPlan>>,
+    rows: AtomicU64,
+}
+
+impl BatchContext {
+    /// `leaves` has one entry per leaf of the plan, `watermark_nodes` counts its `with_watermark`s.
+    pub(crate) fn new(
+        batch: BatchId,
+        time_ms: i64,
+        watermark_ms: i64,
+        leaves: Vec<Option<Arc<dyn ExecutionPlan>>>,
+        watermark_nodes: usize,
+        cancelled: Arc<AtomicBool>,
+    ) -> Self {
+        let leaves = leaves.into_iter().map(|bound| Leaf { bound, rows: AtomicU64::new(0) }).collect();
+        let event_times = (0..watermark_nodes).map(|_| Mutex::default()).collect();
+        BatchContext { batch, time_ms, watermark_ms, leaves, event_times, cancelled }
+    }
+
+    /// The batch that a task belongs to.
+    pub fn of(context: &TaskContext) -> Result<Arc<BatchContext>> {
+        context
+            .session_config()
+            .get_extension::<BatchContext>()
+            .ok_or_else(|| Error::internal("a plan of a stream was executed outside a batch"))
+    }
+
+    /// The rows that this batch reads at a leaf.
+    pub(crate) fn leaf(&self, leaf: LeafId) -> Result<Option<&Arc<dyn ExecutionPlan>>> {
+        let leaf =
+            self.leaves.get(leaf.0).ok_or_else(|| Error::internal("the plan has a leaf the batch does not know"))?;
+        Ok(leaf.bound.as_ref())
+    }
+
+    pub(crate) fn count_rows(&self, leaf: LeafId, rows: usize) {
+        if let Some(leaf) = self.leaves.get(leaf.0) {
+            leaf.rows.fetch_add(rows as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Rows that came in at a leaf so far.
+    pub(crate) fn rows_read(&self, leaf: LeafId) -> u64 {
+        self.leaves.get(leaf.0).map_or(0, |leaf| leaf.rows.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn observe_event_times(&self, node: usize, seen: &EventTimeStats) {
+        if let Some(stats) = self.event_times.get(node) {
+            stats.lock().merge(seen);
+        }
+    }
+
+    /// By `with_watermark` node: the event times it saw.
+    pub(crate) fn event_times(&self) -> Vec<EventTimeStats> {
+        self.event_times.iter().map(|stats| *stats.lock()).collect()
+    }
+
+    /// Fails if the query was asked to drop this batch. Tasks ask between record batches.
+    pub fn check_cancelled(&self) -> Result<()> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(
+                Error::new(ErrorKind::Stopped, "the query was asked to drop the running batch").batch(self.batch)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Event times seen: how many, the least, the greatest and their mean, in milliseconds since 1970.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct EventTimeStats {
+    /// How many rows had an event time.
+    pub count: u64,
+    /// The earliest.
+    pub min_ms: i64,
+    /// The latest.
+    pub max_ms: i64,
+    /// The mean.
+    pub avg_ms: f64,
+}
+
+impl EventTimeStats {
+    /// Takes in `count` rows with this range and sum.
+    pub(crate) fn of(count: u64, min_ms: i64, max_ms: i64, sum_ms: i128) -> Self {
+        EventTimeStats { count, min_ms, max_ms, avg_ms: if count == 0 { 0.0 } else { sum_ms as f64 / count as f64 } }
+    }
+
+    /// Adds what another one saw.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        if other.count == 0 {
+            return;
+        }
+        if self.count == 0 {
+            *self = *other;
+            return;
+        }
+        let count = self.count + other.count;
+        self.avg_ms += (other.avg_ms - self.avg_ms) * (other.count as f64 / count as f64);
+        self.min_ms = self.min_ms.min(other.min_ms);
+        self.max_ms = self.max_ms.max(other.max_ms);
+        self.count = count;
+    }
+}
+
+/// The same columns under another schema: for operators that add or drop metadata of fields.
+pub(crate) fn restamp(rows: &RecordBatch, schema: &SchemaRef) -> datafusion::error::Result<RecordBatch> {
+    let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+    Ok(RecordBatch::try_new_with_options(Arc::clone(schema), rows.columns().to_vec(), &options)?)
+}

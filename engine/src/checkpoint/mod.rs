@@ -1,0 +1,44 @@
+//! What outlives a crash.
+//!
+//! ```text
+//! checkpoint/
+//!   metadata          the query's id                                written once
+//!   offsets/N         where batch N ends, its watermark and clock   written before batch N
+//!   commits/N         batch N is done, and the next watermark       written after batch N
+//!   sources/<i>/…     a source's own log                            written before offsets/N
+//! ```
+//!
+//! The files are Spark's (Structured Streaming 4.3), with fields of ours where Spark ignores them. What always holds:
+//!
+//! 1. `offsets/N` exists before any row of batch N is read, and its content never changes.
+//! 2. Batch N run again reads the same rows, with the same watermark and clock.
+//! 3. The sink took batch N before `commits/N` exists; taking it twice is the same as once.
+//! 4. The watermark never goes back.
+//! 5. Files are created, never changed. A run that finds a file it wants to create written by another run is fenced and
+//!    stops.
+//! 6. Nothing is deleted that a batch still kept needs.
+//!
+//! What to do after a crash is decided by [`resume`], a pure function of the tails of the two logs.
+
+mod batch_log;
+
+mod commit_log;
+
+mod format;
+
+mod offset_log;
+
+mod query_metadata;
+
+pub(crate) mod resume;
+
+mod store;
+
+pub(crate) use self::batch_log::BatchLog;
+pub(crate) use self::commit_log::CommitEntry;
+pub use self::format::{check_version, with_version};
+pub(crate) use self::offset_log::{OffsetEntry, pinned_conf};
+pub(crate) use self::query_metadata::read_or_create_query_id;
+pub use self::store::{
+    CheckpointStore, Created, create_folders, local_path, memory_store, open_store, sub_store, sync_folder,
+};

@@ -1,0 +1,160 @@
+//! What batch N will read: the write-ahead half of the checkpoint.
+//!
+//! ```text
+//! offsets/7
+//! v1
+//! {"batchWatermarkMs":5000,"batchTimestampMs":1795218532640,"conf":{…},"runId":"…"}
+//! {"logOffset":3}          the end offset of source 0
+//! -                        source 1 has had nothing so far
+//! ```
+//!
+//! The start of batch N is the end of batch N−1. The watermark and the clock are those that batch N uses, whenever and how
+//! often it runs. `conf` pins settings that change answers: what is written wins over what a restarted query says.
+//! `runId` is ours; Spark ignores it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::batch_log::LogEntry;
+use super::{check_version, with_version};
+use crate::error::{Error, Result};
+use crate::id::RunId;
+use crate::source::Offset;
+use crate::watermark::WatermarkPolicy;
+
+/// The setting that pins the watermark policy, under Spark's name.
+const WATERMARK_POLICY: &str = "spark.sql.streaming.multipleWatermarkPolicy";
+
+/// See the [module](self).
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct OffsetEntry {
+    pub(crate) watermark_ms: i64,
+    pub(crate) time_ms: i64,
+    pub(crate) conf: BTreeMap<String, String>,
+    pub(crate) run_id: Option<RunId>,
+    /// By source: where the batch ends.
+    pub(crate) ends: Vec<Option<Offset>>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    batch_watermark_ms: i64,
+    batch_timestamp_ms: i64,
+    #[serde(default)]
+    conf: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run_id: Option<RunId>,
+}
+
+/// The settings that a new checkpoint pins.
+pub(crate) fn pinned_conf(policy: WatermarkPolicy) -> BTreeMap<String, String> {
+    BTreeMap::from([(WATERMARK_POLICY.to_owned(), policy.name().to_owned())])
+}
+
+impl OffsetEntry {
+    /// The pinned watermark policy; a checkpoint that says nothing means the minimum.
+    pub(crate) fn watermark_policy(&self) -> WatermarkPolicy {
+        self.conf.get(WATERMARK_POLICY).and_then(|name| WatermarkPolicy::from_name(name)).unwrap_or_default()
+    }
+}
+
+impl LogEntry for OffsetEntry {
+    fn encode(&self) -> String {
+        let metadata = serde_json::json!(Metadata {
+            batch_watermark_ms: self.watermark_ms,
+            batch_timestamp_ms: self.time_ms,
+            conf: self.conf.clone(),
+            run_id: self.run_id,
+        });
+        let ends = self.ends.iter().map(|end| end.as_ref().map_or("-".to_owned(), |end| end.json().to_owned()));
+        with_version(std::iter::once(metadata.to_string()).chain(ends))
+    }
+
+    fn decode(text: &str, file: &str) -> Result<Self> {
+        let torn = |what: String| {
+            Error::damaged(what).file(file).hint(
+                "a healthy file has a version, a line of JSON and one offset per source: restore it from a backup, or start \
+                 with a new checkpoint",
+            )
+        };
+        let mut lines = check_version(text, file)?;
+        let metadata = lines.next().ok_or_else(|| torn("the file ends after its version".into()))?;
+        let metadata: Metadata =
+            serde_json::from_str(metadata).map_err(|e| torn(format!("line 2 is not the batch's metadata: {e}")))?;
+        let ends = lines
+            .filter(|line| !line.is_empty())
+            .map(|line| match line {
+                "-" => Ok(None),
+                json => Offset::parse(json).map(Some).map_err(|e| torn(e.message().to_owned())),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        if ends.is_empty() {
+            return Err(torn("the file names no source".into()));
+        }
+        Ok(OffsetEntry {
+            watermark_ms: metadata.batch_watermark_ms,
+            time_ms: metadata.batch_timestamp_ms,
+            conf: metadata.conf,
+            run_id: metadata.run_id,
+            ends,
+        })
+    }
+
+    fn run_id(&self) -> Option<RunId> {
+        self.run_id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn the_bytes_are_sparks() {
+        let entry = OffsetEntry {
+            watermark_ms: 5,
+            time_ms: 7,
+            conf: pinned_conf(WatermarkPolicy::Max),
+            run_id: None,
+            ends: vec![Some(Offset::parse(r#"{"logOffset":3}"#).unwrap()), None],
+        };
+        let text = "v1\n{\"batchWatermarkMs\":5,\"batchTimestampMs\":7,\"conf\":{\"spark.sql.streaming.\
+                    multipleWatermarkPolicy\":\"max\"}}\n{\"logOffset\":3}\n-";
+        assert_eq!(entry.encode(), text);
+        assert_eq!(OffsetEntry::decode(&format!("{text}\n"), "f").unwrap(), entry);
+        assert_eq!(entry.watermark_policy(), WatermarkPolicy::Max);
+    }
+
+    #[test]
+    fn what_is_torn_is_refused_with_its_name() {
+        for torn in [
+            "v1",
+            "v1\n",
+            "v1\n{}\n{\"logOffset\":1}",
+            "v1\n{\"batchWatermarkMs\":0,\"batchTimestampMs\":0}",
+            "v1\n{\"batchWatermarkMs\":0,\"batchTimestampMs\":0}\n{\"logOff",
+        ] {
+            let error = OffsetEntry::decode(torn, "offsets/3").unwrap_err();
+            assert_eq!(error.kind(), crate::error::ErrorKind::DamagedCheckpoint, "{torn}");
+            assert_eq!(error.file_name(), Some("offsets/3"));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_entry_comes_back(
+            watermark_ms: i64, time_ms: i64, run: u128,
+            ends in proptest::collection::vec(proptest::option::of(0u64..1000), 1..5),
+        ) {
+            let ends = ends.into_iter().map(|end| end.map(Offset::new)).collect();
+            let run_id = Some(RunId(Uuid::from_u128(run)));
+            let entry = OffsetEntry { watermark_ms, time_ms, conf: pinned_conf(WatermarkPolicy::Min), run_id, ends };
+            prop_assert_eq!(OffsetEntry::decode(&entry.encode(), "f").unwrap(), entry);
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Create if absent, read, list, delete: the one file that touches storage.
+//!
+//! Everything in a checkpoint, and a file sink's manifest too, is *created once and never changed*. So all that is asked
+//! of storage is an atomic create that fails if the name is taken.
+//!
+//! On a local disk a file counts once it and its folder are flushed: contents go to a hidden file, which is flushed,
+//! renamed without overwriting, and then the folder is flushed. On an object store a conditional put does it. A retried
+//! put may find its own first attempt, so who is told [`Created::Exists`] reads the file back and compares.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use datafusion::datasource::listing::ListingTableUrl;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// What came of a create.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Created {
+    /// The file is there now, with these contents, and will survive a crash.
+    New,
+    /// A file of this name existed; it was not touched.
+    Exists,
+}
+
+/// A folder of write-once files. Names are relative, with `/` between folders.
+#[async_trait]
+pub trait CheckpointStore: std::fmt::Debug + Send + Sync {
+    /// Creates `name` with `contents`, wholly or not at all.
+    async fn create(&self, name: &str, contents: Bytes) -> Result<Created>;
+
+    /// The contents of `name`, or `None` if there is no such file.
+    async fn read(&self, name: &str) -> Result<Option<Bytes>>;
+
+    /// The names of the files directly in `folder`, without the folder, unsorted; none if it does not exist. Hidden files
+    /// (a leading dot) are left out.
+    async fn list(&self, folder: &str) -> Result<Vec<String>>;
+
+    /// Deletes `name`; it is no error if it is gone already.
+    async fn delete(&self, name: &str) -> Result<()>;
+
+    /// The full name of `name`, for messages.
+    fn full_name(&self, name: &str) -> String;
+}
+
+/// Opens the folder at `location`, a local path or a URL. A URL's object store must be registered with `runtime`
+/// (DataFusion's `register_object_store`). With `durable`, a local create reaches the disk before it returns.
+pub fn open_store(location: &str, runtime: &RuntimeEnv, durable: bool) -> Result<Arc<dyn CheckpointStore>> {
+    match local_path(location)? {
+        Some(root) => Ok(Arc::new(LocalStore { root, durable })),
+        None => {
+            let url = ListingTableUrl::parse(location)
+                .map_err(|e| Error::invalid(format!("`{location}` is neither a path nor a URL: {e}")))?;
+            let store = runtime.object_store(&url).map_err(|e| {
+                Error::invalid(format!("no object store is registered for `{location}`"))
+                    .hint("call `ctx.register_object_store(url, store)` before the query starts")
+                    .caused_by(e)
+            })?;
+            Ok(Arc::new(RemoteStore { store, root: url.prefix().clone(), location: location.to_owned() }))
+        }
+    }
+}
+
+/// The local path that `location` names, made absolute; `None` if it is a URL of another scheme.
+pub fn local_path(location: &str) -> Result<Option<PathBuf>> {
+    let path = match location.split_once("://") {
+        None => PathBuf::from(location),
+        Some(("file", _)) => url::Url::parse(location)
+            .ok()
+            .and_then(|url| url.to_file_path().ok())
+            .ok_or_else(|| Error::invalid(format!("`{location}` is not a file URL")))?,
+        Some(_) => return Ok(None),
+    };
+    if path.as_os_str().is_empty() {
+        return Err(Error::invalid("an empty path names no place"));
+    }
+    let absolute = std::path::absolute(&path).map_err(|e| Error::io("resolve the path", location, e))?;
+    Ok(Some(absolute))
+}
+
+/// A folder inside another store.
+pub fn sub_store(parent: &Arc<dyn CheckpointStore>, folder: &str) -> Arc<dyn CheckpointStore> {
+    Arc::new(SubStore { parent: Arc::clone(parent), folder: folder.to_owned() })
+}
+
+#[derive(Debug)]
+struct LocalStore {
+    root: PathBuf,
+    durable: bool,
+}
+
+impl LocalStore {
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+}
+
+/// Creates `folder` and its missing parents; with `durable`, each new entry reaches the disk.
+pub fn create_folders(folder: &Path, durable: bool) -> Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = folder.parent() {
+        create_folders(parent, durable)?;
+    }
+    match std::fs::create_dir(folder) {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && folder.is_dir() => return Ok(()),
+        Err(e) => return Err(Error::io("create the folder", folder.display().to_string(), e)),
+    }
+    match folder.parent() {
+        Some(parent) if durable => sync_folder(parent),
+        _ => Ok(()),
+    }
+}
+
+/// Makes the names in a folder survive a power cut.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    std::fs::File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|e| Error::io("flush the folder", folder.display().to_string(), e))
+}
+
+#[async_trait]
+impl CheckpointStore for LocalStore {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+        let path = self.path(name);
+        let failed = |action: &str, e: std::io::Error| Error::io(action, path.display().to_string(), e);
+        let (Some(folder), Some(file_name)) = (path.parent(), path.file_name()) else {
+            return Err(Error::internal(format!("`{name}` is not a file name")));
+        };
+        create_folders(folder, self.durable)?;
+        let mut builder = tempfile::Builder::new();
+        let prefix = format!(".{}.", file_name.to_string_lossy());
+        builder.prefix(&prefix).suffix(".tmp");
+        // A temporary file is private by default; these are read by other users' tools as any output is.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut file = builder.tempfile_in(folder).map_err(|e| failed("create the file", e))?;
+        file.write_all(&contents).map_err(|e| failed("write the file", e))?;
+        if self.durable {
+            file.as_file().sync_all().map_err(|e| failed("flush the file", e))?;
+        }
+        match file.persist_noclobber(&path) {
+            Ok(_) => {}
+            Err(e) if e.error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(Created::Exists),
+            Err(e) => return Err(failed("create the file", e.error)),
+        }
+        if self.durable {
+            sync_folder(folder)?;
+        }
+        Ok(Created::New)
+    }
+
+    async fn read(&self, name: &str) -> Result<Option<Bytes>> {
+        let path = self.path(name);
+        match std::fs::read(&path) {
+            Ok(contents) => Ok(Some(contents.into())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("read the file", path.display().to_string(), e)),
+        }
+    }
+
+    async fn list(&self, folder: &str) -> Result<Vec<String>> {
+        let path = self.path(folder);
+        let failed = |e| Error::io("list the folder", path.display().to_string(), e);
+        let entries = match std::fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+            Err(e) => return Err(failed(e)),
+        };
+        let mut names = vec![];
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !name.starts_with('.') && !entry.file_type().map_err(failed)?.is_dir() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    async fn delete(&self, name: &str) -> Result<()> {
+        let path = self.path(name);
+        match std::fs::remove_file(&path) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::io("delete the file", path.display().to_string(), e)),
+        }
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+}
+
+#[derive(Debug)]
+struct RemoteStore {
+    store: Arc<dyn ObjectStore>,
+    root: ObjectPath,
+    location: String,
+}
+
+impl RemoteStore {
+    fn path(&self, name: &str) -> ObjectPath {
+        name.split('/').filter(|part| !part.is_empty()).fold(self.root.clone(), |path, part| path.join(part))
+    }
+
+    fn failed(&self, action: &str, name: &str, error: object_store::Error) -> Error {
+        Error::new(ErrorKind::Unavailable, format!("cannot {action}: {error}"))
+            .file(self.full_name(name))
+            .hint("check the store, its credentials and the network, then start again")
+            .caused_by(error)
+    }
+}
+
+#[async_trait]
+impl CheckpointStore for RemoteStore {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+        let options = PutOptions::from(PutMode::Create);
+        match self.store.put_opts(&self.path(name), contents.into(), options).await {
+            Ok(_) => Ok(Created::New),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(Created::Exists),
+            Err(e) => Err(self.failed("create the file", name, e)),
+        }
+    }
+
+    async fn read(&self, name: &str) -> Result<Option<Bytes>> {
+        match self.store.get(&self.path(name)).await {
+            Ok(found) => Ok(Some(found.bytes().await.map_err(|e| self.failed("read the file", name, e))?)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(self.failed("read the file", name, e)),
+        }
+    }
+
+    async fn list(&self, folder: &str) -> Result<Vec<String>> {
+        let path = self.path(folder);
+        let found =
+            self.store.list_with_delimiter(Some(&path)).await.map_err(|e| self.failed("list the folder", folder, e))?;
+        Ok(found
+            .objects
+            .iter()
+            .filter_map(|object| object.location.filename())
+            .filter(|name| !name.starts_with('.'))
+            .map(str::to_owned)
+            .collect())
+    }
+
+    async fn delete(&self, name: &str) -> Result<()> {
+        match self.store.delete(&self.path(name)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(self.failed("delete the file", name, e)),
+        }
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        format!("{}/{name}", self.location.trim_end_matches('/'))
+    }
+}
+
+#[derive(Debug)]
+struct SubStore {
+    parent: Arc<dyn CheckpointStore>,
+    folder: String,
+}
+
+impl SubStore {
+    fn name(&self, name: &str) -> String {
+        if name.is_empty() { self.folder.clone() } else { format!("{}/{name}", self.folder) }
+    }
+}
+
+#[async_trait]
+impl CheckpointStore for SubStore {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+        self.parent.create(&self.name(name), contents).await
+    }
+
+    async fn read(&self, name: &str) -> Result<Option<Bytes>> {
+        self.parent.read(&self.name(name)).await
+    }
+
+    async fn list(&self, folder: &str) -> Result<Vec<String>> {
+        self.parent.list(&self.name(folder)).await
+    }
+
+    async fn delete(&self, name: &str) -> Result<()> {
+        self.parent.delete(&self.name(name)).await
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        self.parent.full_name(&self.name(name))
+    }
+}
+
+/// Where a checkpoint is not wanted: keeps files in memory, for tests and for queries that need not survive.
+pub fn memory_store() -> Arc<dyn CheckpointStore> {
+    Arc::new(RemoteStore {
+        store: Arc::new(object_store::memory::InMemory::new()),
+        root: ObjectPath::default(),
+        location: "memory:".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn behaves(store: Arc<dyn CheckpointStore>) {
+        assert_eq!(store.create("a/7", Bytes::from_static(b"one")).await.unwrap(), Created::New);
+        assert_eq!(store.create("a/7", Bytes::from_static(b"two")).await.unwrap(), Created::Exists);
+        assert_eq!(store.read("a/7").await.unwrap().unwrap(), "one");
+        assert_eq!(store.list("a").await.unwrap(), ["7"]);
+        assert!(store.list("nowhere").await.unwrap().is_empty());
+        assert!(store.read("a/8").await.unwrap().is_none());
+        let inside = sub_store(&store, "a");
+        assert_eq!(inside.list("").await.unwrap(), ["7"]);
+        inside.delete("7").await.unwrap();
+        inside.delete("7").await.unwrap();
+        assert!(store.list("a").await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_local_folder_creates_once() {
+        for durable in [true, false] {
+            let root = tempfile::tempdir().unwrap();
+            behaves(Arc::new(LocalStore { root: root.path().join("deep/er"), durable })).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_object_store_creates_once() {
+        behaves(memory_store()).await;
+    }
+}

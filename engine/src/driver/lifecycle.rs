@@ -1,0 +1,258 @@
+//! Starting, running, stopping.
+//!
+//! All that can be wrong with a query before it reads its first row is found by [`start`], which fails then; afterwards the
+//! query's thread keeps the first error.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::displayable;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+
+use super::{Driver, Shared, State};
+use crate::checkpoint::resume::{Resume, resume};
+use crate::checkpoint::{
+    BatchLog, CheckpointStore, CommitEntry, OffsetEntry, pinned_conf, read_or_create_query_id, sub_store,
+};
+use crate::clock::Clock;
+use crate::config::QueryConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{BatchId, RunId};
+use crate::plan::plan_query;
+use crate::progress::{EventQueue, QueryEvent, QueryListener, timestamp};
+use crate::query::{OutputMode, QueryStatus, Reservation};
+use crate::sink::{Sink, SinkContext};
+use crate::source::{Source, SourceContext, SourceReader};
+use crate::trigger::Trigger;
+use crate::watermark::{WatermarkPolicy, WatermarkTracker};
+
+/// All that a query is started with.
+pub(crate) struct Start {
+    pub(crate) session: SessionState,
+    pub(crate) plan: LogicalPlan,
+    pub(crate) sink: Arc<dyn Sink>,
+    pub(crate) name: Option<String>,
+    pub(crate) output_mode: OutputMode,
+    pub(crate) trigger: Trigger,
+    pub(crate) checkpoint: Arc<dyn CheckpointStore>,
+    pub(crate) config: QueryConfig,
+    pub(crate) watermark_policy: WatermarkPolicy,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) listeners: Vec<Arc<dyn QueryListener>>,
+    pub(crate) reservation: Reservation,
+}
+
+/// Where a run begins, with what the logs say of it.
+struct Position {
+    next: BatchId,
+    repeat: Option<OffsetEntry>,
+    ends: Vec<Option<crate::source::Offset>>,
+    conf: Option<OffsetEntry>,
+    commit: Option<CommitEntry>,
+}
+
+/// Plans the query, reads the checkpoint, opens sources and sink, and lets the driver's thread run.
+pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
+    let partitions = start.config.partitions.max(1);
+    let plan = plan_query(start.session, start.plan, start.output_mode, partitions).await?;
+    if !start.sink.supports(start.output_mode) {
+        return Err(Error::unsupported(format!(
+            "{} takes no rows in {} mode",
+            start.sink.description(),
+            start.output_mode
+        ))
+        .hint("use append mode, or another sink"));
+    }
+
+    let offsets = BatchLog::new(Arc::clone(&start.checkpoint), "offsets");
+    let commits = BatchLog::new(Arc::clone(&start.checkpoint), "commits");
+    let position = position(&offsets, &commits, plan.sources.len()).await?;
+    let is_new = position.conf.is_none();
+    let id = read_or_create_query_id(start.checkpoint.as_ref(), is_new).await?;
+    let run_id = RunId::random();
+    let with_query = |e: Error| e.query(id);
+
+    let policy = position.conf.as_ref().map_or(start.watermark_policy, OffsetEntry::watermark_policy);
+    let mut tracker = WatermarkTracker::new(policy, plan.watermark_delays_ms.clone());
+    if let Some(logged) = &position.conf {
+        tracker.restore(logged.watermark_ms, &Default::default());
+    }
+    if let Some(commit) = &position.commit {
+        // A batch to be repeated keeps the watermark it was logged with; the commit before it moved no further.
+        tracker.restore(commit.next_batch_watermark_ms, &commit.node_watermarks_ms);
+    }
+
+    let mut readers: Vec<Box<dyn SourceReader>> = vec![];
+    for (number, source) in plan.sources.iter().enumerate() {
+        readers.push(
+            open_source(source, number, &start.checkpoint, &plan.session, &start.clock, &start.config, start.trigger)
+                .await
+                .map_err(with_query)?,
+        );
+    }
+    let context = SinkContext {
+        schema: Arc::clone(&plan.schema),
+        output_mode: start.output_mode,
+        query_id: id,
+        run_id,
+        next_batch: position.next,
+        next_batch_may_be_taken: position.repeat.is_some(),
+        session: Arc::clone(&plan.session),
+        clock: Arc::clone(&start.clock),
+        durable: start.config.durable,
+    };
+    let sink = start.sink.open(context).await.map_err(with_query)?;
+
+    let shared = Arc::new(Shared {
+        id,
+        run_id,
+        name: start.name,
+        guarantee: start.sink.guarantee(),
+        plan: displayable(plan.physical.as_ref()).indent(true).to_string(),
+        state: watch::Sender::new(State {
+            status: QueryStatus { message: "starting".to_owned(), ..QueryStatus::default() },
+            watermark_ms: tracker.is_used().then(|| tracker.watermark_ms()),
+            ..State::default()
+        }),
+        stopping: AtomicBool::new(false),
+        cancelled: Arc::new(AtomicBool::new(false)),
+        wake: Notify::new(),
+        may_hurry: !matches!(start.trigger, Trigger::ProcessingTime { .. }),
+    });
+    let events = EventQueue::new(start.listeners)?;
+    let now_ms = start.clock.now_ms();
+    let started = QueryEvent::Started { id, run_id, name: shared.name.clone(), timestamp: timestamp(now_ms) };
+    events.tell(|| started);
+    tracing::info!(query = %id, run = %run_id, next_batch = %position.next, sink = %start.sink.description(),
+        guarantee = %start.sink.guarantee(), "query started");
+
+    let driver = Driver {
+        shared: Arc::clone(&shared),
+        runtime: Handle::current(),
+        clock: start.clock,
+        conf: position.conf.map_or_else(|| pinned_conf(policy), |logged| logged.conf),
+        config: start.config,
+        trigger: start.trigger,
+        plan,
+        readers,
+        sink,
+        sink_description: start.sink.description(),
+        offsets,
+        commits,
+        tracker,
+        events,
+        next: position.next,
+        ends: position.ends,
+        repeat: position.repeat,
+        static_read_ms: None,
+        batches_run: 0,
+        last_trigger_ms: None,
+        last_idle_event_ms: now_ms,
+        _reservation: start.reservation,
+    };
+    std::thread::Builder::new()
+        .name("tidewater-driver".to_owned())
+        .spawn(move || live(driver))
+        .map_err(|e| Error::internal(format!("cannot start the query's thread: {e}")).caused_by(e))?;
+    Ok(shared)
+}
+
+/// Reads the tails of the two logs.
+async fn position(offsets: &BatchLog, commits: &BatchLog, sources: usize) -> Result<Position> {
+    let newest_offsets = offsets.batches().await?.last().copied();
+    let newest_commit = commits.batches().await?.last().copied();
+    let (next, logged, ends, repeat) = match resume(newest_offsets, newest_commit)? {
+        Resume::Fresh => {
+            return Ok(Position {
+                next: BatchId(0),
+                repeat: None,
+                ends: vec![None; sources],
+                conf: None,
+                commit: None,
+            });
+        }
+        Resume::After { last } => {
+            let logged: OffsetEntry = offsets.read(last).await?;
+            (last.next(), logged.clone(), logged.ends, None)
+        }
+        Resume::Repeat { batch, commits_lost } => {
+            if commits_lost {
+                tracing::warn!(%batch, ?newest_commit, "commits of earlier batches are missing; the last logged batch runs again");
+            }
+            let logged: OffsetEntry = offsets.read(batch).await?;
+            let ends = match batch.previous() {
+                Some(previous) => offsets.read::<OffsetEntry>(previous).await?.ends,
+                None => vec![None; logged.ends.len()],
+            };
+            (batch, logged.clone(), ends, Some(logged))
+        }
+    };
+    if logged.ends.len() != sources || ends.len() != sources {
+        return Err(Error::new(
+            ErrorKind::IncompatibleCheckpoint,
+            format!("the checkpoint knows {} sources, and the query reads {sources}", logged.ends.len()),
+        )
+        .hint("sources cannot be added or removed: start the changed query with a new checkpoint"));
+    }
+    let commit = match newest_commit {
+        Some(batch) => Some(commits.read(batch).await?),
+        None => None,
+    };
+    Ok(Position { next, repeat, ends, conf: Some(logged), commit })
+}
+
+async fn open_source(
+    source: &Arc<dyn Source>,
+    number: usize,
+    checkpoint: &Arc<dyn CheckpointStore>,
+    session: &Arc<SessionState>,
+    clock: &Arc<dyn Clock>,
+    config: &QueryConfig,
+    trigger: Trigger,
+) -> Result<Box<dyn SourceReader>> {
+    let context = SourceContext {
+        log: sub_store(checkpoint, &format!("sources/{number}")),
+        session: Arc::clone(session),
+        clock: Arc::clone(clock),
+        partitions: config.partitions.max(1),
+        min_batches_to_retain: config.min_batches_to_retain,
+    };
+    let mut reader = source.open(context).await?;
+    if trigger == Trigger::AvailableNow {
+        reader.freeze().await?;
+    }
+    Ok(reader)
+}
+
+/// The life of the driver's thread.
+fn live(mut driver: Driver) {
+    let shared = Arc::clone(&driver.shared);
+    // After a panic nothing of the driver is used but what its fields' destructors need.
+    let outcome = catch_unwind(AssertUnwindSafe(|| driver.run()))
+        .unwrap_or_else(|_| Err(Error::internal("the driver panicked; its message is on the standard error")));
+    let error = match outcome {
+        Ok(()) => None,
+        // It was asked to.
+        Err(e) if e.kind() == ErrorKind::Stopped => None,
+        Err(e) => Some(e.query(shared.id)),
+    };
+    match &error {
+        Some(error) => tracing::error!(query = %shared.id, %error, "query failed"),
+        None => tracing::info!(query = %shared.id, "query ended"),
+    }
+    let (id, run_id) = (shared.id, shared.run_id);
+    driver.events.tell(|| QueryEvent::Terminated { id, run_id, error: error.clone() });
+    // Sources, sink, listeners and the reservation are let go before anyone hears that the run is over.
+    drop(driver);
+    shared.state.send_modify(|state| {
+        state.status = QueryStatus {
+            message: error.as_ref().map_or("stopped".to_owned(), |e| format!("failed: {e}")),
+            ..QueryStatus::default()
+        };
+        state.ended = Some(error);
+    });
+}

@@ -1,0 +1,345 @@
+//! The conductor: visits the rooms in the order of a batch's life.
+//!
+//! One thread per query owns everything that changes: sources, sink, logs, watermark. It runs rounds:
+//!
+//! ```text
+//! round:  latest offsets → decide ─┬─ run:   offsets/N → bind → run the plan → sink commits → commits/N → progress
+//!                                  ├─ wait:  until the trigger says so
+//!                                  └─ finish
+//! ```
+//!
+//! A batch that was logged but not committed before a crash is run first, exactly as logged. The first error ends the run;
+//! the next start repeats the batch.
+
+mod decide;
+
+mod lifecycle;
+
+mod report;
+
+mod shared;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use datafusion::execution::TaskContext;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use tokio::runtime::Handle;
+
+use self::decide::{Decision, Found, decide};
+pub(crate) use self::lifecycle::{Start, start};
+pub(crate) use self::shared::{Shared, State};
+use crate::batch::BatchContext;
+use crate::checkpoint::{BatchLog, CommitEntry, OffsetEntry};
+use crate::clock::Clock;
+use crate::config::QueryConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::execution;
+use crate::id::{BatchId, PartitionId};
+use crate::plan::QueryPlan;
+use crate::plan::static_sides::{Keep, reset};
+use crate::progress::{EventQueue, Phase, Stopwatch};
+use crate::query::Reservation;
+use crate::sink::{Begin, PartitionWriter, Receipt, SinkWriter, discarding_writer};
+use crate::source::{Latest, Offset, OffsetRange, ReadLimit, SourceReader};
+use crate::trigger::Trigger;
+use crate::watermark::WatermarkTracker;
+
+/// Joins keep their metrics while they keep their table; now and then both are built anew.
+const BATCHES_PER_JOIN_RESET: u64 = 10_000;
+
+/// Everything that one run of a query owns.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    shared: Arc<Shared>,
+    runtime: Handle,
+    clock: Arc<dyn Clock>,
+    config: QueryConfig,
+    trigger: Trigger,
+    plan: QueryPlan,
+    readers: Vec<Box<dyn SourceReader>>,
+    sink: Box<dyn SinkWriter>,
+    sink_description: String,
+    offsets: BatchLog,
+    commits: BatchLog,
+    tracker: WatermarkTracker,
+    events: EventQueue,
+    /// Settings that the checkpoint pins; written into every batch's entry.
+    conf: std::collections::BTreeMap<String, String>,
+    /// The next batch.
+    next: BatchId,
+    /// By source: where the last batch ended.
+    ends: Vec<Option<Offset>>,
+    /// The entry of batch `next`, if it was logged before this run began.
+    repeat: Option<OffsetEntry>,
+    /// When the static tables were last read.
+    static_read_ms: Option<i64>,
+    batches_run: u64,
+    last_trigger_ms: Option<i64>,
+    last_idle_event_ms: i64,
+    /// Frees the checkpoint for another run when this one ends.
+    _reservation: Reservation,
+}
+
+/// What a round did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Round {
+    Ran,
+    Idle,
+    Finished,
+}
+
+impl Driver {
+    /// Runs rounds until the query is stopped, fails, or its trigger ends it.
+    fn run(&mut self) -> Result<()> {
+        while !self.shared.is_stopping() {
+            let started_ms = self.clock.now_ms();
+            self.shared.state.send_modify(|state| state.rounds += 1);
+            let round = self.round(started_ms)?;
+            if round == Round::Finished || (self.trigger == Trigger::Once && round == Round::Ran) {
+                break;
+            }
+            self.pause(started_ms, round == Round::Ran);
+        }
+        Ok(())
+    }
+
+    fn round(&mut self, started_ms: i64) -> Result<Round> {
+        let mut watch = Stopwatch::start(Arc::clone(&self.clock));
+        let (entry, latest) = match self.repeat.take() {
+            Some(logged) => {
+                tracing::info!(query = %self.shared.id, batch = %self.next, "running a logged batch again");
+                let latest = logged.ends.iter().map(|end| Latest { end: end.clone(), available: None }).collect();
+                (logged, latest)
+            }
+            None => {
+                let latest = self.latest_offsets(&mut watch)?;
+                let data =
+                    latest.iter().zip(&self.ends).any(|(latest, end)| latest.end.is_some() && latest.end != *end);
+                // No operator of this release waits for the watermark.
+                let found = Found { data, watermark_due: false, no_data_batches: self.config.no_data_batches };
+                match decide(found, self.trigger.ends()) {
+                    Decision::Run => (self.log_batch(started_ms, &latest, &mut watch)?, latest),
+                    Decision::Wait => {
+                        self.tell_idle(started_ms);
+                        return Ok(Round::Idle);
+                    }
+                    Decision::Finish => {
+                        self.tell_idle(started_ms);
+                        return Ok(Round::Finished);
+                    }
+                }
+            }
+        };
+        self.run_batch(started_ms, entry, &latest, watch)?;
+        Ok(Round::Ran)
+    }
+
+    /// Asks every source how far this batch may go.
+    fn latest_offsets(&mut self, watch: &mut Stopwatch) -> Result<Vec<Latest>> {
+        watch.enter(Phase::LatestOffset);
+        let limit = if self.trigger == Trigger::Once { ReadLimit::Everything } else { ReadLimit::AsConfigured };
+        let batch = self.next;
+        let mut found = vec![];
+        for (reader, end) in self.readers.iter_mut().zip(&self.ends) {
+            let latest =
+                self.runtime.block_on(reader.latest_offset(end.as_ref(), limit)).map_err(|e| e.batch(batch))?;
+            // A source that says nothing has not moved.
+            found.push(Latest { end: latest.end.or_else(|| end.clone()), ..latest });
+        }
+        watch.leave();
+        Ok(found)
+    }
+
+    /// Writes `offsets/N`: from here on the batch exists. Then the sources may let go of what the batch before read.
+    fn log_batch(&mut self, started_ms: i64, latest: &[Latest], watch: &mut Stopwatch) -> Result<OffsetEntry> {
+        watch.enter(Phase::WalCommit);
+        let batch = self.next;
+        let entry = OffsetEntry {
+            watermark_ms: self.tracker.watermark_ms(),
+            time_ms: started_ms,
+            conf: self.conf.clone(),
+            run_id: Some(self.shared.run_id),
+            ends: latest.iter().map(|latest| latest.end.clone()).collect(),
+        };
+        self.runtime.block_on(self.offsets.add(batch, &entry)).map_err(|e| e.batch(batch))?;
+        for (reader, end) in self.readers.iter_mut().zip(&self.ends) {
+            if let Some(end) = end {
+                self.runtime.block_on(reader.commit(end)).map_err(|e| e.batch(batch))?;
+            }
+        }
+        watch.leave();
+        Ok(entry)
+    }
+
+    /// Binds, runs, commits.
+    fn run_batch(
+        &mut self,
+        started_ms: i64,
+        entry: OffsetEntry,
+        latest: &[Latest],
+        mut watch: Stopwatch,
+    ) -> Result<()> {
+        let batch = self.next;
+        let _span = tracing::info_span!("batch", query = %self.shared.id, batch = %batch).entered();
+        self.shared.say(format!("running batch {batch}"), true);
+
+        watch.enter(Phase::GetBatch);
+        let leaves = self.bind(&entry).map_err(|e| e.batch(batch))?;
+        let bound_partitions: usize =
+            leaves.iter().flatten().map(|plan| plan.output_partitioning().partition_count()).sum();
+
+        watch.enter(Phase::QueryPlanning);
+        let context = Arc::new(BatchContext::new(
+            batch,
+            entry.time_ms,
+            entry.watermark_ms,
+            leaves.clone(),
+            self.plan.watermark_delays_ms.len(),
+            Arc::clone(&self.shared.cancelled),
+        ));
+        let task_context = self.prepare(&context, started_ms)?;
+
+        watch.enter(Phase::AddBatch);
+        let rows = self.fill_sink(batch, &task_context, bound_partitions > 1).map_err(|e| e.batch(batch))?;
+
+        watch.enter(Phase::CommitOffsets);
+        for (node, seen) in context.event_times().iter().enumerate().filter(|(_, seen)| seen.count > 0) {
+            self.tracker.observe(node, seen.max_ms);
+        }
+        let commit = CommitEntry {
+            next_batch_watermark_ms: self.tracker.watermark_ms(),
+            node_watermarks_ms: self.tracker.node_watermarks_ms(),
+            run_id: Some(self.shared.run_id),
+        };
+        self.runtime.block_on(self.commits.add(batch, &commit)).map_err(|e| e.batch(batch))?;
+        watch.leave();
+
+        self.report(started_ms, &entry, latest, &context, leaves, rows, &watch);
+        self.ends = entry.ends;
+        self.next = batch.next();
+        self.batches_run += 1;
+        self.last_trigger_ms = Some(started_ms);
+        self.forget_old_batches();
+        Ok(())
+    }
+
+    /// By leaf: a plan over what this batch reads there.
+    fn bind(&mut self, entry: &OffsetEntry) -> Result<Vec<Option<Arc<dyn ExecutionPlan>>>> {
+        let mut bound = vec![];
+        for leaf in &self.plan.leaves {
+            let (Some(reader), Some(end), Some(start)) =
+                (self.readers.get_mut(leaf.source), entry.ends.get(leaf.source), self.ends.get(leaf.source))
+            else {
+                return Err(Error::internal(format!("leaf {leaf:?} reads a source that does not exist")));
+            };
+            let Some(end) = end else {
+                bound.push(None);
+                continue;
+            };
+            let range = OffsetRange { start: start.clone(), end: end.clone() };
+            if range.is_empty() {
+                bound.push(None);
+                continue;
+            }
+            let plan = self.runtime.block_on(reader.bind(&range, &leaf.request))?;
+            let same = |a: &arrow::datatypes::Fields, b: &arrow::datatypes::Fields| {
+                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.data_type() == b.data_type())
+            };
+            if !same(plan.schema().fields(), leaf.request.schema.fields()) {
+                return Err(Error::internal(format!(
+                    "the source gave rows of {:?} where the query reads {:?}",
+                    plan.schema().fields(),
+                    leaf.request.schema.fields()
+                )));
+            }
+            bound.push(Some(plan));
+        }
+        Ok(bound)
+    }
+
+    /// Makes the plan fit to run again, and tells it of the batch.
+    fn prepare(&mut self, context: &Arc<BatchContext>, started_ms: i64) -> Result<Arc<TaskContext>> {
+        let stale = match (self.config.static_refresh_ms, self.static_read_ms) {
+            (Some(every_ms), Some(read_ms)) => started_ms - read_ms >= every_ms,
+            _ => false,
+        };
+        let keep = if stale {
+            Keep::Nothing
+        } else if self.batches_run % BATCHES_PER_JOIN_RESET == BATCHES_PER_JOIN_RESET - 1 {
+            Keep::StaticRows
+        } else {
+            Keep::HashTables
+        };
+        if stale || self.static_read_ms.is_none() {
+            self.static_read_ms = Some(started_ms);
+        }
+        self.plan.physical = reset(Arc::clone(&self.plan.physical), keep)?;
+        self.plan.clock.set_ms(context.time_ms);
+        let session = &self.plan.session;
+        let config = session.config().clone().with_extension(Arc::clone(context));
+        Ok(Arc::new(TaskContext::new(
+            None,
+            session.session_id().to_owned(),
+            config,
+            Default::default(),
+            Default::default(),
+            Default::default(),
+            Default::default(),
+            Arc::clone(session.runtime_env()),
+        )))
+    }
+
+    /// Runs the plan into the sink and commits there. Returns the number of rows. If the sink took the batch before, the
+    /// plan runs all the same, for what its operators learn from it.
+    fn fill_sink(&self, batch: BatchId, context: &Arc<TaskContext>, parallel: bool) -> Result<u64> {
+        let begin = self.runtime.block_on(self.sink.begin(batch))?;
+        let writer = |partition: PartitionId| -> Result<Box<dyn PartitionWriter>> {
+            match begin {
+                Begin::Open => self.sink.partition(batch, partition),
+                Begin::Taken => Ok(discarding_writer()),
+            }
+        };
+        let receipts: Vec<Receipt> = execution::run(&execution::Run {
+            batch,
+            plan: &self.plan.physical,
+            context,
+            writers: &writer,
+            runtime: &self.runtime,
+            parallel,
+        })?;
+        let rows = receipts.iter().map(|receipt| receipt.rows).sum();
+        if self.shared.cancelled.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Stopped, "the query was asked to drop the running batch"));
+        }
+        match begin {
+            Begin::Open => self.runtime.block_on(self.sink.commit(batch, receipts))?,
+            Begin::Taken => tracing::info!("the sink had taken this batch before the restart"),
+        }
+        Ok(rows)
+    }
+
+    /// Deletes log entries that no kept batch needs. What cannot be deleted now is only untidy.
+    fn forget_old_batches(&self) {
+        let newest = self.next.0.saturating_sub(1);
+        let Some(old) = newest.checked_sub(self.config.min_batches_to_retain + 1) else { return };
+        for log in [&self.offsets, &self.commits] {
+            if let Err(error) = self.runtime.block_on(log.delete(BatchId(old))) {
+                tracing::warn!(%error, batch = old, "an old log entry could not be deleted");
+            }
+        }
+    }
+
+    /// Waits until the trigger asks for the next round, the query is stopped, or somebody is in a hurry.
+    fn pause(&self, started_ms: i64, ran: bool) {
+        let now_ms = self.clock.now_ms();
+        let next_ms = self.trigger.next_round_ms(started_ms, now_ms, ran, self.config.polling_delay_ms);
+        let Some(next_ms) = next_ms else { return };
+        self.runtime.block_on(async {
+            tokio::select! {
+                () = self.clock.sleep_until(next_ms) => {}
+                () = self.shared.wake.notified() => {}
+            }
+        });
+    }
+}

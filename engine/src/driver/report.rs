@@ -1,0 +1,121 @@
+//! What the driver tells of each batch.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use datafusion::physical_plan::ExecutionPlan;
+use serde_json::Value;
+
+use super::Driver;
+use crate::batch::{BatchContext, EventTimeStats};
+use crate::checkpoint::OffsetEntry;
+use crate::progress::{QueryEvent, QueryProgress, SinkProgress, SourceProgress, Stopwatch, rows_per_second, timestamp};
+use crate::source::{Latest, Offset};
+
+impl Driver {
+    /// Makes the progress of a batch that is done, keeps it and tells listeners.
+    #[expect(clippy::too_many_arguments, reason = "all that is known of a batch, once")]
+    pub(super) fn report(
+        &self,
+        started_ms: i64,
+        entry: &OffsetEntry,
+        latest: &[Latest],
+        context: &BatchContext,
+        leaves: Vec<Option<Arc<dyn ExecutionPlan>>>,
+        output_rows: u64,
+        watch: &Stopwatch,
+    ) {
+        let since_last_ms = self.last_trigger_ms.map(|last_ms| (started_ms - last_ms) as f64);
+        let took_ms = watch.total_ms();
+        let holds_watermark =
+            self.tracker.held_by().and_then(|node| self.plan.watermark_sources.get(node).copied().flatten());
+        let json = |offset: Option<&Offset>| offset.map_or(Value::Null, Offset::value);
+        let sources: Vec<SourceProgress> = self
+            .plan
+            .sources
+            .iter()
+            .enumerate()
+            .map(|(number, source)| {
+                let leaves = self.plan.leaves.iter().filter(|leaf| leaf.source == number);
+                let rows = leaves.map(|leaf| context.rows_read(leaf.id)).sum();
+                SourceProgress {
+                    description: source.description(),
+                    start_offset: json(self.ends.get(number).and_then(Option::as_ref)),
+                    end_offset: json(entry.ends.get(number).and_then(Option::as_ref)),
+                    latest_offset: json(latest.get(number).and_then(|latest| latest.available.as_ref())),
+                    num_input_rows: rows,
+                    input_rows_per_second: rows_per_second(rows, since_last_ms),
+                    processed_rows_per_second: rows_per_second(rows, Some(took_ms)),
+                    metrics: self.readers.get(number).map(|reader| reader.metrics()).unwrap_or_default(),
+                    holds_watermark: holds_watermark == Some(number),
+                }
+            })
+            .collect();
+        let rows = sources.iter().map(|source| source.num_input_rows).sum();
+        let progress = Arc::new(QueryProgress {
+            id: self.shared.id,
+            run_id: self.shared.run_id,
+            name: self.shared.name.clone(),
+            timestamp: timestamp(started_ms),
+            batch_id: self.next,
+            batch_duration: took_ms as i64,
+            num_input_rows: rows,
+            input_rows_per_second: rows_per_second(rows, since_last_ms),
+            processed_rows_per_second: rows_per_second(rows, Some(took_ms)),
+            duration_ms: watch.durations_ms(),
+            event_time: self.event_time(entry.watermark_ms, &context.event_times()),
+            state_operators: vec![],
+            sources,
+            sink: SinkProgress {
+                description: self.sink_description.clone(),
+                num_output_rows: output_rows,
+                metrics: BTreeMap::new(),
+            },
+        });
+        tracing::debug!(rows, output_rows, took_ms, "batch done");
+        self.events.tell(|| QueryEvent::Progress(Arc::clone(&progress)));
+        self.shared.state.send_modify(|state| {
+            state.status.message = format!("batch {} is done", self.next);
+            state.status.is_trigger_active = false;
+            state.status.is_data_available = true;
+            state.watermark_ms = self.tracker.is_used().then(|| self.tracker.watermark_ms());
+            state.bound = Some((self.next, leaves));
+            state.recent.push_back(progress);
+            while state.recent.len() > self.config.recent_progress.max(1) {
+                state.recent.pop_front();
+            }
+        });
+    }
+
+    /// `watermark`, and the range of event times if there were any.
+    fn event_time(&self, watermark_ms: i64, nodes: &[EventTimeStats]) -> BTreeMap<String, String> {
+        let mut told = BTreeMap::new();
+        if !self.tracker.is_used() {
+            return told;
+        }
+        let mut seen = EventTimeStats::default();
+        nodes.iter().for_each(|node| seen.merge(node));
+        told.insert("watermark".to_owned(), timestamp(watermark_ms));
+        if seen.count > 0 {
+            told.insert("min".to_owned(), timestamp(seen.min_ms));
+            told.insert("max".to_owned(), timestamp(seen.max_ms));
+            told.insert("avg".to_owned(), timestamp(seen.avg_ms as i64));
+        }
+        told
+    }
+
+    /// Says that a round found nothing; listeners hear of it now and then.
+    pub(super) fn tell_idle(&mut self, now_ms: i64) {
+        self.shared.state.send_modify(|state| {
+            state.idle_round = state.rounds;
+            state.status.message = "waiting for data to arrive".to_owned();
+            state.status.is_data_available = false;
+            state.status.is_trigger_active = false;
+        });
+        if now_ms - self.last_idle_event_ms >= self.config.idle_event_interval_ms {
+            self.last_idle_event_ms = now_ms;
+            let (id, run_id) = (self.shared.id, self.shared.run_id);
+            self.events.tell(|| QueryEvent::Idle { id, run_id, timestamp: timestamp(now_ms) });
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What the driver's thread and the user's handles share.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use datafusion::physical_plan::{ExecutionPlan, displayable};
+use tokio::sync::{Notify, watch};
+
+use crate::error::Error;
+use crate::id::{BatchId, QueryId, RunId};
+use crate::progress::QueryProgress;
+use crate::query::QueryStatus;
+use crate::sink::Guarantee;
+
+/// One run of one query, as seen from outside its thread.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) id: QueryId,
+    pub(crate) run_id: RunId,
+    pub(crate) name: Option<String>,
+    pub(crate) guarantee: Guarantee,
+    /// The plan that every batch runs, for people.
+    pub(crate) plan: String,
+    pub(crate) state: watch::Sender<State>,
+    /// Set: no further batch begins.
+    pub(crate) stopping: AtomicBool,
+    /// Set: the running batch is dropped.
+    pub(crate) cancelled: Arc<AtomicBool>,
+    /// Ends the driver's pause.
+    pub(crate) wake: Notify,
+    /// Whether a pause may be ended to look for data: not in the rhythm of a processing-time trigger.
+    pub(crate) may_hurry: bool,
+}
+
+/// What changes while a query runs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct State {
+    /// Rounds begun so far.
+    pub(crate) rounds: u64,
+    /// The last round that found nothing to do.
+    pub(crate) idle_round: u64,
+    pub(crate) status: QueryStatus,
+    pub(crate) recent: VecDeque<Arc<QueryProgress>>,
+    /// The watermark of the next batch; `None` without `with_watermark`.
+    pub(crate) watermark_ms: Option<i64>,
+    /// What the last batch read, by leaf.
+    pub(crate) bound: Option<(BatchId, Vec<Option<Arc<dyn ExecutionPlan>>>)>,
+    /// Set once, when the run is over: the error, if it failed.
+    pub(crate) ended: Option<Option<Error>>,
+}
+
+impl Shared {
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+        self.stop();
+    }
+
+    pub(crate) fn say(&self, message: impl Into<String>, is_trigger_active: bool) {
+        let message = message.into();
+        self.state.send_modify(|state| {
+            state.status.message = message;
+            state.status.is_trigger_active = is_trigger_active;
+        });
+    }
+
+    /// The plan, and below it what the last batch read at each leaf.
+    pub(crate) fn explain(&self) -> String {
+        let mut text = format!("Every batch runs:\n{}", self.plan);
+        if let Some((batch, leaves)) = &self.state.borrow().bound {
+            for (leaf, bound) in leaves.iter().enumerate() {
+                text.push_str(&format!("\nBatch {batch} read at leaf {leaf}:\n"));
+                match bound {
+                    Some(plan) => text.push_str(&displayable(plan.as_ref()).indent(true).to_string()),
+                    None => text.push_str("nothing\n"),
+                }
+            }
+        }
+        text
+    }
+}

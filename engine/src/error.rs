@@ -1,0 +1,316 @@
+//! Errors for the person who must act.
+//!
+//! An [`Error`] says what happened, where (query, batch, partition, file), and what to do next. The [`ErrorKind`]
+//! is for programs: there are few, and each asks for a different reaction.
+
+use std::fmt;
+use std::sync::Arc;
+
+use datafusion::error::DataFusionError;
+
+use crate::id::{BatchId, PartitionId, QueryId};
+
+/// A `Result` whose error is Tidewater's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of reaction an [`Error`] asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The query, an option or a call is wrong: change it. Nothing was read or written.
+    InvalidQuery,
+    /// A stream cannot answer this, now or ever, in this output mode: the message names the way out.
+    Unsupported,
+    /// The checkpoint belongs to another query, or was written by a newer version.
+    IncompatibleCheckpoint,
+    /// A file of the checkpoint or of a sink's log is missing, torn or contradicts another.
+    DamagedCheckpoint,
+    /// The source no longer has rows that a logged batch needs.
+    SourceLostData,
+    /// A record or file of the input cannot be read as what it is declared to be.
+    BadInput,
+    /// Storage or network did not answer, or refused. Starting the query again is safe.
+    Unavailable,
+    /// Another run of the same query took over; this one wrote nothing after that.
+    Fenced,
+    /// The query was asked to stop and left its batch unfinished; the next start repeats it.
+    Stopped,
+    /// Code of the user (a sink function, a UDF) failed or panicked.
+    UserCode,
+    /// Something that should be impossible. Please report it.
+    Internal,
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ErrorKind::InvalidQuery => "invalid query",
+            ErrorKind::Unsupported => "not supported on a stream",
+            ErrorKind::IncompatibleCheckpoint => "incompatible checkpoint",
+            ErrorKind::DamagedCheckpoint => "damaged checkpoint",
+            ErrorKind::SourceLostData => "source lost data",
+            ErrorKind::BadInput => "bad input",
+            ErrorKind::Unavailable => "storage unavailable",
+            ErrorKind::Fenced => "fenced by another run",
+            ErrorKind::Stopped => "stopped",
+            ErrorKind::UserCode => "user code failed",
+            ErrorKind::Internal => "internal error",
+        })
+    }
+}
+
+/// What happened, where, and what to do next.
+///
+/// Cloning is cheap: a failed query hands the same error to everyone who asks.
+///
+/// ```
+/// use tidewater::error::{Error, ErrorKind};
+///
+/// let error = Error::new(ErrorKind::BadInput, "line 3 is not JSON")
+///     .file("in/part-7.json")
+///     .hint("mend the line and start the query again");
+/// assert_eq!(
+///     error.to_string(),
+///     "bad input: line 3 is not JSON [file in/part-7.json]. What to do: mend the line and start the query again"
+/// );
+/// ```
+#[derive(Debug, Clone)]
+pub struct Error(Box<Inner>);
+
+#[derive(Debug, Clone)]
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+    query: Option<QueryId>,
+    batch: Option<BatchId>,
+    partition: Option<PartitionId>,
+    file: Option<String>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of this kind. The message starts in lower case and has no full stop.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Error(Box::new(Inner {
+            kind,
+            message: message.into(),
+            hint: None,
+            query: None,
+            batch: None,
+            partition: None,
+            file: None,
+            source: None,
+        }))
+    }
+
+    /// The call or the query is wrong.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InvalidQuery, message)
+    }
+
+    /// A stream cannot answer this.
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Unsupported, message)
+    }
+
+    /// A file of the checkpoint or of a sink's log is not what it must be.
+    pub fn damaged(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::DamagedCheckpoint, message)
+    }
+
+    /// Should be impossible.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Internal, message)
+    }
+
+    /// Reading or writing `file` failed; the kind follows from the IO error.
+    pub fn io(action: &str, file: impl Into<String>, source: std::io::Error) -> Self {
+        let hint = match source.kind() {
+            std::io::ErrorKind::PermissionDenied => "give the process the right to this path, then start again",
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                "free space on the disk, then start again: the batch will be repeated"
+            }
+            std::io::ErrorKind::NotFound => "check that the path exists and nothing else deletes files there",
+            _ => "check the disk and the path, then start again",
+        };
+        Self::new(ErrorKind::Unavailable, format!("cannot {action}: {source}")).file(file).hint(hint).caused_by(source)
+    }
+
+    /// Adds what to do next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds the query, unless one is named already.
+    #[must_use]
+    pub fn query(mut self, query: QueryId) -> Self {
+        self.0.query.get_or_insert(query);
+        self
+    }
+
+    /// Adds the batch, unless one is named already.
+    #[must_use]
+    pub fn batch(mut self, batch: BatchId) -> Self {
+        self.0.batch.get_or_insert(batch);
+        self
+    }
+
+    /// Adds the partition, unless one is named already.
+    #[must_use]
+    pub fn partition(mut self, partition: PartitionId) -> Self {
+        self.0.partition.get_or_insert(partition);
+        self
+    }
+
+    /// Adds the file, unless one is named already.
+    #[must_use]
+    pub fn file(mut self, file: impl Into<String>) -> Self {
+        self.0.file.get_or_insert_with(|| file.into());
+        self
+    }
+
+    /// Adds the error underneath.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.0.source = Some(Arc::new(source));
+        self
+    }
+
+    /// What reaction this asks for.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// What happened, without place and hint.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// What to do next, if there is more to say than the message does.
+    pub fn hint_text(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+
+    /// The batch that failed, if one was running.
+    pub fn batch_id(&self) -> Option<BatchId> {
+        self.0.batch
+    }
+
+    /// The file at fault, if there is one.
+    pub fn file_name(&self) -> Option<&str> {
+        self.0.file.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let e = &self.0;
+        write!(f, "{}: {}", e.kind, e.message)?;
+        let place: Vec<String> = [
+            e.query.map(|q| format!("query {q}")),
+            e.batch.map(|b| format!("batch {b}")),
+            e.partition.map(|p| format!("partition {p}")),
+            e.file.as_ref().map(|p| format!("file {p}")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if !place.is_empty() {
+            write!(f, " [{}]", place.join(", "))?;
+        }
+        if let Some(hint) = &e.hint {
+            write!(f, ". What to do: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_ref().map(|s| s.as_ref() as _)
+    }
+}
+
+impl From<DataFusionError> for Error {
+    /// Finds a Tidewater error that travelled through a DataFusion stream; anything else keeps DataFusion's words.
+    fn from(error: DataFusionError) -> Self {
+        if let Some(own) = find_own(&error) {
+            return own.clone();
+        }
+        let kind = match error.find_root() {
+            DataFusionError::Plan(_) | DataFusionError::SchemaError(..) | DataFusionError::SQL(..) => {
+                ErrorKind::InvalidQuery
+            }
+            DataFusionError::NotImplemented(_) => ErrorKind::Unsupported,
+            DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) | DataFusionError::ResourcesExhausted(_) => {
+                ErrorKind::Unavailable
+            }
+            DataFusionError::Internal(_) => ErrorKind::Internal,
+            _ => ErrorKind::BadInput,
+        };
+        Error::new(kind, error.strip_backtrace()).caused_by(error)
+    }
+}
+
+/// Looks through the layers that DataFusion and Arrow put around an external error.
+fn find_own(error: &DataFusionError) -> Option<&Error> {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(e) = next {
+        if let Some(own) = e.downcast_ref::<Error>() {
+            return Some(own);
+        }
+        if let Some(DataFusionError::Shared(inner)) = e.downcast_ref::<DataFusionError>() {
+            return find_own(inner);
+        }
+        next = e.source();
+    }
+    None
+}
+
+impl From<Error> for DataFusionError {
+    fn from(error: Error) -> Self {
+        DataFusionError::External(Box::new(error))
+    }
+}
+
+impl From<arrow::error::ArrowError> for Error {
+    fn from(error: arrow::error::ArrowError) -> Self {
+        DataFusionError::from(error).into()
+    }
+}
+
+impl From<object_store::Error> for Error {
+    fn from(error: object_store::Error) -> Self {
+        let kind = match &error {
+            object_store::Error::NotFound { .. } => ErrorKind::SourceLostData,
+            object_store::Error::NotSupported { .. } | object_store::Error::NotImplemented { .. } => {
+                ErrorKind::Unsupported
+            }
+            _ => ErrorKind::Unavailable,
+        };
+        Error::new(kind, error.to_string()).caused_by(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_errors_survive_the_way_through_datafusion() {
+        let own = Error::new(ErrorKind::Fenced, "batch 3 was written by another run").batch(BatchId(3));
+        let outer = DataFusionError::Context("while writing".into(), Box::new(own.into()));
+        let back = Error::from(outer);
+        assert_eq!(back.kind(), ErrorKind::Fenced);
+        assert_eq!(back.batch_id(), Some(BatchId(3)));
+    }
+
+    #[test]
+    fn place_is_named_by_whoever_knew_it_first() {
+        let error = Error::internal("x").partition(PartitionId(1)).partition(PartitionId(2));
+        assert!(error.to_string().contains("partition 1"));
+    }
+}

@@ -1,0 +1,50 @@
+//! One partition, from its first row to its receipt.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use futures::StreamExt;
+
+use super::Run;
+use crate::batch::BatchContext;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::PartitionId;
+use crate::sink::Receipt;
+
+/// Drains one partition into its writer. `None` if it had no rows: then no writer is made. A panic fails the batch, not the
+/// process.
+pub(super) fn run_task(run: &Run<'_>, partition: PartitionId) -> Result<Option<Receipt>> {
+    // After a panic nothing of the task is used again: its stream and its writer are dropped with it.
+    catch_unwind(AssertUnwindSafe(|| run.runtime.block_on(drain(run, partition))))
+        .unwrap_or_else(|panic| Err(panicked(&panic)))
+        .map_err(|error| error.batch(run.batch).partition(partition))
+}
+
+async fn drain(run: &Run<'_>, partition: PartitionId) -> Result<Option<Receipt>> {
+    let batch = BatchContext::of(run.context)?;
+    let mut rows = run.plan.execute(partition.0, Arc::clone(run.context))?;
+    let mut writer = None;
+    while let Some(next) = rows.next().await {
+        let next = next?;
+        if next.num_rows() == 0 {
+            continue;
+        }
+        batch.check_cancelled()?;
+        if writer.is_none() {
+            writer = Some((run.writers)(partition)?);
+        }
+        if let Some(writer) = &mut writer {
+            writer.write(next).await?;
+        }
+    }
+    match writer {
+        Some(writer) => writer.finish().await.map(Some),
+        None => Ok(None),
+    }
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
+    let words = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    Error::new(ErrorKind::UserCode, format!("code in the query panicked: {}", words.unwrap_or("without a message")))
+        .hint("a function of the query is the likely cause; the batch is repeated at the next start")
+}

@@ -1,0 +1,101 @@
+//! # Tidewater
+//!
+//! A structured-streaming engine on Apache Arrow and DataFusion. One function over a `DataFrame` is a batch job and a
+//! stream; the stream gives every row to its sink exactly once, through any crash.
+//!
+//! ## The life of a micro-batch
+//!
+//! A query is planned once. Then, trigger after trigger, the same plan runs over the next stretch of each source:
+//!
+//! 1. **Trigger.** The [`Trigger`](trigger::Trigger) says when to look: at once, in a rhythm, or until all is read.
+//! 2. **Decide.** Each [`SourceReader`](source::SourceReader) says how far this batch may go
+//!    ([`latest_offset`](source::SourceReader::latest_offset)). Is there anything to do? If not, wait.
+//! 3. **Log.** `offsets/N` is created in the [checkpoint]: where the batch ends, its watermark, its clock. From now
+//!    on batch N exists, and whenever it runs, it reads the same rows and sees the same time.
+//! 4. **Bind.** Each source turns its stretch into a bounded plan ([`bind`](source::SourceReader::bind)), with the columns
+//!    and filters that the query pushed down to it.
+//! 5. **Execute.** The cached plan runs, each partition on a worker thread ([`execution`]). Leaves and operators find what
+//!    they need to know of the batch in the [`BatchContext`](batch::BatchContext).
+//! 6. **Remember.** Operators note what outlives the batch: today, how far event time has come ([`watermark`]).
+//! 7. **Sink.** Each partition that has rows fills a [`PartitionWriter`](sink::PartitionWriter) and ends with a
+//!    [`Receipt`](sink::Receipt). [`commit`](sink::SinkWriter::commit) makes the batch visible, once: a second commit of the
+//!    same batch changes nothing.
+//! 8. **Commit.** `commits/N` is created, with the watermark of the next batch. Batch N is done.
+//! 9. **Progress.** A [`QueryProgress`](progress::QueryProgress) tells what happened, to handles and listeners.
+//! 10. **Housekeeping.** Sources let go of what was read; old log entries are deleted.
+//!
+//! Die anywhere in between, and the next start reads the tails of the two logs: a batch that was logged but not committed
+//! runs again, with the same rows, and the sink takes it once.
+//!
+//! ## Where to look
+//!
+//! What a user writes is in [`query`]; [`prelude`] has the names most programs need. Whoever connects another system
+//! implements [`source::Source`] or [`sink::Sink`]; [`testing`] has the suites that prove it right.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use arrow::array::{Int64Array, RecordBatch};
+//! use datafusion::prelude::*;
+//! use tidewater::prelude::*;
+//!
+//! /// One function, two lives.
+//! fn large(rows: DataFrame) -> Result<DataFrame> {
+//!     Ok(rows.filter(col("v").gt(lit(10)))?.select(vec![(col("v") * lit(2)).alias("twice")])?)
+//! }
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<()> {
+//! let rows = RecordBatch::try_from_iter([("v", Arc::new(Int64Array::from(vec![5, 50])) as _)])?;
+//! let ctx = SessionContext::new();
+//!
+//! // As a batch.
+//! assert_eq!(large(ctx.read_batch(rows.clone())?)?.count().await?, 1);
+//!
+//! // As a stream.
+//! let source = MemorySource::new(rows.schema());
+//! let sink = MemorySink::new();
+//! let query = large(ctx.read_stream(source.clone()).await?)?.write_stream(sink.clone()).start().await?;
+//! source.add(vec![rows])?;
+//! query.process_all_available().await?;
+//! assert_eq!(sink.batches()[0].num_rows(), 1);
+//! query.stop().await?;
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod prelude;
+
+pub mod query;
+
+mod driver;
+
+pub mod trigger;
+
+pub mod source;
+
+mod plan;
+
+pub mod batch;
+
+mod execution;
+
+mod operator;
+
+pub mod watermark;
+
+pub mod sink;
+
+pub mod checkpoint;
+
+pub mod progress;
+
+pub mod config;
+
+pub mod error;
+
+pub mod id;
+
+pub mod clock;
+
+#[cfg(feature = "testing")]
+pub mod testing;

@@ -1,0 +1,246 @@
+//! From the user's plan to the plan that every batch runs. Made once, at the start.
+//!
+//! 1. [`check`](check::check) refuses what a stream cannot answer.
+//! 2. Sources get their numbers, in the order the user's plan names them; each `with_watermark` gets its own.
+//! 3. Clock functions are replaced, so that they read the batch's [`clock`].
+//! 4. DataFusion optimises: projections and filters sink into the scans.
+//! 5. Each scan of a stream becomes a numbered leaf that remembers its projection and filters.
+//! 6. DataFusion makes the physical plan, with our extension planner for our nodes; our [`static_sides`] rule runs first.
+//!
+//! Per batch nothing is planned: the leaves run what the sources bound, found through the task's
+//! [`BatchContext`](crate::batch::BatchContext), and [`static_sides::reset`] makes the plan fit to run again.
+
+pub(crate) mod check;
+
+pub(crate) mod clock;
+
+pub(crate) mod node;
+
+pub(crate) mod static_sides;
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use datafusion::catalog::Session;
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::datasource::provider_as_source;
+use datafusion::error::Result as DataFusionResult;
+use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
+use datafusion::logical_expr::{Extension, LogicalPlan, UserDefinedLogicalNode};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
+
+use self::clock::BatchClock;
+use self::node::watermark::WatermarkNode;
+use self::static_sides::KeepStaticSides;
+use crate::error::Result;
+use crate::operator::event_time::EventTimeExec;
+use crate::query::OutputMode;
+use crate::source::{LeafId, ScanRequest, Source, StreamLeaf, scan_request};
+
+/// A query, planned.
+#[derive(Debug)]
+pub(crate) struct QueryPlan {
+    /// What every batch runs.
+    pub(crate) physical: Arc<dyn ExecutionPlan>,
+    /// The streams it reads, by source number.
+    pub(crate) sources: Vec<Arc<dyn Source>>,
+    /// Where it reads them, by leaf number.
+    pub(crate) leaves: Vec<Leaf>,
+    /// By `with_watermark`: its delay.
+    pub(crate) watermark_delays_ms: Vec<i64>,
+    /// By `with_watermark`: the number of a source below it, for telling who holds the watermark back.
+    pub(crate) watermark_sources: Vec<Option<usize>>,
+    /// The columns of the output.
+    pub(crate) schema: SchemaRef,
+    /// The session it was planned in, with our settings.
+    pub(crate) session: Arc<SessionState>,
+    /// What clock functions read.
+    pub(crate) clock: BatchClock,
+}
+
+/// One place in the plan that reads a stream.
+#[derive(Debug, Clone)]
+pub(crate) struct Leaf {
+    pub(crate) id: LeafId,
+    /// The number of its source.
+    pub(crate) source: usize,
+    pub(crate) request: ScanRequest,
+}
+
+/// Takes a query through all passes.
+pub(crate) async fn plan_query(
+    user_session: SessionState,
+    user_plan: LogicalPlan,
+    mode: OutputMode,
+    partitions: usize,
+) -> Result<QueryPlan> {
+    check::check(&user_plan, mode)?;
+    let sources = number_sources(&user_plan)?;
+    let (plan, watermarks) = number_watermarks(user_plan, &sources)?;
+    let clock = BatchClock::default();
+    let plan = clock::read_batch_clock(plan, &clock)?;
+
+    let session = Arc::new(session_for_streams(user_session, partitions)?);
+    let optimized = session.optimize(&plan)?;
+    let (optimized, leaf_sources) = number_leaves(optimized, &sources, partitions)?;
+    let physical = session.query_planner().create_physical_plan(&optimized, session.as_ref()).await?;
+
+    let mut leaves = vec![];
+    physical.apply(|node| {
+        if let Some((id, request)) = scan_request(node.as_ref())
+            && let Some(&source) = leaf_sources.get(id.0)
+        {
+            leaves.push(Leaf { id, source, request: request.clone() });
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    leaves.sort_by_key(|leaf| leaf.id.0);
+
+    Ok(QueryPlan {
+        schema: without_marks(&physical.schema()),
+        physical,
+        sources,
+        leaves,
+        watermark_delays_ms: watermarks.iter().map(|w| w.delay_ms).collect(),
+        watermark_sources: watermarks.iter().map(|w| w.source).collect(),
+        session,
+        clock,
+    })
+}
+
+/// The distinct streams of a plan, in the order it names them.
+fn number_sources(plan: &LogicalPlan) -> Result<Vec<Arc<dyn Source>>> {
+    let mut sources: Vec<Arc<dyn Source>> = vec![];
+    plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node
+            && let Some(source) = check::stream_of(scan)
+            && !sources.iter().any(|known| Arc::ptr_eq(known, &source))
+        {
+            sources.push(source);
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(sources)
+}
+
+#[derive(Debug)]
+struct NumberedWatermark {
+    delay_ms: i64,
+    source: Option<usize>,
+}
+
+/// Gives every watermark node its number, in the order the user's plan names them.
+fn number_watermarks(plan: LogicalPlan, sources: &[Arc<dyn Source>]) -> Result<(LogicalPlan, Vec<NumberedWatermark>)> {
+    let mut watermarks = vec![];
+    let plan = plan.transform_down(|plan| {
+        let LogicalPlan::Extension(Extension { node }) = &plan else { return Ok(Transformed::no(plan)) };
+        let Some(watermark) = node.as_any().downcast_ref::<WatermarkNode>() else { return Ok(Transformed::no(plan)) };
+        let below = number_sources(&watermark.input)?;
+        let source = below.first().and_then(|first| sources.iter().position(|known| Arc::ptr_eq(known, first)));
+        let numbered = watermark.numbered(watermarks.len());
+        watermarks.push(NumberedWatermark { delay_ms: watermark.delay_ms, source });
+        Ok(Transformed::yes(LogicalPlan::Extension(Extension { node: Arc::new(numbered) })))
+    })?;
+    Ok((plan.data, watermarks))
+}
+
+/// Puts a numbered leaf in the place of every scan of a stream. Returns the source of each leaf.
+fn number_leaves(
+    plan: LogicalPlan,
+    sources: &[Arc<dyn Source>],
+    partitions: usize,
+) -> Result<(LogicalPlan, Vec<usize>)> {
+    let mut leaf_sources = vec![];
+    let plan = plan.transform_up_with_subqueries(|plan| {
+        let LogicalPlan::TableScan(mut scan) = plan else { return Ok(Transformed::no(plan)) };
+        let Some(source) = check::stream_of(&scan) else { return Ok(Transformed::no(LogicalPlan::TableScan(scan))) };
+        let Some(number) = sources.iter().position(|known| Arc::ptr_eq(known, &source)) else {
+            return Ok(Transformed::no(LogicalPlan::TableScan(scan)));
+        };
+        let id = LeafId(leaf_sources.len());
+        leaf_sources.push(number);
+        let schema = scan.source.schema();
+        scan.source = provider_as_source(Arc::new(StreamLeaf { id, source, schema, partitions }));
+        Ok(Transformed::yes(LogicalPlan::TableScan(scan)))
+    })?;
+    Ok((plan.data, leaf_sources))
+}
+
+/// The user's session with the settings that a cached plan needs.
+fn session_for_streams(user: SessionState, partitions: usize) -> Result<SessionState> {
+    let config = user
+        .config()
+        .clone()
+        .with_target_partitions(partitions)
+        .with_round_robin_repartition(false)
+        // Through the string-keyed setter: it also switches off the filters of joins and sorts, which would outlive a batch.
+        .set_bool("datafusion.optimizer.enable_dynamic_filter_pushdown", false)
+        // The static side of a join is always built whole, so that it can be kept.
+        .set_usize("datafusion.optimizer.hash_join_single_partition_threshold", usize::MAX)
+        .set_usize("datafusion.optimizer.hash_join_single_partition_threshold_rows", usize::MAX);
+    let mut physical_rules: Vec<_> = vec![Arc::new(KeepStaticSides) as _];
+    physical_rules.extend(user.physical_optimizers().iter().cloned());
+    Ok(SessionStateBuilder::new_from_existing(user)
+        .with_config(config)
+        .with_query_planner(Arc::new(StreamPlanner))
+        .with_physical_optimizer_rules(physical_rules)
+        .build())
+}
+
+/// DataFusion's planner, and ours for our own nodes.
+#[derive(Debug)]
+struct StreamPlanner;
+
+#[async_trait]
+impl datafusion::execution::context::QueryPlanner for StreamPlanner {
+    async fn create_physical_plan(
+        &self,
+        logical_plan: &LogicalPlan,
+        session: &dyn Session,
+    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
+        let planner = DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(StreamNodes)]);
+        planner.create_physical_plan(logical_plan, session).await
+    }
+}
+
+#[derive(Debug)]
+struct StreamNodes;
+
+#[async_trait]
+impl ExtensionPlanner for StreamNodes {
+    async fn plan_extension(
+        &self,
+        _planner: &dyn PhysicalPlanner,
+        node: &dyn UserDefinedLogicalNode,
+        _logical_inputs: &[&LogicalPlan],
+        physical_inputs: &[Arc<dyn ExecutionPlan>],
+        _session: &dyn Session,
+        _planning_context: &PhysicalPlanningContext,
+    ) -> DataFusionResult<Option<Arc<dyn ExecutionPlan>>> {
+        let (Some(watermark), [input]) = (node.as_any().downcast_ref::<WatermarkNode>(), physical_inputs) else {
+            return Ok(None);
+        };
+        let schema = Arc::new(watermark.schema().as_arrow().clone());
+        let column = watermark.column_index()?;
+        Ok(Some(Arc::new(EventTimeExec::new(watermark.number, column, schema, Arc::clone(input)))))
+    }
+}
+
+/// The schema as a sink sees it: without the marks of event time.
+fn without_marks(schema: &SchemaRef) -> SchemaRef {
+    let fields: Vec<_> = schema
+        .fields()
+        .iter()
+        .map(|field| {
+            let mut metadata = field.metadata().clone();
+            match metadata.remove(node::watermark::EVENT_TIME_DELAY_MS) {
+                Some(_) => Arc::new(field.as_ref().clone().with_metadata(metadata)),
+                None => Arc::clone(field),
+            }
+        })
+        .collect();
+    Arc::new(arrow::datatypes::Schema::new_with_metadata(fields, schema.metadata().clone()))
+}

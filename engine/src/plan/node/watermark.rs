@@ -1,0 +1,163 @@
+//! `with_watermark` as a logical node: marks a column as event time, changes no row.
+//!
+//! The mark is metadata of the field, with the delay. It travels with the column through filters, projections, aliases,
+//! joins and grouping; an expression over the column loses it, as in Spark.
+
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, FieldRef};
+use datafusion::common::{Column, DFSchema, DFSchemaRef};
+use datafusion::error::{DataFusionError, Result};
+use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNodeCore};
+
+use crate::error::Error;
+
+/// The key of the mark in a field's metadata; its value is the delay in milliseconds.
+pub(crate) const EVENT_TIME_DELAY_MS: &str = "tidewater.event_time.delay_ms";
+
+/// The delay of an event-time column; `None` if the column is not marked.
+pub(crate) fn event_time_delay_ms(field: &Field) -> Option<i64> {
+    field.metadata().get(EVENT_TIME_DELAY_MS)?.parse().ok()
+}
+
+/// See the [module](self).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WatermarkNode {
+    pub(crate) input: LogicalPlan,
+    pub(crate) column: Column,
+    pub(crate) delay_ms: i64,
+    /// Its place among the watermarks of the query; given when the query is planned.
+    pub(crate) number: usize,
+    schema: DFSchemaRef,
+}
+
+impl WatermarkNode {
+    /// Checks what Spark checks: a top-level column, a timestamp (or a window), a delay that is not negative, no earlier mark.
+    pub(crate) fn try_new(input: LogicalPlan, column: &str, delay: &str) -> Result<Self, Error> {
+        let delay_ms = crate::config::parse_interval_ms(delay)?;
+        if delay_ms < 0 {
+            return Err(Error::invalid(format!("a watermark's delay must not be negative, as `{delay}` is")));
+        }
+        let schema = input.schema();
+        let column = Column::from_qualified_name_ignore_case(column);
+        let (qualifier, field) = schema.qualified_field_from_column(&column).map_err(|e| {
+            Error::invalid(format!("`{}` is not a column of this query: {e}", column.name))
+                .hint("a watermark needs a top-level column: select the nested field under a name of its own first")
+        })?;
+        let column = Column::new(qualifier.cloned(), field.name());
+        let is_time = match field.data_type() {
+            DataType::Timestamp(_, _) => true,
+            DataType::Struct(fields) => {
+                fields.iter().any(|f| f.name() == "end" && matches!(f.data_type(), DataType::Timestamp(_, _)))
+            }
+            _ => false,
+        };
+        if !is_time {
+            return Err(Error::invalid(format!(
+                "a watermark needs a timestamp, and `{}` is of type {}",
+                column.name,
+                field.data_type()
+            ))
+            .hint("convert the column first, with `to_timestamp` say"));
+        }
+        if let Some(marked) = schema.fields().iter().find(|field| event_time_delay_ms(field).is_some()) {
+            return Err(Error::invalid(format!("the query has a watermark already, on `{}`", marked.name()))
+                .hint("a watermark can be set once per input, and not changed downstream"));
+        }
+        Ok(Self::new(input, column, delay_ms, 0)?)
+    }
+
+    fn new(input: LogicalPlan, column: Column, delay_ms: i64, number: usize) -> Result<Self> {
+        let mark = |field: &FieldRef| -> FieldRef {
+            let mut metadata: HashMap<String, String> = field.metadata().clone();
+            metadata.insert(EVENT_TIME_DELAY_MS.to_owned(), delay_ms.to_string());
+            Arc::new(field.as_ref().clone().with_metadata(metadata))
+        };
+        let index = input.schema().index_of_column(&column)?;
+        let fields = input
+            .schema()
+            .iter()
+            .enumerate()
+            .map(|(i, (qualifier, field))| {
+                (qualifier.cloned(), if i == index { mark(field) } else { Arc::clone(field) })
+            })
+            .collect();
+        let schema = DFSchema::new_with_metadata(fields, input.schema().metadata().clone())?;
+        let schema = Arc::new(schema.with_functional_dependencies(input.schema().functional_dependencies().clone())?);
+        Ok(WatermarkNode { input, column, delay_ms, number, schema })
+    }
+
+    /// The same node with its number.
+    pub(crate) fn numbered(&self, number: usize) -> Self {
+        WatermarkNode { number, ..self.clone() }
+    }
+
+    /// The position of the event-time column.
+    pub(crate) fn column_index(&self) -> Result<usize> {
+        self.schema.index_of_column(&self.column)
+    }
+}
+
+impl Hash for WatermarkNode {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.input.hash(state);
+        self.column.hash(state);
+        self.delay_ms.hash(state);
+    }
+}
+
+impl PartialOrd for WatermarkNode {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        let key = |node: &Self| (node.column.flat_name(), node.delay_ms);
+        match key(self).cmp(&key(other)) {
+            Ordering::Equal => self.input.partial_cmp(&other.input),
+            unequal => Some(unequal),
+        }
+    }
+}
+
+impl UserDefinedLogicalNodeCore for WatermarkNode {
+    fn name(&self) -> &str {
+        "Watermark"
+    }
+
+    fn inputs(&self) -> Vec<&LogicalPlan> {
+        vec![&self.input]
+    }
+
+    fn schema(&self) -> &DFSchemaRef {
+        &self.schema
+    }
+
+    fn expressions(&self) -> Vec<Expr> {
+        vec![]
+    }
+
+    /// Only predicates on the event time stay above: rows that other predicates remove do not move the watermark.
+    fn prevent_predicate_push_down_columns(&self) -> HashSet<String> {
+        HashSet::from([self.column.name.clone()])
+    }
+
+    fn fmt_for_explain(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Watermark: {}, delay {} ms", self.column.flat_name(), self.delay_ms)
+    }
+
+    fn with_exprs_and_inputs(&self, _exprs: Vec<Expr>, mut inputs: Vec<LogicalPlan>) -> Result<Self> {
+        let input = inputs.pop().ok_or_else(|| DataFusionError::Internal("Watermark has one input".into()))?;
+        Self::new(input, self.column.clone(), self.delay_ms, self.number)
+    }
+
+    fn necessary_children_exprs(&self, output_columns: &[usize]) -> Option<Vec<Vec<usize>>> {
+        let event_time = self.column_index().ok()?;
+        let mut columns = output_columns.to_vec();
+        if !columns.contains(&event_time) {
+            columns.push(event_time);
+            columns.sort_unstable();
+        }
+        Some(vec![columns])
+    }
+}

@@ -1,0 +1,12 @@
+//! The names most programs need.
+
+pub use crate::clock::{Clock, ManualClock};
+pub use crate::error::{Error, ErrorKind, Result};
+pub use crate::id::BatchId;
+pub use crate::progress::{QueryEvent, QueryListener, QueryProgress};
+pub use crate::query::window::{session_window, window};
+pub use crate::query::{OutputMode, QueryManager, StreamWriter, StreamingContext, StreamingDataFrame, StreamingQuery};
+pub use crate::sink::{DiscardSink, ForeachBatchSink, Guarantee, MemorySink};
+pub use crate::source::MemorySource;
+pub use crate::trigger::Trigger;
+pub use crate::watermark::WatermarkPolicy;

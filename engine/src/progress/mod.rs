@@ -1,0 +1,109 @@
+//! What is told of each batch.
+//!
+//! [`QueryProgress`] has Spark's fields under Spark's names, so that dashboards carry over, and more where Spark is silent:
+//! real output rows for every sink, and which source holds the watermark back.
+
+mod listener;
+
+mod stopwatch;
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub(crate) use self::listener::EventQueue;
+pub use self::listener::{QueryEvent, QueryListener};
+pub(crate) use self::stopwatch::{Phase, Stopwatch};
+use crate::id::{BatchId, QueryId, RunId};
+
+/// What one batch did. As JSON it has the names of Spark's `StreamingQueryProgress`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QueryProgress {
+    /// The query, the same after every restart.
+    pub id: QueryId,
+    /// This run of it.
+    pub run_id: RunId,
+    /// The name the user gave it.
+    pub name: Option<String>,
+    /// When the trigger fired: ISO 8601 with milliseconds, UTC.
+    pub timestamp: String,
+    /// The batch.
+    pub batch_id: BatchId,
+    /// How long the batch took, in milliseconds.
+    pub batch_duration: i64,
+    /// Rows read from all sources. A source read at two places of the query counts twice.
+    pub num_input_rows: u64,
+    /// Rows read, per second since the trigger before.
+    pub input_rows_per_second: f64,
+    /// Rows read, per second of this batch.
+    pub processed_rows_per_second: f64,
+    /// Milliseconds per phase, to the microsecond: `latestOffset`, `walCommit`, `getBatch`, `addBatch`, `commitOffsets`,
+    /// `triggerExecution`.
+    pub duration_ms: BTreeMap<String, f64>,
+    /// `watermark`, and `min`, `max`, `avg` of the event times seen. Empty for a query without watermark.
+    pub event_time: BTreeMap<String, String>,
+    /// One entry per stateful operator.
+    pub state_operators: Vec<Value>,
+    /// One entry per source.
+    pub sources: Vec<SourceProgress>,
+    /// The sink.
+    pub sink: SinkProgress,
+}
+
+/// What one batch read of one source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceProgress {
+    /// The source, for people.
+    pub description: String,
+    /// Where the batch began; null before the first.
+    pub start_offset: Value,
+    /// Where it ended.
+    pub end_offset: Value,
+    /// The end of all there was, where the source knows.
+    pub latest_offset: Value,
+    /// Rows read.
+    pub num_input_rows: u64,
+    /// Rows read, per second since the trigger before.
+    pub input_rows_per_second: f64,
+    /// Rows read, per second of this batch.
+    pub processed_rows_per_second: f64,
+    /// The source's own figures.
+    pub metrics: BTreeMap<String, String>,
+    /// True if the watermark would be further without this source.
+    #[serde(default)]
+    pub holds_watermark: bool,
+}
+
+/// What one batch gave to the sink.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SinkProgress {
+    /// The sink, for people.
+    pub description: String,
+    /// Rows the batch produced for it.
+    pub num_output_rows: u64,
+    /// The sink's own figures.
+    pub metrics: BTreeMap<String, String>,
+}
+
+impl QueryProgress {
+    /// One line of JSON.
+    pub fn json(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+}
+
+/// Milliseconds since 1970 as Spark prints times.
+pub(crate) fn timestamp(time_ms: i64) -> String {
+    DateTime::<Utc>::from_timestamp_millis(time_ms)
+        .map_or_else(|| time_ms.to_string(), |time| time.to_rfc3339_opts(SecondsFormat::Millis, true))
+}
+
+/// `rows` per second of `ms` milliseconds, at least one; 0 if no time is known.
+pub(crate) fn rows_per_second(rows: u64, ms: Option<f64>) -> f64 {
+    ms.map_or(0.0, |ms| rows as f64 * 1000.0 / ms.max(1.0))
+}

@@ -1,0 +1,82 @@
+//! The named phases of a batch and their times.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Clock;
+
+/// A phase of a batch, under Spark's name for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Asking the sources how far they are, their own logs included.
+    LatestOffset,
+    /// Writing `offsets/N`.
+    WalCommit,
+    /// Binding the sources' ranges.
+    GetBatch,
+    /// Making the plan fit to run again.
+    QueryPlanning,
+    /// Running the plan into the sink, and the sink's commit.
+    AddBatch,
+    /// Writing `commits/N`.
+    CommitOffsets,
+}
+
+impl Phase {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Phase::LatestOffset => "latestOffset",
+            Phase::WalCommit => "walCommit",
+            Phase::GetBatch => "getBatch",
+            Phase::QueryPlanning => "queryPlanning",
+            Phase::AddBatch => "addBatch",
+            Phase::CommitOffsets => "commitOffsets",
+        }
+    }
+}
+
+/// Measures the phases of one round.
+#[derive(Debug)]
+pub(crate) struct Stopwatch {
+    clock: Arc<dyn Clock>,
+    started: Duration,
+    phases: BTreeMap<Phase, Duration>,
+    running: Option<(Phase, Duration)>,
+}
+
+impl Stopwatch {
+    pub(crate) fn start(clock: Arc<dyn Clock>) -> Self {
+        Stopwatch { started: clock.elapsed(), clock, phases: BTreeMap::new(), running: None }
+    }
+
+    /// Ends the phase that runs, if any, and begins another.
+    pub(crate) fn enter(&mut self, phase: Phase) {
+        self.leave();
+        self.running = Some((phase, self.clock.elapsed()));
+    }
+
+    /// Ends the phase that runs.
+    pub(crate) fn leave(&mut self) {
+        if let Some((phase, since)) = self.running.take() {
+            *self.phases.entry(phase).or_default() += self.clock.elapsed().saturating_sub(since);
+        }
+    }
+
+    /// Milliseconds since the start.
+    pub(crate) fn total_ms(&self) -> f64 {
+        ms(self.clock.elapsed().saturating_sub(self.started))
+    }
+
+    /// Milliseconds per phase, and `triggerExecution` for the whole.
+    pub(crate) fn durations_ms(&self) -> BTreeMap<String, f64> {
+        let mut durations: BTreeMap<String, f64> =
+            self.phases.iter().map(|(phase, &duration)| (phase.name().to_owned(), ms(duration))).collect();
+        durations.insert("triggerExecution".to_owned(), self.total_ms());
+        durations
+    }
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
+}

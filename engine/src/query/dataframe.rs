@@ -1,0 +1,94 @@
+//! What Tidewater adds to DataFusion's `DataFrame`.
+
+use std::sync::Arc;
+
+use datafusion::common::Column;
+use datafusion::logical_expr::{Extension, LogicalPlan, col};
+use datafusion::prelude::DataFrame;
+
+use super::StreamWriter;
+use crate::error::{Error, Result};
+use crate::plan::check::is_streaming;
+use crate::plan::node::deduplicate::DeduplicateNode;
+use crate::plan::node::watermark::WatermarkNode;
+use crate::sink::Sink;
+
+/// What Tidewater adds to DataFusion's `DataFrame`. Everything but [`write_stream`](Self::write_stream) works on a batch,
+/// too, so that one function serves both.
+pub trait StreamingDataFrame: Sized {
+    /// Whether some input of this query is a stream.
+    fn is_streaming(&self) -> bool;
+
+    /// Declares `column` as event time, and that rows come at most `delay` late. On a batch it changes nothing.
+    ///
+    /// `delay` is an interval as Spark writes it, such as `10 seconds`; a month counts 31 days.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such top-level column, if it is no timestamp, if the delay is negative, or if the input has a watermark
+    /// already.
+    fn with_watermark(self, column: &str, delay: &str) -> Result<Self>;
+
+    /// The first row of each combination of `columns`; all columns if none is named.
+    fn drop_duplicates(self, columns: &[&str]) -> Result<Self>;
+
+    /// Like [`drop_duplicates`](Self::drop_duplicates), but remembers a row only as long as the watermark's delay. Needs a
+    /// watermark; a batch has none, and is refused.
+    fn drop_duplicates_within_watermark(self, columns: &[&str]) -> Result<Self>;
+
+    /// Writes the rows of this stream to a sink, batch by batch, from [`StreamWriter::start`] on.
+    fn write_stream(self, sink: impl Sink + 'static) -> StreamWriter;
+}
+
+impl StreamingDataFrame for DataFrame {
+    fn is_streaming(&self) -> bool {
+        is_streaming(self.logical_plan())
+    }
+
+    fn with_watermark(self, column: &str, delay: &str) -> Result<Self> {
+        let streaming = StreamingDataFrame::is_streaming(&self);
+        let (state, plan) = self.into_parts();
+        let node = WatermarkNode::try_new(plan.clone(), column, delay)?;
+        let plan = if streaming { LogicalPlan::Extension(Extension { node: Arc::new(node) }) } else { plan };
+        Ok(DataFrame::new(state, plan))
+    }
+
+    fn drop_duplicates(self, columns: &[&str]) -> Result<Self> {
+        if StreamingDataFrame::is_streaming(&self) {
+            return deduplicate(self, columns, false);
+        }
+        if columns.is_empty() {
+            return Ok(self.distinct()?);
+        }
+        let all = self.schema().columns().into_iter().map(datafusion::logical_expr::Expr::Column).collect();
+        Ok(self.distinct_on(columns.iter().map(|name| col(*name)).collect(), all, None)?)
+    }
+
+    fn drop_duplicates_within_watermark(self, columns: &[&str]) -> Result<Self> {
+        if !StreamingDataFrame::is_streaming(&self) {
+            return Err(
+                Error::unsupported("a batch has no watermark to drop duplicates within").hint("use `drop_duplicates`")
+            );
+        }
+        deduplicate(self, columns, true)
+    }
+
+    fn write_stream(self, sink: impl Sink + 'static) -> StreamWriter {
+        StreamWriter::new(self, Arc::new(sink))
+    }
+}
+
+fn deduplicate(stream: DataFrame, columns: &[&str], within_watermark: bool) -> Result<DataFrame> {
+    let (state, input) = stream.into_parts();
+    let keys = if columns.is_empty() {
+        input.schema().columns()
+    } else {
+        let key = |name: &&str| -> Result<Column> {
+            let (qualifier, field) = input.schema().qualified_field_with_unqualified_name(name)?;
+            Ok(Column::new(qualifier.cloned(), field.name()))
+        };
+        columns.iter().map(key).collect::<Result<_>>()?
+    };
+    let node = Arc::new(DeduplicateNode { input, keys, within_watermark });
+    Ok(DataFrame::new(state, LogicalPlan::Extension(Extension { node })))
+}

@@ -1,0 +1,157 @@
+//! A running query, as its user holds it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::driver::{Shared, State};
+use crate::error::{Error, Result};
+use crate::id::{QueryId, RunId};
+use crate::progress::QueryProgress;
+use crate::sink::Guarantee;
+
+/// What a query is doing right now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QueryStatus {
+    /// In words.
+    pub message: String,
+    /// Whether the last look found data.
+    pub is_data_available: bool,
+    /// Whether a batch is running.
+    pub is_trigger_active: bool,
+}
+
+/// One run of a query. Clones hold the same run; the query runs on when all are dropped.
+#[derive(Debug, Clone)]
+pub struct StreamingQuery {
+    shared: Arc<Shared>,
+}
+
+impl StreamingQuery {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        StreamingQuery { shared }
+    }
+
+    /// Names the query for its whole life: the same after every restart from its checkpoint.
+    pub fn id(&self) -> QueryId {
+        self.shared.id
+    }
+
+    /// Names this run.
+    pub fn run_id(&self) -> RunId {
+        self.shared.run_id
+    }
+
+    /// The name it was given.
+    pub fn name(&self) -> Option<&str> {
+        self.shared.name.as_deref()
+    }
+
+    /// What readers of the output can rely on, from source to sink. Sources are replayable, so it is the sink's word.
+    pub fn guarantee(&self) -> Guarantee {
+        self.shared.guarantee
+    }
+
+    /// False once it has stopped or failed.
+    pub fn is_active(&self) -> bool {
+        self.shared.state.borrow().ended.is_none()
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> QueryStatus {
+        self.shared.state.borrow().status.clone()
+    }
+
+    /// The last batch of this run.
+    pub fn last_progress(&self) -> Option<Arc<QueryProgress>> {
+        self.shared.state.borrow().recent.back().cloned()
+    }
+
+    /// The last batches of this run, oldest first.
+    pub fn recent_progress(&self) -> Vec<Arc<QueryProgress>> {
+        self.shared.state.borrow().recent.iter().cloned().collect()
+    }
+
+    /// The watermark the next batch will run with, in milliseconds since 1970; `None` for a query without watermark.
+    pub fn watermark_ms(&self) -> Option<i64> {
+        self.shared.state.borrow().watermark_ms
+    }
+
+    /// Why it failed; `None` while it runs and after a clean end.
+    pub fn exception(&self) -> Option<Error> {
+        self.shared.state.borrow().ended.clone().flatten()
+    }
+
+    /// The plan that every batch runs, and what the last batch read at each of its leaves: with the projection and the
+    /// filters that reached the files.
+    pub fn explain(&self) -> String {
+        self.shared.explain()
+    }
+
+    /// Waits until the query has stopped.
+    ///
+    /// # Errors
+    ///
+    /// The error it failed with.
+    pub async fn await_termination(&self) -> Result<()> {
+        self.wait_for(|state| state.ended.is_some()).await;
+        self.outcome()
+    }
+
+    /// Waits until the query has stopped, but not longer than `limit`. Returns whether it has.
+    ///
+    /// # Errors
+    ///
+    /// The error it failed with.
+    pub async fn await_termination_for(&self, limit: Duration) -> Result<bool> {
+        match tokio::time::timeout(limit, self.await_termination()).await {
+            Ok(outcome) => outcome.map(|()| true),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Waits until everything that was there when this was called is in the sink. For tests: a stream that never pauses may
+    /// keep it waiting.
+    ///
+    /// # Errors
+    ///
+    /// The error the query failed with.
+    pub async fn process_all_available(&self) -> Result<()> {
+        let round = self.shared.state.borrow().rounds;
+        if self.shared.may_hurry {
+            self.shared.wake.notify_one();
+        }
+        // The round that runs now may have looked before the call; one that began later has not.
+        self.wait_for(|state| state.ended.is_some() || state.idle_round > round).await;
+        self.outcome()
+    }
+
+    /// Stops: the running batch is finished, no other begins. Returns when the query has ended.
+    ///
+    /// # Errors
+    ///
+    /// The error it failed with, if it did so before.
+    pub async fn stop(&self) -> Result<()> {
+        self.shared.stop();
+        self.await_termination().await
+    }
+
+    /// Stops without finishing the running batch: it is dropped cleanly, and repeated by the next start. Returns when the
+    /// query has ended.
+    ///
+    /// # Errors
+    ///
+    /// The error it failed with, if it did so before.
+    pub async fn abandon(&self) -> Result<()> {
+        self.shared.cancel();
+        self.await_termination().await
+    }
+
+    fn outcome(&self) -> Result<()> {
+        self.exception().map_or(Ok(()), Err)
+    }
+
+    async fn wait_for(&self, condition: impl FnMut(&State) -> bool) {
+        // The sender lives in `shared`, so waiting cannot fail.
+        let _ = self.shared.state.subscribe().wait_for(condition).await;
+    }
+}

@@ -1,0 +1,211 @@
+//! `write_stream`: sink, output mode, trigger, checkpoint; then [`start`](StreamWriter::start).
+
+use std::sync::Arc;
+
+use datafusion::prelude::DataFrame;
+
+use super::{OutputMode, QueryManager, StreamingQuery};
+use crate::checkpoint::{CheckpointStore, memory_store, open_store};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{QueryConfig, parse_positive_ms};
+use crate::driver::{Start, start};
+use crate::error::Result;
+use crate::progress::QueryListener;
+use crate::sink::Sink;
+use crate::trigger::Trigger;
+use crate::watermark::WatermarkPolicy;
+
+/// A stream on its way to a sink, not started yet. Made by
+/// [`write_stream`](super::StreamingDataFrame::write_stream).
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use arrow::array::{Int64Array, RecordBatch};
+/// use datafusion::prelude::*;
+/// use tidewater::prelude::*;
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<()> {
+/// # let rows = RecordBatch::try_from_iter([("v", Arc::new(Int64Array::from(vec![1, 2, 3])) as _)])?;
+/// # let source = MemorySource::new(rows.schema());
+/// # source.add(vec![rows])?;
+/// let ctx = SessionContext::new();
+/// let sink = MemorySink::new();
+/// let query = ctx
+///     .read_stream(source)
+///     .await?
+///     .filter(col("v").gt(lit(1)))?
+///     .write_stream(sink.clone())
+///     .trigger(Trigger::AvailableNow)
+///     .start()
+///     .await?;
+/// query.await_termination().await?;
+/// assert_eq!(sink.batches().iter().map(|rows| rows.num_rows()).sum::<usize>(), 2);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "nothing is read before `start`"]
+pub struct StreamWriter {
+    stream: DataFrame,
+    sink: Arc<dyn Sink>,
+    name: Option<String>,
+    output_mode: OutputMode,
+    trigger: Trigger,
+    checkpoint: Checkpoint,
+    config: QueryConfig,
+    static_refresh: Option<String>,
+    watermark_policy: WatermarkPolicy,
+    clock: Arc<dyn Clock>,
+    listeners: Vec<Arc<dyn QueryListener>>,
+}
+
+enum Checkpoint {
+    InMemory,
+    At(String),
+    Store(Arc<dyn CheckpointStore>),
+}
+
+impl StreamWriter {
+    pub(super) fn new(stream: DataFrame, sink: Arc<dyn Sink>) -> Self {
+        StreamWriter {
+            stream,
+            sink,
+            name: None,
+            output_mode: OutputMode::default(),
+            trigger: Trigger::default(),
+            checkpoint: Checkpoint::InMemory,
+            config: QueryConfig::default(),
+            static_refresh: None,
+            watermark_policy: WatermarkPolicy::default(),
+            clock: Arc::new(SystemClock::default()),
+            listeners: vec![],
+        }
+    }
+
+    /// A name for people; two running queries of a session cannot have the same.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// How rows of a batch relate to those before. Default: append.
+    pub fn output_mode(mut self, mode: OutputMode) -> Self {
+        self.output_mode = mode;
+        self
+    }
+
+    /// When batches run. Default: as fast as possible, for ever.
+    pub fn trigger(mut self, trigger: Trigger) -> Self {
+        self.trigger = trigger;
+        self
+    }
+
+    /// Where the query keeps what must outlive a crash: a local folder, or a URL whose object store is registered with the
+    /// session. One folder per query. Without a checkpoint, every start begins anew.
+    pub fn checkpoint(mut self, location: impl Into<String>) -> Self {
+        self.checkpoint = Checkpoint::At(location.into());
+        self
+    }
+
+    /// A checkpoint in a store of your own.
+    pub fn checkpoint_store(mut self, store: Arc<dyn CheckpointStore>) -> Self {
+        self.checkpoint = Checkpoint::Store(store);
+        self
+    }
+
+    /// Into how many parallel parts a batch is cut. Default: the machine's cores. May change at every restart.
+    pub fn partitions(mut self, partitions: usize) -> Self {
+        self.config.partitions = partitions.max(1);
+        self
+    }
+
+    /// Whether checkpoint and output reach the disk before they count. Default true. Without, a crash of the process still
+    /// loses nothing, but a power cut may.
+    pub fn durable(mut self, durable: bool) -> Self {
+        self.config.durable = durable;
+        self
+    }
+
+    /// Reads static tables of the query again once what is kept of them is older than `interval`. Default: never.
+    ///
+    /// # Errors
+    ///
+    /// [`start`](Self::start) fails if it is not a positive interval.
+    pub fn static_refresh(mut self, interval: impl Into<String>) -> Self {
+        self.static_refresh = Some(interval.into());
+        self
+    }
+
+    /// Whether a batch without rows may run because the watermark moved and state waits for it. Default true.
+    pub fn no_data_batches(mut self, allowed: bool) -> Self {
+        self.config.no_data_batches = allowed;
+        self
+    }
+
+    /// How several watermarks become one. Default: the slowest counts. A checkpoint keeps the policy it was born with.
+    pub fn watermark_policy(mut self, policy: WatermarkPolicy) -> Self {
+        self.watermark_policy = policy;
+        self
+    }
+
+    /// How many committed batches the checkpoint keeps beside the newest. Default 100.
+    pub fn min_batches_to_retain(mut self, batches: u64) -> Self {
+        self.config.min_batches_to_retain = batches;
+        self
+    }
+
+    /// Another clock than the machine's, for tests.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Someone to tell of the query's life.
+    pub fn listener(mut self, listener: Arc<dyn QueryListener>) -> Self {
+        self.listeners.push(listener);
+        self
+    }
+
+    /// Starts the query: checks and plans it, reads the checkpoint, opens source and sink. From then on it runs on a thread
+    /// of its own, using the tokio runtime this is called in for its IO.
+    ///
+    /// # Errors
+    ///
+    /// Everything that can be known to be wrong before a row is read: a query that a stream cannot answer, an unknown option,
+    /// a checkpoint that is damaged, of another query or in use.
+    pub async fn start(mut self) -> Result<StreamingQuery> {
+        if let Some(interval) = &self.static_refresh {
+            self.config.static_refresh_ms = Some(parse_positive_ms("the refresh interval of static tables", interval)?);
+        }
+        let (session, plan) = self.stream.into_parts();
+        let manager = session.config().get_extension::<QueryManager>().map(|m| m.as_ref().clone()).unwrap_or_default();
+        let runtime = session.runtime_env();
+        let store = match self.checkpoint {
+            Checkpoint::InMemory => {
+                tracing::warn!("the query has no checkpoint: it begins anew at every start");
+                memory_store()
+            }
+            Checkpoint::At(location) => open_store(&location, runtime, self.config.durable)?,
+            Checkpoint::Store(store) => store,
+        };
+        let reservation = manager.reserve(store.full_name(""), self.name.clone())?;
+        let shared = start(Start {
+            session,
+            plan,
+            sink: self.sink,
+            name: self.name,
+            output_mode: self.output_mode,
+            trigger: self.trigger,
+            checkpoint: store,
+            config: self.config,
+            watermark_policy: self.watermark_policy,
+            clock: self.clock,
+            listeners: self.listeners,
+            reservation,
+        })
+        .await?;
+        let query = StreamingQuery::new(shared);
+        manager.add(query.clone());
+        Ok(query)
+    }
+}

@@ -1,0 +1,124 @@
+//! The user's code, once per batch.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+use datafusion::datasource::MemTable;
+use datafusion::prelude::{DataFrame, SessionContext};
+use futures::future::BoxFuture;
+
+use super::memory::Rows;
+use super::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{BatchId, PartitionId};
+use crate::query::OutputMode;
+
+type UserFn = dyn Fn(DataFrame, BatchId) -> BoxFuture<'static, UserResult> + Send + Sync;
+type UserResult = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// Hands the rows of each batch to a function of the user, as a bounded `DataFrame` with the batch's number.
+///
+/// After a crash the function may be called again with the same number and the same rows: at least once. A function that
+/// remembers the numbers it has taken makes that exactly once, and may say so with [`exactly_once`](Self::exactly_once).
+///
+/// ```
+/// use tidewater::sink::ForeachBatchSink;
+///
+/// let sink = ForeachBatchSink::new(|rows, batch| async move {
+///     println!("batch {batch}: {} rows", rows.count().await?);
+///     Ok(())
+/// });
+/// ```
+#[derive(Clone)]
+pub struct ForeachBatchSink {
+    function: Arc<UserFn>,
+    guarantee: Guarantee,
+}
+
+impl ForeachBatchSink {
+    /// Calls `function` once per batch, batches without rows included.
+    pub fn new<F, R>(function: F) -> Self
+    where
+        F: Fn(DataFrame, BatchId) -> R + Send + Sync + 'static,
+        R: Future<Output = UserResult> + Send + 'static,
+    {
+        ForeachBatchSink {
+            function: Arc::new(move |rows, batch| Box::pin(function(rows, batch))),
+            guarantee: Guarantee::AtLeastOnce,
+        }
+    }
+
+    /// Declares that the function takes the same batch twice as if it were once.
+    #[must_use]
+    pub fn exactly_once(mut self) -> Self {
+        self.guarantee = Guarantee::ExactlyOnce;
+        self
+    }
+}
+
+impl fmt::Debug for ForeachBatchSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ForeachBatchSink").field("guarantee", &self.guarantee).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Sink for ForeachBatchSink {
+    fn description(&self) -> String {
+        "foreach_batch".to_owned()
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        self.guarantee
+    }
+
+    fn supports(&self, _mode: OutputMode) -> bool {
+        true
+    }
+
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+        let session = SessionContext::new_with_state(context.session.as_ref().clone());
+        Ok(Box::new(ForeachBatchWriter { sink: self.clone(), session, schema: context.schema }))
+    }
+}
+
+struct ForeachBatchWriter {
+    sink: ForeachBatchSink,
+    session: SessionContext,
+    schema: SchemaRef,
+}
+
+impl fmt::Debug for ForeachBatchWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.sink.fmt(f)
+    }
+}
+
+#[async_trait]
+impl SinkWriter for ForeachBatchWriter {
+    async fn begin(&self, _batch: BatchId) -> Result<Begin> {
+        Ok(Begin::Open)
+    }
+
+    fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+        Ok(Box::new(Rows::default()))
+    }
+
+    async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
+        let mut partitions: Vec<Vec<RecordBatch>> =
+            receipts.into_iter().filter_map(Receipt::into_contents::<Vec<RecordBatch>>).collect();
+        if partitions.is_empty() {
+            partitions.push(vec![]);
+        }
+        let table = MemTable::try_new(Arc::clone(&self.schema), partitions)?;
+        let rows = self.session.read_table(Arc::new(table))?;
+        (self.sink.function)(rows, batch).await.map_err(|e| {
+            Error::new(ErrorKind::UserCode, format!("the foreach_batch function failed: {e}"))
+                .batch(batch)
+                .hint("mend the cause and start again: the function gets the same batch")
+        })
+    }
+}

@@ -1,0 +1,140 @@
+//! Keeps rows in memory: for tests and first steps.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use super::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{BatchId, PartitionId, RunId};
+use crate::query::OutputMode;
+
+/// Keeps the rows of every batch in memory. Clones share the rows, and so do the runs of a query that is restarted with
+/// the same sink: a batch is taken once, as long as the process lives.
+///
+/// In complete mode each batch replaces the one before.
+#[derive(Debug, Clone, Default)]
+pub struct MemorySink {
+    taken: Arc<Mutex<BTreeMap<BatchId, Taken>>>,
+}
+
+#[derive(Debug)]
+struct Taken {
+    by: RunId,
+    rows: Vec<RecordBatch>,
+}
+
+impl MemorySink {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The rows of all batches so far, in batch order. In complete mode: of the last batch.
+    pub fn batches(&self) -> Vec<RecordBatch> {
+        self.taken.lock().values().flat_map(|taken| taken.rows.iter().cloned()).collect()
+    }
+
+    /// The rows of one batch; `None` if it was not taken.
+    pub fn batch(&self, batch: BatchId) -> Option<Vec<RecordBatch>> {
+        self.taken.lock().get(&batch).map(|taken| taken.rows.clone())
+    }
+
+    /// The last batch taken.
+    pub fn last_batch(&self) -> Option<BatchId> {
+        self.taken.lock().keys().next_back().copied()
+    }
+
+    /// Forgets the rows, not that their batches were taken.
+    pub fn clear(&self) {
+        for taken in self.taken.lock().values_mut() {
+            taken.rows.clear();
+        }
+    }
+}
+
+#[async_trait]
+impl Sink for MemorySink {
+    fn description(&self) -> String {
+        "memory".to_owned()
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        Guarantee::ExactlyOnce
+    }
+
+    fn supports(&self, _mode: OutputMode) -> bool {
+        true
+    }
+
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+        let next = context.next_batch;
+        if let Some(last) = self.last_batch()
+            && (last > next || (last == next && !context.next_batch_may_be_taken))
+        {
+            return Err(Error::new(
+                ErrorKind::IncompatibleCheckpoint,
+                format!("the memory sink has batches up to {last}, and the checkpoint goes on with batch {next}"),
+            )
+            .hint("use a new sink with a new checkpoint"));
+        }
+        Ok(Box::new(MemoryWriter { sink: self.clone(), mode: context.output_mode, run: context.run_id }))
+    }
+}
+
+#[derive(Debug)]
+struct MemoryWriter {
+    sink: MemorySink,
+    mode: OutputMode,
+    run: RunId,
+}
+
+#[async_trait]
+impl SinkWriter for MemoryWriter {
+    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+        let taken = self.sink.last_batch().is_some_and(|last| batch <= last);
+        Ok(if taken { Begin::Taken } else { Begin::Open })
+    }
+
+    fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+        Ok(Box::new(Rows::default()))
+    }
+
+    async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
+        let mut taken = self.sink.taken.lock();
+        if let Some(earlier) = taken.get(&batch) {
+            return if earlier.by == self.run {
+                Ok(())
+            } else {
+                Err(Error::new(ErrorKind::Fenced, "another run committed this batch to the memory sink").batch(batch))
+            };
+        }
+        if self.mode == OutputMode::Complete {
+            for earlier in taken.values_mut() {
+                earlier.rows.clear();
+            }
+        }
+        let rows = receipts.into_iter().filter_map(Receipt::into_contents::<Vec<RecordBatch>>).flatten().collect();
+        taken.insert(batch, Taken { by: self.run, rows });
+        Ok(())
+    }
+}
+
+/// A partition kept whole until the commit.
+#[derive(Debug, Default)]
+pub(crate) struct Rows(Vec<RecordBatch>);
+
+#[async_trait]
+impl PartitionWriter for Rows {
+    async fn write(&mut self, rows: RecordBatch) -> Result<()> {
+        self.0.push(rows);
+        Ok(())
+    }
+
+    async fn finish(self: Box<Self>) -> Result<Receipt> {
+        Ok(Receipt::new(self.0.iter().map(|rows| rows.num_rows() as u64).sum(), self.0))
+    }
+}

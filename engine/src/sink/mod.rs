@@ -1,0 +1,143 @@
+//! Where rows go, each batch exactly once.
+//!
+//! A [`Sink`] is what a user names. Opening it for one run of one query gives a [`SinkWriter`]. For batch N the calls are:
+//!
+//! ```text
+//! begin(N) ─┬─ Taken          the batch was committed before a crash: nothing is written
+//!           └─ Open ─┬─ partition 0: write … write ─ finish ─┐
+//!                    ├─ partition 1: write … write ─ finish ─┼─ commit(N, receipts)
+//!                    └─ partition n: (no rows: no writer)  ──┘
+//! ```
+//!
+//! A [`PartitionWriter`] is made when the first row of its partition comes and lives on one worker thread. Its receipt
+//! is all that reaches `commit`. A writer that is dropped without `finish` belongs to a failed batch: what it wrote must
+//! stay invisible.
+//!
+//! What every sink promises:
+//!
+//! 1. Nothing of batch N is visible to readers before `commit(N)`, where [`Sink::guarantee`] says exactly once.
+//! 2. `commit(N)` twice is the same as once, also when the second call comes from another process with receipts of a
+//!    repeated run of the batch.
+//! 3. If another run committed N in the meantime, `commit(N)` fails with [`ErrorKind::Fenced`] and changes nothing.
+//!
+//! [`ErrorKind::Fenced`]: crate::error::ErrorKind::Fenced
+
+mod discard;
+
+mod foreach_batch;
+
+mod memory;
+
+mod receipt;
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+use datafusion::execution::SessionState;
+
+pub use self::discard::DiscardSink;
+pub use self::foreach_batch::ForeachBatchSink;
+pub use self::memory::MemorySink;
+pub use self::receipt::Receipt;
+use crate::clock::Clock;
+use crate::error::Result;
+use crate::id::{BatchId, PartitionId, QueryId, RunId};
+use crate::query::OutputMode;
+
+/// How often a row that the query produced once reaches the sink's readers, whatever crashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guarantee {
+    /// Once.
+    ExactlyOnce,
+    /// Once, or several times after a crash.
+    AtLeastOnce,
+}
+
+impl std::fmt::Display for Guarantee {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Guarantee::ExactlyOnce => "exactly once",
+            Guarantee::AtLeastOnce => "at least once",
+        })
+    }
+}
+
+/// What a user names as the output of a stream.
+#[async_trait]
+pub trait Sink: std::fmt::Debug + Send + Sync {
+    /// For people: progress and `explain` show it. Holds no secret.
+    fn description(&self) -> String;
+
+    /// What readers of this sink can rely on.
+    fn guarantee(&self) -> Guarantee;
+
+    /// Whether rows of this output mode make sense here.
+    fn supports(&self, mode: OutputMode) -> bool;
+
+    /// Begins one run of one query: checks that rows of this schema can be written here, before anything is read.
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>>;
+}
+
+/// What a sink is told of the query that opens it.
+#[derive(Debug, Clone)]
+pub struct SinkContext {
+    /// The columns of every row that will come.
+    pub schema: SchemaRef,
+    /// How rows relate to those of earlier batches.
+    pub output_mode: OutputMode,
+    /// The query, the same after every restart.
+    pub query_id: QueryId,
+    /// This run of it.
+    pub run_id: RunId,
+    /// The first batch of this run.
+    pub next_batch: BatchId,
+    /// Whether an earlier run may have committed `next_batch` to the sink before it died. A sink that remembers its batches
+    /// and is ahead of that belongs to another query, and refuses to open rather than to take rows for repeated ones.
+    pub next_batch_may_be_taken: bool,
+    /// DataFusion's session: its object stores, its settings.
+    pub session: Arc<SessionState>,
+    /// The only way to ask for the time.
+    pub clock: Arc<dyn Clock>,
+    /// Whether what `commit` reports must survive a power cut.
+    pub durable: bool,
+}
+
+/// Whether a batch still has to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// Write it.
+    Open,
+    /// It was committed before: neither write nor commit it.
+    Taken,
+}
+
+/// One run's hold on a sink. See the [module](self) for the order of calls and the promises.
+#[async_trait]
+pub trait SinkWriter: std::fmt::Debug + Send + Sync {
+    /// Asks whether batch `batch` still has to be written.
+    async fn begin(&self, batch: BatchId) -> Result<Begin>;
+
+    /// A writer for the rows of one partition. Called from worker threads, at most once per partition and batch.
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>>;
+
+    /// Makes batch `batch` visible: `receipts` are those of all partitions that had rows, in partition order. Also called
+    /// for a batch without rows.
+    async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()>;
+}
+
+/// Takes rows of a batch that the sink has already, and only counts them.
+pub(crate) fn discarding_writer() -> Box<dyn PartitionWriter> {
+    Box::new(discard::Counter::default())
+}
+
+/// Takes the rows of one partition of one batch.
+#[async_trait]
+pub trait PartitionWriter: Send {
+    /// Takes some rows.
+    async fn write(&mut self, rows: RecordBatch) -> Result<()>;
+
+    /// No more rows come. What the receipt names is safe on storage, and still invisible.
+    async fn finish(self: Box<Self>) -> Result<Receipt>;
+}

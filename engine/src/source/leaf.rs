@@ -1,0 +1,236 @@
+//! The leaf in the plan: a stream while the query is written, one batch's rows while it runs.
+//!
+//! ```text
+//! StreamTable       what a DataFrame is built on: knows the source, refuses to be collected
+//! StreamLeaf        the same place once the query is optimised: knows its number, remembers projection and filters
+//! StreamScanExec    the same place in the physical plan: runs what the source bound for this batch
+//! ```
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::datatypes::{Schema, SchemaRef};
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::stats::Precision;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{Statistics, plan_err};
+use datafusion::error::Result;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, ReplaceChildrenOptions, SchedulingType};
+use datafusion::physical_plan::statistics::StatisticsArgs;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, EmptyRecordBatchStream, ExecutionPlan, Partitioning, PlanProperties,
+};
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::{ScanRequest, Source};
+use crate::batch::{BatchContext, restamp};
+
+/// A source as a table of DataFusion: what `read_stream` puts under a `DataFrame`. It plans like any table, but
+/// collecting it fails: a stream has no end to wait for.
+#[derive(Debug)]
+pub struct StreamTable {
+    source: Arc<dyn Source>,
+    schema: SchemaRef,
+}
+
+impl StreamTable {
+    /// The stream of this source.
+    pub fn new(source: Arc<dyn Source>) -> Self {
+        StreamTable { schema: source.schema(), source }
+    }
+
+    /// The source.
+    pub fn source(&self) -> &Arc<dyn Source> {
+        &self.source
+    }
+}
+
+#[async_trait]
+impl TableProvider for StreamTable {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(
+        &self,
+        _state: &dyn Session,
+        _projection: Option<&Vec<usize>>,
+        _filters: &[Expr],
+        _limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        plan_err!(
+            "this query reads a stream ({}), which has no end to wait for: start it with `write_stream(sink)` instead of \
+             collecting it, or read the same data as a table",
+            self.source.description()
+        )
+    }
+}
+
+/// The number of a leaf: its place among the leaves of a plan, in the order DataFusion walks it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LeafId(pub(crate) usize);
+
+/// Takes the place of a [`StreamTable`] in an optimised plan. Planning it gives a [`StreamScanExec`].
+#[derive(Debug)]
+pub(crate) struct StreamLeaf {
+    pub(crate) id: LeafId,
+    pub(crate) source: Arc<dyn Source>,
+    pub(crate) schema: SchemaRef,
+    pub(crate) partitions: usize,
+}
+
+#[async_trait]
+impl TableProvider for StreamLeaf {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(
+        &self,
+        _state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        _limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let projection = projection.cloned().unwrap_or_else(|| (0..self.schema.fields().len()).collect());
+        let schema = Arc::new(self.schema.project(&projection)?);
+        Ok(Arc::new(StreamScanExec::new(self, ScanRequest { projection, schema, filters: filters.to_vec() })))
+    }
+}
+
+/// Runs, for each batch, what the source bound for it. Reports a huge and never an exact number of rows, so that a static
+/// table is always the kept side of a join and no count is folded into the plan.
+#[derive(Debug, Clone)]
+pub(crate) struct StreamScanExec {
+    leaf: LeafId,
+    description: String,
+    request: ScanRequest,
+    properties: Arc<PlanProperties>,
+}
+
+const ROWS_ESTIMATE: usize = 1_000_000_000;
+
+impl StreamScanExec {
+    fn new(leaf: &StreamLeaf, request: ScanRequest) -> Self {
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(Arc::clone(&request.schema)),
+            Partitioning::UnknownPartitioning(leaf.partitions),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        )
+        .with_scheduling_type(SchedulingType::Cooperative);
+        StreamScanExec {
+            leaf: leaf.id,
+            description: leaf.source.description(),
+            request,
+            properties: Arc::new(properties),
+        }
+    }
+
+    fn partitions(&self) -> usize {
+        self.properties.partitioning.partition_count()
+    }
+}
+
+/// Leaf number and request of a plan node, if it is a streaming leaf.
+pub(crate) fn scan_request(plan: &dyn ExecutionPlan) -> Option<(LeafId, &ScanRequest)> {
+    plan.downcast_ref::<StreamScanExec>().map(|scan| (scan.leaf, &scan.request))
+}
+
+impl DisplayAs for StreamScanExec {
+    fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
+        let columns: Vec<&str> = self.request.schema.fields().iter().map(|field| field.name().as_str()).collect();
+        write!(f, "StreamScanExec: source={}, projection=[{}]", self.description, columns.join(", "))?;
+        if !self.request.filters.is_empty() {
+            let filters: Vec<String> = self.request.filters.iter().map(ToString::to_string).collect();
+            write!(f, ", filters=[{}]", filters.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+impl ExecutionPlan for StreamScanExec {
+    fn name(&self) -> &'static str {
+        "StreamScanExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![]
+    }
+
+    fn apply_expressions(
+        &self,
+        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        _children: Vec<Arc<dyn ExecutionPlan>>,
+        _options: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn with_new_children(self: Arc<Self>, _children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    /// Partition p runs the bound partitions p, p + n, p + 2n … one after the other, n being the partitions of the leaf.
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let batch = BatchContext::of(&context)?;
+        let schema = Arc::clone(&self.request.schema);
+        let Some(bound) = batch.leaf(self.leaf)?.map(Arc::clone) else {
+            return Ok(Box::pin(EmptyRecordBatchStream::new(schema)));
+        };
+        let bound_partitions = bound.properties().output_partitioning().partition_count();
+        let leaf = self.leaf;
+        let output_schema = Arc::clone(&schema);
+        let rows = stream::iter((partition..bound_partitions).step_by(self.partitions()))
+            .map(move |bound_partition| bound.execute(bound_partition, Arc::clone(&context)))
+            .try_flatten()
+            .and_then(move |rows| {
+                let checked = batch.check_cancelled().map_err(Into::into);
+                batch.count_rows(leaf, rows.num_rows());
+                // The plan was made for the leaf's schema; sources may differ in metadata only.
+                let rows = checked.and_then(|()| restamp(&rows, &output_schema));
+                futures::future::ready(rows)
+            });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
+    }
+
+    fn statistics_from_inputs(
+        &self,
+        _input_stats: &[Arc<Statistics>],
+        _args: &StatisticsArgs,
+    ) -> Result<Arc<Statistics>> {
+        let schema: &Schema = &self.request.schema;
+        Ok(Arc::new(Statistics::new_unknown(schema).with_num_rows(Precision::Inexact(ROWS_ESTIMATE))))
+    }
+}

@@ -1,0 +1,130 @@
+//! Where rows come from, and how far a batch may go.
+//!
+//! A [`Source`] is what a user names: it has a schema and can be opened. Opening it for one run of one query gives a
+//! [`SourceReader`], which the driver alone talks to:
+//!
+//! ```text
+//! open ─ freeze? ─┬─ latest_offset ── (offsets/N is written) ── commit(end of N−1) ── bind(range of N) ─┬─ …
+//!                 └──────────────────────── once per trigger ─────────────────────────────────────────┘
+//! ```
+//!
+//! What every reader promises:
+//!
+//! 1. *Replay*: `bind` of the same range gives the same rows, in this run and in every later one, until `commit` has
+//!    been called with an offset at or beyond its end.
+//! 2. *Forward*: `latest_offset(after)` never lies before `after`.
+//! 3. *Repetition*: after a crash the driver may call `bind` and `commit` again with what they were called with before.
+//!    The second call has the same effect as the first.
+//!
+//! An [`Offset`] is JSON of the source's own making. Two offsets are the same place exactly if their JSON is the same.
+
+mod leaf;
+
+mod limit;
+
+pub mod memory;
+
+mod offset;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::Expr;
+use datafusion::physical_plan::ExecutionPlan;
+
+pub use self::leaf::StreamTable;
+pub(crate) use self::leaf::{LeafId, StreamLeaf, StreamScanExec, scan_request};
+pub use self::limit::ReadLimit;
+pub use self::memory::MemorySource;
+pub use self::offset::{Offset, OffsetRange};
+use crate::checkpoint::CheckpointStore;
+use crate::clock::Clock;
+use crate::error::Result;
+
+/// What a user names as the input of a stream. The same source may serve several queries: each opens its own reader.
+#[async_trait]
+pub trait Source: std::fmt::Debug + Send + Sync {
+    /// For people: progress and `explain` show it. Holds no secret.
+    fn description(&self) -> String;
+
+    /// The columns of every row this source will ever give.
+    fn schema(&self) -> SchemaRef;
+
+    /// Begins one run of one query. Reads back what an earlier run left in [`SourceContext::log`].
+    async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>>;
+}
+
+/// What a source is told of the query that opens it.
+#[derive(Debug, Clone)]
+pub struct SourceContext {
+    /// The source's own place in the checkpoint, `sources/<i>`. What is written there before `latest_offset` returns is
+    /// on disk before the batch exists.
+    pub log: Arc<dyn CheckpointStore>,
+    /// DataFusion's session: its object stores, its settings, its planner of expressions.
+    pub session: Arc<SessionState>,
+    /// The only way to ask for the time.
+    pub clock: Arc<dyn Clock>,
+    /// Into how many partitions `bind` should split its rows, if it can.
+    pub partitions: usize,
+    /// How many committed batches the checkpoint keeps; the source keeps as much of its own log.
+    pub min_batches_to_retain: u64,
+}
+
+/// One run's view of a source. See the [module](self) for the order of calls and the promises.
+#[async_trait]
+pub trait SourceReader: std::fmt::Debug + Send + Sync {
+    /// From now on, only what exists at this moment is offered. Called at most once, right after `open`, for triggers
+    /// that end by themselves.
+    async fn freeze(&mut self) -> Result<()>;
+
+    /// How far a batch that begins after `after` may go. `after` is `None` while no batch has read this source.
+    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest>;
+
+    /// A bounded plan over the rows of `range`. Rows come in any number of partitions; their columns are
+    /// [`ScanRequest::schema`]. Filters may be used to skip rows early: DataFusion applies them again.
+    async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>>;
+
+    /// Rows up to and including `end` will not be asked for again, except by a replay of the batch that ends there.
+    /// A place to delete or archive what was read. An error here fails the query; what is only best effort is logged.
+    async fn commit(&mut self, end: &Offset) -> Result<()>;
+
+    /// Named figures of the batch that was bound last, for progress (`"malformedRowsDropped"`, say).
+    fn metrics(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+}
+
+/// What [`SourceReader::latest_offset`] found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Latest {
+    /// Where the next batch may end, within the limit; `None` while there has never been anything to read.
+    pub end: Option<Offset>,
+    /// The end of all there is, limits aside, where the source knows it. For progress only.
+    pub available: Option<Offset>,
+}
+
+impl Latest {
+    /// No batch has ever read this source and there is nothing to read.
+    pub fn nothing() -> Self {
+        Self::default()
+    }
+
+    /// The batch may end here, and here is all there is.
+    pub fn at(end: Offset) -> Self {
+        Latest { available: Some(end.clone()), end: Some(end) }
+    }
+}
+
+/// What one place in the plan wants of a source.
+#[derive(Debug, Clone)]
+pub struct ScanRequest {
+    /// Which columns of the source's schema, by position and in this order.
+    pub projection: Vec<usize>,
+    /// The columns the plan must produce: the source's schema after `projection`.
+    pub schema: SchemaRef,
+    /// Predicates over the source's columns that every wanted row fulfils.
+    pub filters: Vec<Expr>,
+}

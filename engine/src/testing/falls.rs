@@ -1,0 +1,339 @@
+//! Die at the k-th boundary call, start again, compare.
+//!
+//! Everything a query does to the world crosses one of three boundaries: its source, its sink, its checkpoint. The
+//! wrappers here count those calls, each twice: once before it has an effect and once after. [`Falls::at`]`(k)` lets the
+//! k-th of these moments be the death of the process: that call and all later ones fail, so nothing more reaches
+//! storage. The next run, with [`Falls::quiet`] wrappers around the same storage, is the restart.
+//!
+//! [`every_fall`] tries them all: one quiet run counts the moments, then each moment has its own world and its own death.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+use bytes::Bytes;
+use datafusion::physical_plan::ExecutionPlan;
+use parking_lot::Mutex;
+
+use crate::checkpoint::{CheckpointStore, Created};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{BatchId, PartitionId};
+use crate::query::OutputMode;
+use crate::sink::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
+use crate::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
+
+/// Counts boundary calls for all wrappers of one run, and knows when to die. Clones share the count.
+#[derive(Debug, Clone, Default)]
+pub struct Falls(Arc<Mutex<Count>>);
+
+#[derive(Debug, Default)]
+struct Count {
+    moments: u64,
+    die_at: Option<u64>,
+    /// The moment of death, once it has come.
+    died: Option<String>,
+}
+
+impl Falls {
+    /// Never dies; only counts.
+    pub fn quiet() -> Self {
+        Self::default()
+    }
+
+    /// Dies at moment `k`, counted from 1.
+    pub fn at(k: u64) -> Self {
+        Falls(Arc::new(Mutex::new(Count { die_at: Some(k), ..Count::default() })))
+    }
+
+    /// How many moments have passed so far.
+    pub fn moments(&self) -> u64 {
+        self.0.lock().moments
+    }
+
+    /// Where the process died, if it did.
+    pub fn died(&self) -> Option<String> {
+        self.0.lock().died.clone()
+    }
+
+    /// One moment passes: fails if it is the last one, or if that is over.
+    pub fn pass(&self, moment: &str) -> Result<()> {
+        let mut count = self.0.lock();
+        count.moments += 1;
+        if count.died.is_none() && count.die_at == Some(count.moments) {
+            count.died = Some(format!("moment {}, {moment}", count.moments));
+        }
+        match &count.died {
+            None => Ok(()),
+            Some(died) => Err(Error::new(ErrorKind::Unavailable, format!("the process died at {died}"))),
+        }
+    }
+}
+
+/// Wraps a future of a boundary call into the two moments around its effect.
+macro_rules! around {
+    ($falls:expr, $call:literal, $effect:expr) => {{
+        $falls.pass(concat!("before ", $call))?;
+        let result = $effect;
+        $falls.pass(concat!("after ", $call))?;
+        result
+    }};
+}
+
+/// A source whose calls are counted.
+#[derive(Debug)]
+pub struct FallingSource {
+    inner: Arc<dyn Source>,
+    falls: Falls,
+}
+
+impl FallingSource {
+    /// Counts the calls to `inner`.
+    pub fn new(inner: impl Source + 'static, falls: &Falls) -> Self {
+        FallingSource { inner: Arc::new(inner), falls: falls.clone() }
+    }
+}
+
+#[async_trait]
+impl Source for FallingSource {
+    fn description(&self) -> String {
+        self.inner.description()
+    }
+
+    fn schema(&self) -> SchemaRef {
+        self.inner.schema()
+    }
+
+    async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>> {
+        let inner = around!(self.falls, "source.open", self.inner.open(context).await)?;
+        Ok(Box::new(FallingReader { inner, falls: self.falls.clone() }))
+    }
+}
+
+#[derive(Debug)]
+struct FallingReader {
+    inner: Box<dyn SourceReader>,
+    falls: Falls,
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl SourceReader for FallingReader {
+    async fn freeze(&mut self) -> Result<()> {
+        around!(self.falls, "source.freeze", self.inner.freeze().await)
+    }
+
+    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
+        around!(self.falls, "source.latest_offset", self.inner.latest_offset(after, limit).await)
+    }
+
+    async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
+        around!(self.falls, "source.bind", self.inner.bind(range, scan).await)
+    }
+
+    async fn commit(&mut self, end: &Offset) -> Result<()> {
+        around!(self.falls, "source.commit", self.inner.commit(end).await)
+    }
+
+    fn metrics(&self) -> BTreeMap<String, String> {
+        self.inner.metrics()
+    }
+}
+
+/// A sink whose calls are counted, those of its partition writers too.
+#[derive(Debug)]
+pub struct FallingSink {
+    inner: Arc<dyn Sink>,
+    falls: Falls,
+}
+
+impl FallingSink {
+    /// Counts the calls to `inner`.
+    pub fn new(inner: impl Sink + 'static, falls: &Falls) -> Self {
+        FallingSink { inner: Arc::new(inner), falls: falls.clone() }
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Sink for FallingSink {
+    fn description(&self) -> String {
+        self.inner.description()
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        self.inner.guarantee()
+    }
+
+    fn supports(&self, mode: OutputMode) -> bool {
+        self.inner.supports(mode)
+    }
+
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+        let inner = around!(self.falls, "sink.open", self.inner.open(context).await)?;
+        Ok(Box::new(FallingSinkWriter { inner, falls: self.falls.clone() }))
+    }
+}
+
+#[derive(Debug)]
+struct FallingSinkWriter {
+    inner: Box<dyn SinkWriter>,
+    falls: Falls,
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl SinkWriter for FallingSinkWriter {
+    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+        around!(self.falls, "sink.begin", self.inner.begin(batch).await)
+    }
+
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+        let inner = around!(self.falls, "sink.partition", self.inner.partition(batch, partition))?;
+        Ok(Box::new(FallingPartition { inner, falls: self.falls.clone() }))
+    }
+
+    async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
+        around!(self.falls, "sink.commit", self.inner.commit(batch, receipts).await)
+    }
+}
+
+struct FallingPartition {
+    inner: Box<dyn PartitionWriter>,
+    falls: Falls,
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl PartitionWriter for FallingPartition {
+    async fn write(&mut self, rows: RecordBatch) -> Result<()> {
+        around!(self.falls, "partition.write", self.inner.write(rows).await)
+    }
+
+    async fn finish(self: Box<Self>) -> Result<Receipt> {
+        let FallingPartition { inner, falls } = *self;
+        around!(falls, "partition.finish", inner.finish().await)
+    }
+}
+
+/// A checkpoint whose calls are counted, those that a source makes to its own log too.
+#[derive(Debug)]
+pub struct FallingStore {
+    inner: Arc<dyn CheckpointStore>,
+    falls: Falls,
+}
+
+impl FallingStore {
+    /// Counts the calls to `inner`.
+    pub fn new(inner: Arc<dyn CheckpointStore>, falls: &Falls) -> Self {
+        FallingStore { inner, falls: falls.clone() }
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl CheckpointStore for FallingStore {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+        around!(self.falls, "checkpoint.create", self.inner.create(name, contents).await)
+    }
+
+    async fn read(&self, name: &str) -> Result<Option<Bytes>> {
+        around!(self.falls, "checkpoint.read", self.inner.read(name).await)
+    }
+
+    async fn list(&self, folder: &str) -> Result<Vec<String>> {
+        around!(self.falls, "checkpoint.list", self.inner.list(folder).await)
+    }
+
+    async fn delete(&self, name: &str) -> Result<()> {
+        around!(self.falls, "checkpoint.delete", self.inner.delete(name).await)
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        self.inner.full_name(name)
+    }
+}
+
+/// Falls at every moment of `run`, each time in a new `world`, starts again, and asks `check` whether the world is as if
+/// nothing had happened. Returns how many falls were tried.
+///
+/// `run` is the whole job, from opening the checkpoint to its end; the [`Falls`] it is given belong around its source,
+/// sink and checkpoint. A job that reads all there is and ends (a trigger that ends by itself) has as many moments every
+/// time it runs.
+///
+/// # Errors
+///
+/// An error names the moment of the fall and says what went wrong after it: the quiet run failed, the run failed of
+/// itself, the restart failed, or the check did.
+pub async fn every_fall<W, E: std::fmt::Display>(
+    new_world: impl Fn() -> W,
+    run: impl AsyncFn(&W, &Falls) -> Result<()>,
+    check: impl AsyncFn(&W) -> std::result::Result<(), E>,
+) -> std::result::Result<u64, String> {
+    let quiet = Falls::quiet();
+    let world = new_world();
+    run(&world, &quiet).await.map_err(|e| format!("without any fall: {e}"))?;
+    check(&world).await.map_err(|e| format!("without any fall: {e}"))?;
+    let mut fallen = 0;
+    for k in 1..=quiet.moments() {
+        let world = new_world();
+        let falls = Falls::at(k);
+        let ended = run(&world, &falls).await;
+        match (falls.died(), ended) {
+            // Fewer moments than in the quiet run: background work may not have come to its last calls.
+            (None, Ok(())) => {}
+            (None, Err(e)) => return Err(format!("before moment {k}, of itself: {e}")),
+            (Some(died), _) => {
+                fallen += 1;
+                let restarted = run(&world, &Falls::quiet()).await;
+                restarted.map_err(|e| format!("restarted after {died}: {e}"))?;
+                check(&world).await.map_err(|e| format!("after {died}: {e}"))?;
+            }
+        }
+    }
+    Ok(fallen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::memory_store;
+
+    /// A job of two steps that forgets to look whether the first was done.
+    async fn adds_twice(store: &Arc<dyn CheckpointStore>, falls: &Falls, careful: bool) -> Result<()> {
+        let store = FallingStore::new(Arc::clone(store), falls);
+        let done = store.list("").await?.len();
+        if !(careful && done > 0) {
+            store.create(&format!("row-{done}"), Bytes::new()).await?;
+        }
+        store.create("done", Bytes::new()).await.map(|_| ())
+    }
+
+    async fn one_row(store: &Arc<dyn CheckpointStore>) -> std::result::Result<(), String> {
+        let rows = store.list("").await.map_err(|e| e.to_string())?.iter().filter(|n| n.starts_with("row")).count();
+        if rows == 1 { Ok(()) } else { Err(format!("{rows} rows")) }
+    }
+
+    #[tokio::test]
+    async fn every_moment_is_tried() {
+        let tried = every_fall(memory_store, async |store, falls| adds_twice(store, falls, true).await, one_row).await;
+        assert_eq!(tried, Ok(6));
+    }
+
+    #[tokio::test]
+    async fn the_moment_of_a_wrong_answer_is_named() {
+        let tried = every_fall(memory_store, async |store, falls| adds_twice(store, falls, false).await, one_row).await;
+        assert_eq!(tried, Err("after moment 4, after checkpoint.create: 2 rows".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn the_dead_do_nothing_more() {
+        let (inner, falls) = (memory_store(), Falls::at(1));
+        let store = FallingStore::new(Arc::clone(&inner), &falls);
+        assert!(store.create("a", Bytes::new()).await.is_err());
+        assert!(store.create("b", Bytes::new()).await.is_err());
+        assert!(inner.list("").await.unwrap().is_empty());
+        assert_eq!(falls.died().unwrap(), "moment 1, before checkpoint.create");
+    }
+}

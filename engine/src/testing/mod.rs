@@ -1,0 +1,32 @@
+//! Tools to test pipelines, sources and sinks with.
+//!
+//! | you wrote | use |
+//! |---|---|
+//! | a query | [`StreamTest`]: a test as a list of steps, with a clock that stands still; it fails like a report |
+//! | a query | [`oracle`]: the same function over all rows at once must give the same rows |
+//! | a source | [`source_suite`]: replay, order, freezing and commits, as every source must do them |
+//! | a sink | [`sink_suite`]: every batch once, nothing visible before its commit, fenced by another run |
+//! | a job that must survive | [`falls`]: die at every call that crosses a boundary, start again, compare |
+//!
+//! Rows are written down with [`table::rows`] and compared as multisets with [`assert_same_rows`].
+//!
+//! All of this is behind the feature `testing`: turn it on under `[dev-dependencies]`.
+
+pub mod falls;
+
+pub mod oracle;
+
+mod report;
+
+pub mod sink_suite;
+
+pub mod source_suite;
+
+mod stream_test;
+
+pub mod table;
+
+pub use self::falls::{FallingSink, FallingSource, FallingStore, Falls, every_fall};
+pub use self::oracle::{assert_same_rows, batch_answer, batch_table, difference};
+pub use self::report::Report;
+pub use self::stream_test::StreamTest;

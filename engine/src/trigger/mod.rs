@@ -1,0 +1,76 @@
+//! When the next batch may start.
+//!
+//! A [`Trigger`] is a pure function of the clock: the driver asks it after every round when to look again.
+
+use crate::config::parse_positive_ms;
+use crate::error::Result;
+
+/// When batches run, and whether the query ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Trigger {
+    /// The next batch as soon as the last is done and there is something to do.
+    #[default]
+    AsFastAsPossible,
+    /// A batch at every multiple of `interval_ms` since 1970-01-01T00:00:00 UTC. The first starts at once. A batch that
+    /// overruns is followed by the next without a pause, and the rhythm is kept: moments that passed are skipped.
+    ProcessingTime {
+        /// The length of the rhythm in milliseconds.
+        interval_ms: i64,
+    },
+    /// All that is there when the query starts, in as many batches as the source's limits ask for; then the query ends.
+    AvailableNow,
+    /// One batch with all there is, whatever the source's limits say; then the query ends.
+    Once,
+}
+
+impl Trigger {
+    /// A batch every `interval`, such as `10 seconds`.
+    ///
+    /// ```
+    /// use tidewater::trigger::Trigger;
+    ///
+    /// assert_eq!(Trigger::processing_time("10 seconds")?, Trigger::ProcessingTime { interval_ms: 10_000 });
+    /// assert!(Trigger::processing_time("-1 seconds").is_err());
+    /// # Ok::<(), tidewater::error::Error>(())
+    /// ```
+    pub fn processing_time(interval: &str) -> Result<Self> {
+        Ok(Trigger::ProcessingTime { interval_ms: parse_positive_ms("a trigger interval", interval)? })
+    }
+
+    /// Whether the query ends once it has read what it was started for.
+    pub fn ends(self) -> bool {
+        matches!(self, Trigger::AvailableNow | Trigger::Once)
+    }
+
+    /// When to look again, given when the last round started and whether it ran a batch. `None`: at once.
+    pub(crate) fn next_round_ms(self, started_ms: i64, now_ms: i64, ran: bool, polling_delay_ms: i64) -> Option<i64> {
+        let next_ms = match self {
+            Trigger::ProcessingTime { interval_ms } => started_ms.div_euclid(interval_ms) * interval_ms + interval_ms,
+            _ if ran => return None,
+            _ => now_ms + polling_delay_ms,
+        };
+        (next_ms > now_ms).then_some(next_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Spark's ProcessingTimeExecutor: 0, 1000, 2000 (which takes 1500) → 3500 → 4000.
+    #[test]
+    fn processing_time_keeps_its_rhythm() {
+        let trigger = Trigger::ProcessingTime { interval_ms: 1000 };
+        for (started_ms, now_ms, next_ms) in
+            [(0, 10, Some(1000)), (1000, 1999, Some(2000)), (2000, 3500, None), (3500, 3510, Some(4000))]
+        {
+            assert_eq!(trigger.next_round_ms(started_ms, now_ms, true, 10), next_ms, "started at {started_ms}");
+        }
+    }
+
+    #[test]
+    fn without_rhythm_only_idleness_waits() {
+        assert_eq!(Trigger::AsFastAsPossible.next_round_ms(0, 5, true, 10), None);
+        assert_eq!(Trigger::AsFastAsPossible.next_round_ms(0, 5, false, 10), Some(15));
+    }
+}

@@ -1,0 +1,19 @@
+//! How late is late.
+//!
+//! A watermark promises that rows older than it have (probably) all come. Each `with_watermark` in a query notes the
+//! largest event time it has seen; minus its delay, that is its own watermark. Of several, a [`WatermarkPolicy`] makes
+//! one:
+//!
+//! ```text
+//! event time ──────────────────┬───────────────────┬────────▶
+//!                    watermark ┘←──── delay ────→  └ largest event time seen
+//! ```
+//!
+//! What a batch sees moves the watermark of the *next* batch. It never goes back, and begins at 1970-01-01T00:00:00.
+
+mod policy;
+
+mod tracker;
+
+pub use self::policy::WatermarkPolicy;
+pub use self::tracker::WatermarkTracker;
