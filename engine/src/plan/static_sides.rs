@@ -7,6 +7,7 @@ use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::error::Result;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
 use datafusion::physical_plan::joins::HashJoinExec;
 
 use crate::operator::static_side::StaticSideExec;
@@ -33,7 +34,8 @@ impl PhysicalOptimizerRule for KeepStaticSides {
                 .into_iter()
                 .map(|child| if is_streaming(&child) { child } else { Arc::new(StaticSideExec::new(child)) as _ })
                 .collect();
-            Ok(Transformed::yes(plan.with_new_children(children)?))
+            let options = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute);
+            Ok(Transformed::yes(plan.replace_children(children, options)?))
         })
         .data()
     }

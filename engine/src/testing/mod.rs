@@ -6,13 +6,15 @@
 //! | a query | [`oracle`]: the same function over all rows at once must give the same rows |
 //! | a source | [`source_suite`]: replay, order, freezing and commits, as every source must do them |
 //! | a sink | [`sink_suite`]: every batch once, nothing visible before its commit, fenced by another run |
-//! | a job that must survive | [`falls`]: die at every call that crosses a boundary, start again, compare |
+//! | a job that must survive | [`falls`]: die at every call that crosses a boundary, start again, compare; [`FullDisk`] |
 //!
 //! Rows are written down with [`table::rows`] and compared as multisets with [`assert_same_rows`].
 //!
 //! All of this is behind the feature `testing`: turn it on under `[dev-dependencies]`.
 
 pub mod falls;
+
+mod full_disk;
 
 pub mod oracle;
 
@@ -27,6 +29,7 @@ mod stream_test;
 pub mod table;
 
 pub use self::falls::{FallingSink, FallingSource, FallingStore, Falls, every_fall};
+pub use self::full_disk::FullDisk;
 pub use self::oracle::{assert_same_rows, batch_answer, batch_table, difference};
 pub use self::report::Report;
 pub use self::stream_test::StreamTest;

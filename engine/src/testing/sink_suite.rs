@@ -41,6 +41,7 @@ pub async fn run<S: SinkUnderTest>(new: impl Fn() -> S) {
     a_batch_is_taken_once_over_restarts(&new()).await;
     another_run_fences(&new()).await;
     a_batch_without_rows_counts(&new()).await;
+    a_sink_that_is_ahead_refuses(&new()).await;
 }
 
 /// The columns of the rows the suite writes: `id` (64-bit integer) and `name` (text, may be null).
@@ -72,18 +73,24 @@ impl<'a> Examined<'a> {
         Examined { subject, query_id: QueryId::random(), ctx: SessionContext::new() }
     }
 
-    /// Begins another run of the same query.
-    async fn open(&self) -> Box<dyn SinkWriter> {
+    /// Begins another run of the same query, at batch `next`; `repeats` if an earlier run may have committed it here.
+    async fn open(&self, next: u64, repeats: bool) -> Box<dyn SinkWriter> {
+        said("open", self.try_open(next, repeats).await)
+    }
+
+    async fn try_open(&self, next: u64, repeats: bool) -> Result<Box<dyn SinkWriter>> {
         let context = SinkContext {
             schema: schema(),
             output_mode: OutputMode::Append,
             query_id: self.query_id,
             run_id: RunId::random(),
+            next_batch: BatchId(next),
+            next_batch_may_be_taken: repeats,
             session: Arc::new(self.ctx.state()),
             clock: Arc::new(ManualClock::at(1_704_067_200_000)),
             durable: false,
         };
-        said("open", self.subject.sink().open(context).await)
+        self.subject.sink().open(context).await
     }
 
     /// Writes a batch, a list of record batches per partition, up to its receipts.
@@ -124,7 +131,7 @@ impl<'a> Examined<'a> {
 /// Rows of all partitions and of all batches are there, each once.
 pub async fn batches_become_visible(subject: &dyn SinkUnderTest) {
     let examined = Examined::new(subject);
-    let writer = examined.open().await;
+    let writer = examined.open(0, false).await;
     assert_eq!(examined.begin(&*writer, 0).await, Begin::Open);
     let receipts =
         examined.write(&*writer, 0, &[&[rows(0, 5), rows(5, 1)], &[rows(10, 3)], &[rows(20, 2), rows(22, 2)]]).await;
@@ -139,7 +146,7 @@ pub async fn batches_become_visible(subject: &dyn SinkUnderTest) {
 /// What is written, finished or abandoned stays invisible until its batch is committed.
 pub async fn nothing_shows_before_the_commit(subject: &dyn SinkUnderTest) {
     let examined = Examined::new(subject);
-    let writer = examined.open().await;
+    let writer = examined.open(0, false).await;
     examined.take(&*writer, 0, &rows(0, 3)).await;
 
     assert_eq!(examined.begin(&*writer, 1).await, Begin::Open);
@@ -152,7 +159,7 @@ pub async fn nothing_shows_before_the_commit(subject: &dyn SinkUnderTest) {
     drop(finished);
     drop(writer);
 
-    let writer = examined.open().await;
+    let writer = examined.open(1, true).await;
     examined.sees("after the failed batch's run ended", &[rows(0, 3)]).await;
     examined.take(&*writer, 1, &rows(300, 2)).await;
     examined.sees("after the batch was repeated", &[rows(0, 3), rows(300, 2)]).await;
@@ -161,7 +168,7 @@ pub async fn nothing_shows_before_the_commit(subject: &dyn SinkUnderTest) {
 /// The same run commits a batch twice: the second time nothing happens.
 pub async fn a_commit_can_be_repeated(subject: &dyn SinkUnderTest) {
     let examined = Examined::new(subject);
-    let writer = examined.open().await;
+    let writer = examined.open(0, false).await;
     assert_eq!(examined.begin(&*writer, 0).await, Begin::Open);
     let first = examined.write(&*writer, 0, &[&[rows(0, 4)]]).await;
     let second = examined.write(&*writer, 0, &[&[rows(0, 4)]]).await;
@@ -173,13 +180,12 @@ pub async fn a_commit_can_be_repeated(subject: &dyn SinkUnderTest) {
 /// A later run finds the batch taken; should it write and commit it all the same, readers see no change.
 pub async fn a_batch_is_taken_once_over_restarts(subject: &dyn SinkUnderTest) {
     let examined = Examined::new(subject);
-    let writer = examined.open().await;
+    let writer = examined.open(0, false).await;
     examined.take(&*writer, 0, &rows(0, 4)).await;
     examined.take(&*writer, 1, &rows(10, 1)).await;
     drop(writer);
 
-    let again = examined.open().await;
-    assert_eq!(examined.begin(&*again, 0).await, Begin::Taken, "batch 0 was committed by an earlier run");
+    let again = examined.open(1, true).await;
     assert_eq!(examined.begin(&*again, 1).await, Begin::Taken, "batch 1 was committed by an earlier run");
     let receipts = examined.write(&*again, 1, &[&[rows(10, 1)]]).await;
     match again.commit(BatchId(1), receipts).await {
@@ -189,7 +195,7 @@ pub async fn a_batch_is_taken_once_over_restarts(subject: &dyn SinkUnderTest) {
     examined.sees("after a second run repeated batch 1", &[rows(0, 4), rows(10, 1)]).await;
     drop(again);
 
-    let third = examined.open().await;
+    let third = examined.open(2, false).await;
     examined.take(&*third, 2, &rows(20, 2)).await;
     examined.sees("after a third run went on", &[rows(0, 4), rows(10, 1), rows(20, 2)]).await;
 }
@@ -197,7 +203,7 @@ pub async fn a_batch_is_taken_once_over_restarts(subject: &dyn SinkUnderTest) {
 /// Two runs write the same batch at the same time: one commits, the other is fenced and changes nothing.
 pub async fn another_run_fences(subject: &dyn SinkUnderTest) {
     let examined = Examined::new(subject);
-    let (one, other) = (examined.open().await, examined.open().await);
+    let (one, other) = (examined.open(0, false).await, examined.open(0, false).await);
     assert_eq!(examined.begin(&*one, 0).await, Begin::Open);
     assert_eq!(examined.begin(&*other, 0).await, Begin::Open);
     let receipts = examined.write(&*one, 0, &[&[rows(0, 3)]]).await;
@@ -213,14 +219,30 @@ pub async fn another_run_fences(subject: &dyn SinkUnderTest) {
 /// A batch without rows shows nothing, and is taken all the same.
 pub async fn a_batch_without_rows_counts(subject: &dyn SinkUnderTest) {
     let examined = Examined::new(subject);
-    let writer = examined.open().await;
+    let writer = examined.open(0, false).await;
     assert_eq!(examined.begin(&*writer, 0).await, Begin::Open);
     said("commit", writer.commit(BatchId(0), vec![]).await);
     examined.sees("after an empty batch", &[]).await;
-    let again = examined.open().await;
+    let again = examined.open(0, true).await;
     assert_eq!(examined.begin(&*again, 0).await, Begin::Taken, "an empty batch is taken too");
     examined.take(&*again, 1, &rows(0, 1)).await;
     examined.sees("after the batch that follows", &[rows(0, 1)]).await;
+}
+
+/// Batches that the query has not run were written by another one: to go on would be to lose rows as repetitions.
+pub async fn a_sink_that_is_ahead_refuses(subject: &dyn SinkUnderTest) {
+    let examined = Examined::new(subject);
+    let writer = examined.open(0, false).await;
+    examined.take(&*writer, 0, &rows(0, 2)).await;
+    examined.take(&*writer, 1, &rows(10, 2)).await;
+    drop(writer);
+    for (next, repeats) in [(0, false), (0, true), (1, false)] {
+        match examined.try_open(next, repeats).await {
+            Ok(_) => panic!("the sink has batch 1, and opens for a query that goes on with batch {next}"),
+            Err(e) => assert_eq!(e.kind(), ErrorKind::IncompatibleCheckpoint, "{e}"),
+        }
+    }
+    examined.sees("after other queries were refused", &[rows(0, 2), rows(10, 2)]).await;
 }
 
 #[cfg(test)]

@@ -92,7 +92,7 @@ impl<'a> Examined<'a> {
         end: &Offset,
         projection: Vec<usize>,
     ) -> Vec<RecordBatch> {
-        let schema = Arc::new(said("project", Ok(self.subject.source().schema().project(&projection)?)));
+        let schema = Arc::new(said("project", self.subject.source().schema().project(&projection).map_err(Into::into)));
         let range = OffsetRange { start: start.cloned(), end: end.clone() };
         let scan = ScanRequest { projection, schema: Arc::clone(&schema), filters: vec![] };
         let plan = said("bind", reader.bind(&range, &scan).await);

@@ -1,0 +1,38 @@
+//! The figures of `benches/README.md`. Run one with `cargo bench --bench bench -- one_row`, all without a name.
+
+mod one_row;
+mod scan;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start tokio: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let chosen = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
+    let mut failed = false;
+    let mut show = |name: &str, outcome: Result<(), Box<dyn std::error::Error>>| {
+        if let Err(error) = outcome {
+            eprintln!("{name}: {error}");
+            failed = true;
+        }
+    };
+    if chosen("one_row") {
+        show("one_row", runtime.block_on(one_row::run()));
+    }
+    if chosen("scan") {
+        show("scan", runtime.block_on(scan::run()));
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// The value below which `share` of the sorted values lie.
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let place = (sorted.len().saturating_sub(1) as f64 * share).round() as usize;
+    sorted.get(place).copied().unwrap_or(f64::NAN)
+}

@@ -1,0 +1,149 @@
+//! What becomes of files that were read: nothing, the archive, or the bin.
+//!
+//! Best effort: a file that cannot be moved or deleted stays, is traced and counted, and the query goes on.
+
+use futures::StreamExt;
+use object_store::path::{Path, PathPart};
+use object_store::{ObjectStore, ObjectStoreExt};
+use std::sync::Arc;
+
+use datafusion::execution::runtime_env::RuntimeEnv;
+use tidewater::error::{Error, Result};
+
+use super::listing::Pattern;
+use super::uri::FileLocation;
+
+/// How many files are moved or deleted at a time.
+const AT_ONCE: usize = 8;
+
+/// What becomes of an input file once the batch that read it is committed and the next one is planned.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum CleanSource {
+    /// It stays.
+    #[default]
+    Off,
+    /// It is moved below this folder, with its whole path. The folder must lie in the same store as the input, and
+    /// outside of it.
+    Archive(String),
+    /// It is deleted.
+    Delete,
+}
+
+/// Does what [`CleanSource`] says.
+#[derive(Debug)]
+pub(super) struct Cleaner {
+    /// Where files go; `None` deletes them.
+    archive: Option<FileLocation>,
+    pub(super) cleaned: u64,
+    pub(super) failed: u64,
+}
+
+impl Cleaner {
+    /// A cleaner for the input `pattern`, if anything is to be cleaned.
+    pub(super) fn new(clean: &CleanSource, pattern: &Pattern) -> Result<Option<Self>> {
+        let archive = match clean {
+            CleanSource::Off => return Ok(None),
+            CleanSource::Delete => None,
+            CleanSource::Archive(folder) => Some(archive_folder(folder, pattern)?),
+        };
+        Ok(Some(Cleaner { archive, cleaned: 0, failed: 0 }))
+    }
+
+    /// Cleans the files of these URIs.
+    pub(super) async fn clean(&mut self, uris: Vec<String>, runtime: &RuntimeEnv) {
+        let archive = self.archive.as_ref();
+        let done: Vec<_> = futures::stream::iter(uris)
+            .map(|uri| async move {
+                let result = clean_file(&uri, archive, runtime).await;
+                if let Err(error) = &result {
+                    tracing::warn!(file = %uri, %error, "cannot clean up an input file that was read");
+                }
+                result.is_ok()
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        let cleaned = done.iter().filter(|ok| **ok).count();
+        self.cleaned += cleaned as u64;
+        self.failed += (done.len() - cleaned) as u64;
+    }
+}
+
+fn archive_folder(folder: &str, pattern: &Pattern) -> Result<FileLocation> {
+    let archive = Pattern::parse(folder)?;
+    let root = archive.root();
+    if archive.is_glob() {
+        return Err(Error::invalid(format!("the archive `{folder}` must be one folder")));
+    }
+    if root.store != pattern.root().store {
+        return Err(Error::invalid(format!("the archive `{folder}` lies in another store than the input `{pattern}`"))
+            .hint("archive within the same store: files are moved, not copied"));
+    }
+    if pattern.may_contain(&root) {
+        return Err(Error::invalid(format!(
+            "files archived in `{folder}` might be read again as input of `{pattern}`"
+        ))
+        .hint("choose an archive outside of the input"));
+    }
+    Ok(root)
+}
+
+async fn clean_file(uri: &str, archive: Option<&FileLocation>, runtime: &RuntimeEnv) -> Result<()> {
+    let file = FileLocation::parse(uri)?;
+    let store: Arc<dyn ObjectStore> = file.open(runtime)?;
+    let done = match archive {
+        None => store.delete(&file.path).await,
+        // What lies in the archive is not overwritten.
+        Some(archive) => store.rename_if_not_exists(&file.path, &below(archive, &file.path)).await,
+    };
+    match done {
+        Ok(()) => Ok(()),
+        // A repeated commit finds its work done.
+        Err(object_store::Error::NotFound { .. }) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// `path`, all of it, below `folder`.
+fn below(folder: &FileLocation, path: &Path) -> Path {
+    let parts: Vec<PathPart<'_>> = path.parts().collect();
+    parts.into_iter().fold(folder.path.clone(), Path::join)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_that_input_may_come_from_is_refused() {
+        let check = |archive: &str, input: &str| {
+            Cleaner::new(&CleanSource::Archive(archive.to_owned()), &Pattern::parse(input).unwrap())
+        };
+        assert!(check("/archive", "/data/in").is_ok());
+        for (archive, input) in
+            [("/data/in/old", "/data/in"), ("/data/in", "/data/in"), ("/data/x/old", "/data/*"), ("/a/*", "/b")]
+        {
+            assert!(check(archive, input).is_err(), "{archive} {input}");
+        }
+        let error = check("s3://bucket/archive", "/data/in").unwrap_err();
+        assert!(error.message().contains("another store"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_file_keeps_its_whole_path_in_the_archive() {
+        let root = tempfile::tempdir().unwrap();
+        let input = root.path().join("in");
+        std::fs::create_dir(&input).unwrap();
+        std::fs::write(input.join("a b.csv"), "1").unwrap();
+        let archive = root.path().join("archive").display().to_string();
+        let pattern = Pattern::parse(&input.display().to_string()).unwrap();
+        let mut cleaner = Cleaner::new(&CleanSource::Archive(archive.clone()), &pattern).unwrap().unwrap();
+        let runtime = RuntimeEnv::default();
+        let uri = pattern.list(&runtime).await.unwrap().remove(0).uri;
+        cleaner.clean(vec![uri.clone(), uri], &runtime).await;
+        assert_eq!((cleaner.cleaned, cleaner.failed), (2, 0));
+        assert!(!input.join("a b.csv").exists());
+        let archived = format!("{archive}{}/a b.csv", input.display());
+        assert_eq!(std::fs::read_to_string(archived).unwrap(), "1");
+    }
+}

@@ -1,0 +1,338 @@
+//! What is there: the files that a path or glob names right now.
+//!
+//! The walk goes down one folder at a time and only where the pattern can still match. Below a folder that matches as a
+//! whole it takes the files directly inside, and those in folders named `key=value`; with `recursive`, all.
+//!
+//! Names that begin with `_` or `.` are hidden: other programs keep there what is not finished.
+
+use std::sync::Arc;
+
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use futures::TryStreamExt;
+use globset::{GlobBuilder, GlobMatcher};
+use object_store::path::{Path, PathPart};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+use percent_encoding::percent_decode_str;
+use tidewater::checkpoint::local_path;
+use tidewater::error::{Error, ErrorKind, Result};
+
+use super::manifest::committed_files;
+use super::uri::{FileLocation, object_store, uri_of};
+
+/// A file that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ListedFile {
+    /// Its full URI, as in the logs.
+    pub(super) uri: String,
+    /// When it was last modified, in milliseconds since 1970.
+    pub(super) modified_ms: i64,
+    /// Its size in bytes.
+    pub(super) size: u64,
+}
+
+/// One step of a path.
+#[derive(Debug, Clone)]
+enum Step {
+    Name(String),
+    Glob(GlobMatcher),
+}
+
+impl Step {
+    fn matches(&self, name: &str) -> bool {
+        match self {
+            Step::Name(wanted) => wanted == name,
+            Step::Glob(glob) => glob.is_match(name),
+        }
+    }
+}
+
+/// The path or glob of a file source.
+#[derive(Debug, Clone)]
+pub(super) struct Pattern {
+    store: ObjectStoreUrl,
+    steps: Vec<Step>,
+    text: String,
+    /// Takes files in every folder below, whatever it is called.
+    pub(super) recursive: bool,
+    /// Takes only files whose name matches.
+    pub(super) name_filter: Option<GlobMatcher>,
+}
+
+impl Pattern {
+    /// Reads `location`, a local path or URL, which may hold `*`, `?`, `[…]` and `{…,…}` between slashes.
+    pub(super) fn parse(location: &str) -> Result<Self> {
+        let (store, names) = split(location)?;
+        let steps = names
+            .into_iter()
+            .map(|name| if is_glob(&name) { glob(&name).map(Step::Glob) } else { Ok(Step::Name(name)) })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Pattern { store, steps, text: location.to_owned(), recursive: false, name_filter: None })
+    }
+
+    /// The part before the first glob: all files lie below.
+    pub(super) fn root(&self) -> FileLocation {
+        let names = self.steps.iter().map_while(|step| match step {
+            Step::Name(name) => Some(PathPart::parse(name).unwrap_or_else(|_| PathPart::from(name.as_str()))),
+            Step::Glob(_) => None,
+        });
+        FileLocation { store: self.store.clone(), path: Path::from_iter(names) }
+    }
+
+    pub(super) fn is_glob(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Glob(_)))
+    }
+
+    /// True if files put below `folder` might be taken for input.
+    pub(super) fn may_contain(&self, folder: &FileLocation) -> bool {
+        let names: Vec<_> = folder.path.parts().collect();
+        folder.store == self.store && self.steps.iter().zip(&names).all(|(step, name)| step.matches(name.as_ref()))
+    }
+
+    /// An error if the path names nothing. A glob may: its folders may come later. So may a prefix of an object store.
+    pub(super) fn check_exists(&self) -> Result<()> {
+        if self.is_glob() {
+            return Ok(());
+        }
+        match local_path(&self.text)? {
+            Some(path) if !path.exists() => Err(Error::invalid(format!("the path `{}` does not exist", self.text))
+                .file(path.display().to_string())
+                .hint("create the folder, or correct the path of the source")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The files of the sink log in this folder, if a file sink writes here: then only they count.
+    pub(super) async fn committed(&self, runtime: &RuntimeEnv) -> Result<Vec<ListedFile>> {
+        let files = committed_files(&self.text, runtime).await?;
+        Ok(files
+            .into_iter()
+            .map(|file| ListedFile { uri: file.path, modified_ms: file.modification_time_ms, size: file.size })
+            .collect())
+    }
+
+    /// True if a file sink writes to this folder.
+    pub(super) async fn has_sink_log(&self, runtime: &RuntimeEnv) -> Result<bool> {
+        if self.is_glob() {
+            return Ok(false);
+        }
+        let FileLocation { store, path } = self.root();
+        let folder = path.join(super::manifest::MANIFEST_FOLDER);
+        let found = object_store(&store, runtime)?.list_with_delimiter(Some(&folder)).await;
+        Ok(!found.map_err(|e| self.failed(e))?.objects.is_empty())
+    }
+
+    /// All files that match now, in no order.
+    pub(super) async fn list(&self, runtime: &RuntimeEnv) -> Result<Vec<ListedFile>> {
+        let store = object_store(&self.store, runtime)?;
+        let mut found = vec![];
+        // What is still to be visited: a folder, how many steps led there, and whether only the rest of the walk counts.
+        let mut open: Vec<(Path, usize)> = vec![(Path::default(), 0)];
+        while let Some((folder, depth)) = open.pop() {
+            match self.steps.get(depth) {
+                None => self.take_below(&store, folder, &mut open, &mut found).await?,
+                Some(Step::Name(name)) => {
+                    let path = folder.join(PathPart::parse(name).unwrap_or_else(|_| PathPart::from(name.as_str())));
+                    if depth + 1 == self.steps.len() {
+                        match self.file_at(&store, &path).await? {
+                            Some(file) => found.extend(self.taken(file)),
+                            None => open.push((path, depth + 1)),
+                        }
+                    } else {
+                        open.push((path, depth + 1));
+                    }
+                }
+                Some(Step::Glob(glob)) => {
+                    let entries = store.list_with_delimiter(Some(&folder)).await.map_err(|e| self.failed(e))?;
+                    let matching =
+                        |path: &Path| path.filename().is_some_and(|name| !is_hidden(name) && glob.is_match(name));
+                    if depth + 1 == self.steps.len() {
+                        found.extend(
+                            entries.objects.into_iter().filter(|o| matching(&o.location)).filter_map(|o| self.taken(o)),
+                        );
+                    }
+                    open.extend(entries.common_prefixes.into_iter().filter(matching).map(|path| (path, depth + 1)));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The files below a folder that matches as a whole.
+    async fn take_below(
+        &self,
+        store: &Arc<dyn ObjectStore>,
+        folder: Path,
+        open: &mut Vec<(Path, usize)>,
+        found: &mut Vec<ListedFile>,
+    ) -> Result<()> {
+        if self.recursive {
+            let all: Vec<_> = store.list(Some(&folder)).try_collect().await.map_err(|e| self.failed(e))?;
+            let visible = all.into_iter().filter(|object| {
+                let mut below = object.location.prefix_match(&folder).into_iter().flatten();
+                !below.any(|name| is_hidden(name.as_ref()))
+            });
+            found.extend(visible.filter_map(|object| self.taken(object)));
+            return Ok(());
+        }
+        let entries = store.list_with_delimiter(Some(&folder)).await.map_err(|e| self.failed(e))?;
+        found.extend(entries.objects.into_iter().filter_map(|object| self.taken(object)));
+        let partitions = entries
+            .common_prefixes
+            .into_iter()
+            .filter(|path| path.filename().is_some_and(|name| !is_hidden(name) && name.contains('=')));
+        open.extend(partitions.map(|path| (path, self.steps.len())));
+        Ok(())
+    }
+
+    /// The object named exactly `path`, if there is one and it is no folder.
+    async fn file_at(&self, store: &Arc<dyn ObjectStore>, path: &Path) -> Result<Option<ObjectMeta>> {
+        if path.is_root() {
+            return Ok(None);
+        }
+        match store.head(path).await {
+            Ok(object) => Ok(Some(object)),
+            // A local folder is no object either: some stores say so with another error.
+            Err(object_store::Error::NotFound { .. } | object_store::Error::Generic { .. }) => Ok(None),
+            Err(e) => Err(self.failed(e)),
+        }
+    }
+
+    fn taken(&self, object: ObjectMeta) -> Option<ListedFile> {
+        let name = object.location.filename()?;
+        let wanted = self.name_filter.as_ref().is_none_or(|filter| filter.is_match(name));
+        (wanted && !is_hidden(name)).then(|| ListedFile {
+            uri: uri_of(&self.store, object.location.as_ref()),
+            modified_ms: object.last_modified.timestamp_millis(),
+            size: object.size,
+        })
+    }
+
+    fn failed(&self, error: object_store::Error) -> Error {
+        Error::new(ErrorKind::Unavailable, format!("cannot list `{}`: {error}", self.text))
+            .file(self.text.clone())
+            .hint("check the path, the rights and the network, then start again")
+            .caused_by(error)
+    }
+}
+
+impl std::fmt::Display for Pattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The glob `text`; a star does not reach across folders.
+pub(super) fn glob(text: &str) -> Result<GlobMatcher> {
+    GlobBuilder::new(text)
+        .literal_separator(true)
+        .build()
+        .map(|glob| glob.compile_matcher())
+        .map_err(|e| Error::invalid(format!("`{text}` is not a glob: {e}")).caused_by(e))
+}
+
+fn is_glob(name: &str) -> bool {
+    name.contains(['*', '?', '[', '{'])
+}
+
+/// Other programs' unfinished or private files. A partition folder may begin with an underscore.
+fn is_hidden(name: &str) -> bool {
+    name.starts_with('.') || (name.starts_with('_') && !name.contains('=')) || name.ends_with("._COPYING_")
+}
+
+/// The store of `location` and the names that lead to it.
+fn split(location: &str) -> Result<(ObjectStoreUrl, Vec<String>)> {
+    let wrong = |why: String| Error::invalid(format!("`{location}` is neither a path nor a URL: {why}"));
+    let (store, path) = match location.split_once("://") {
+        None | Some(("file", _)) => {
+            let path = local_path(location)?.ok_or_else(|| wrong("it is not local".to_owned()))?;
+            let path = path.into_os_string().into_string().map_err(|_| wrong("it is not UTF-8".to_owned()))?;
+            (ObjectStoreUrl::local_filesystem(), path)
+        }
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+            let store = ObjectStoreUrl::parse(format!("{scheme}://{authority}")).map_err(|e| wrong(e.to_string()))?;
+            (store, percent_decode_str(path).decode_utf8().map_err(|e| wrong(e.to_string()))?.into_owned())
+        }
+    };
+    let mut names: Vec<String> = vec![];
+    for name in path.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => {
+                names.pop();
+            }
+            name => names.push(name.to_owned()),
+        }
+    }
+    Ok((store, names))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(root: &std::path::Path, names: &[&str]) {
+        for name in names {
+            let path = root.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "x").unwrap();
+        }
+    }
+
+    async fn list(root: &std::path::Path, pattern: &str, change: impl FnOnce(&mut Pattern)) -> Vec<String> {
+        let mut pattern = Pattern::parse(&root.join(pattern).display().to_string()).unwrap();
+        change(&mut pattern);
+        let prefix = uri_of(&pattern.store, Path::from_absolute_path(root).unwrap().as_ref()) + "/";
+        let files = pattern.list(&RuntimeEnv::default()).await.unwrap();
+        let mut names: Vec<_> = files.iter().map(|f| f.uri.strip_prefix(&prefix).unwrap().to_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[tokio::test]
+    async fn a_folder_gives_its_files_and_those_of_partitions() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), &["in/a.csv", "in/_b.csv", "in/.c.csv", "in/k=1/d e.csv", "in/sub/f.csv", "in/_x/g.csv"]);
+        write(root.path(), &["in/_k=1/h.csv"]);
+        assert_eq!(list(root.path(), "in", |_| ()).await, ["in/_k=1/h.csv", "in/a.csv", "in/k=1/d%20e.csv"]);
+        let all = list(root.path(), "in", |p| p.recursive = true).await;
+        assert_eq!(all, ["in/_k=1/h.csv", "in/a.csv", "in/k=1/d%20e.csv", "in/sub/f.csv"]);
+        assert_eq!(list(root.path(), "in/a.csv", |_| ()).await, ["in/a.csv"]);
+        assert!(list(root.path(), "nowhere", |_| ()).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn globs_match_step_by_step() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), &["in/1/x-a.csv", "in/2/x-b.csv", "in/2/y.csv", "in/2/deep/x-c.csv", "in/x-top.csv"]);
+        assert_eq!(list(root.path(), "in/*/x-*.csv", |_| ()).await, ["in/1/x-a.csv", "in/2/x-b.csv"]);
+        assert_eq!(list(root.path(), "in/{1,3}", |_| ()).await, ["in/1/x-a.csv"]);
+        assert_eq!(list(root.path(), "in/?", |_| ()).await.len(), 3);
+        let filtered = list(root.path(), "in/2", |p| p.name_filter = Some(glob("x-*").unwrap())).await;
+        assert_eq!(filtered, ["in/2/x-b.csv"]);
+    }
+
+    #[test]
+    fn a_folder_that_input_may_come_from_is_recognised() {
+        let folder = |path: &str| Pattern::parse(path).unwrap().root();
+        let pattern = Pattern::parse("/data/*/in").unwrap();
+        for inside in ["/data/x/in", "/data/x/in/archive", "/data/x"] {
+            assert!(pattern.may_contain(&folder(inside)), "{inside}");
+        }
+        for outside in ["/archive", "/data/x/archive"] {
+            assert!(!pattern.may_contain(&folder(outside)), "{outside}");
+        }
+        assert_eq!(pattern.root().uri(), "file:///data");
+    }
+
+    #[test]
+    fn a_path_that_does_not_exist_is_refused_and_a_glob_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| Pattern::parse(&root.path().join(name).display().to_string()).unwrap();
+        assert!(at("").check_exists().is_ok());
+        let error = at("missing").check_exists().unwrap_err();
+        assert!(error.message().contains("does not exist"), "{error}");
+        assert!(at("missing/*").check_exists().is_ok());
+    }
+}

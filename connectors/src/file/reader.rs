@@ -1,0 +1,310 @@
+//! One run's view of a folder: what is offered, in which batch, and what was done with it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::physical_plan::ExecutionPlan;
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::ObjectStoreExt;
+use tidewater::error::{Error, ErrorKind, Result};
+use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, SourceReader};
+
+use super::admit::admit;
+use super::clean::{CleanSource, Cleaner};
+use super::format::{Format, ParseMode};
+use super::listing::{ListedFile, Pattern};
+use super::scan::parquet::{MIN_CUT_BYTES, ParquetOpener};
+use super::scan::text::{MalformedRows, TextOpener};
+use super::scan::{FilePart, FileScanExec, OpenFile};
+use super::seen::SeenFiles;
+use super::settings::Settings;
+use super::source_log::{FileEntry, SourceLog, log_offset, offset};
+use super::uri::FileLocation;
+
+/// How many files are asked for their size at a time.
+const HEADS_AT_ONCE: usize = 16;
+
+/// Reads a folder for one run of one query.
+#[derive(Debug)]
+pub(super) struct FileReader {
+    pattern: Pattern,
+    format: Format,
+    schema: SchemaRef,
+    settings: Settings,
+    context: SourceContext,
+    log: SourceLog,
+    seen: SeenFiles,
+    /// New files that an earlier listing found and no batch had room for.
+    unread: Vec<ListedFile>,
+    /// All that is offered, once that is fixed.
+    frozen: Option<Vec<ListedFile>>,
+    /// The files of source batches that may still be bound: their sizes need not be asked for again.
+    recent: BTreeMap<u64, Vec<ListedFile>>,
+    /// Whether a file sink writes the folder, so that its log counts; `None` until there is something to tell by.
+    sink_log: Option<bool>,
+    cleaner: Option<Cleaner>,
+    /// The first source batch whose files are still to be cleaned up, as far as this run knows.
+    clean_from: Option<u64>,
+    malformed: Arc<MalformedRows>,
+}
+
+impl FileReader {
+    pub(super) async fn open(
+        pattern: Pattern,
+        format: Format,
+        schema: SchemaRef,
+        settings: Settings,
+        context: SourceContext,
+    ) -> Result<Self> {
+        pattern.check_exists()?;
+        let clean = settings.clean_source()?;
+        let cleaner = Cleaner::new(&clean, &pattern)?;
+        let log = SourceLog::open(Arc::clone(&context.log), context.min_batches_to_retain).await?;
+        let mut seen = SeenFiles::new(settings.effective_age_ms(), settings.by_name);
+        for entry in log.all().await? {
+            seen.add(&entry.path, entry.timestamp);
+        }
+        seen.purge();
+        let reader = FileReader {
+            pattern,
+            format,
+            schema,
+            settings,
+            context,
+            log,
+            seen,
+            unread: vec![],
+            frozen: None,
+            recent: BTreeMap::new(),
+            sink_log: None,
+            cleaner,
+            clean_from: None,
+            malformed: Arc::default(),
+        };
+        let all: Vec<usize> = (0..reader.schema.fields().len()).collect();
+        if let Some(text) = reader.text_opener(all, Arc::clone(&reader.schema)) {
+            text.check()?;
+        }
+        if clean != CleanSource::Off {
+            reader.refuse_sink_log().await?;
+        }
+        Ok(reader)
+    }
+
+    fn runtime(&self) -> &RuntimeEnv {
+        self.context.session.runtime_env()
+    }
+
+    async fn refuse_sink_log(&self) -> Result<()> {
+        if self.pattern.has_sink_log(self.runtime()).await? {
+            return Err(Error::unsupported(format!("`cleanSource` for `{}`, which a file sink writes", self.pattern))
+                .hint("set `cleanSource` to `off`: the sink's log names its files for ever"));
+        }
+        Ok(())
+    }
+
+    /// All files that are there, in the order in which they are to be read.
+    async fn list(&mut self) -> Result<Vec<ListedFile>> {
+        if self.sink_log.is_none() && self.pattern.has_sink_log(self.runtime()).await? {
+            self.sink_log = Some(true);
+        }
+        let mut files = match self.sink_log {
+            Some(true) => self.pattern.committed(self.runtime()).await?,
+            _ => {
+                let files = self.pattern.list(self.runtime()).await?;
+                // Files without a log decide: a log that appears later tells only of its own.
+                self.sink_log = self.sink_log.or((!files.is_empty()).then_some(false));
+                files
+            }
+        };
+        if self.sink_log == Some(true) && self.cleaner.is_some() {
+            self.refuse_sink_log().await?;
+        }
+        files.sort_by(|a, b| (a.modified_ms, &a.uri).cmp(&(b.modified_ms, &b.uri)));
+        if self.settings.latest_first {
+            files.reverse();
+        }
+        Ok(files)
+    }
+
+    /// All files that are there and were never offered.
+    async fn list_new(&mut self) -> Result<Vec<ListedFile>> {
+        let mut files = match &self.frozen {
+            Some(frozen) => frozen.clone(),
+            None => self.list().await?,
+        };
+        files.retain(|file| self.seen.is_new(&file.uri, file.modified_ms));
+        Ok(files)
+    }
+
+    /// Writes `files` as the next source batch.
+    async fn offer(&mut self, files: Vec<ListedFile>) -> Result<()> {
+        let id = self.log.latest().map_or(0, |latest| latest + 1);
+        let entry = |file: &ListedFile| FileEntry { path: file.uri.clone(), timestamp: file.modified_ms, batch_id: id };
+        let entries: Vec<_> = files.iter().map(entry).collect();
+        self.log.add(id, &entries).await?;
+        self.log.purge().await;
+        for file in &files {
+            self.seen.add(&file.uri, file.modified_ms);
+        }
+        self.seen.purge();
+        self.recent.insert(id, files);
+        Ok(())
+    }
+
+    /// The files of a range, with their sizes.
+    async fn files_of(&self, start: Option<u64>, end: u64) -> Result<Vec<ListedFile>> {
+        let first = start.map_or(0, |start| start + 1);
+        if (first..=end).all(|id| self.recent.contains_key(&id)) {
+            return Ok(self.recent.range(first..=end).flat_map(|(_, files)| files.clone()).collect());
+        }
+        let entries = self.log.between(start, end).await?;
+        let runtime = self.runtime();
+        stream::iter(entries)
+            .map(|entry| async move { head(entry, runtime).await })
+            .buffered(HEADS_AT_ONCE)
+            .try_collect()
+            .await
+    }
+
+    fn text_opener(&self, projection: Vec<usize>, output: SchemaRef) -> Option<TextOpener> {
+        TextOpener::new(
+            &self.format,
+            Arc::clone(&self.schema),
+            projection,
+            output,
+            self.settings.mode,
+            &self.settings.corrupt_column,
+            Arc::clone(&self.malformed),
+        )
+    }
+}
+
+/// What storage knows of a file that was offered.
+async fn head(entry: FileEntry, runtime: &RuntimeEnv) -> Result<ListedFile> {
+    let location = FileLocation::parse(&entry.path)?;
+    match location.open(runtime)?.head(&location.path).await {
+        Ok(object) => Ok(ListedFile { uri: entry.path, modified_ms: entry.timestamp, size: object.size }),
+        Err(e @ object_store::Error::NotFound { .. }) => Err(Error::new(
+            ErrorKind::SourceLostData,
+            format!("a file of source batch {} is gone, and a batch that was begun needs its rows", entry.batch_id),
+        )
+        .file(entry.path)
+        .hint("put it back with the same contents, and let nothing delete input files before they are committed")
+        .caused_by(e)),
+        Err(e) => Err(Error::new(ErrorKind::Unavailable, format!("cannot look at the file: {e}"))
+            .file(entry.path)
+            .hint("check the rights and the network, then start again")
+            .caused_by(e)),
+    }
+}
+
+#[async_trait]
+impl SourceReader for FileReader {
+    async fn freeze(&mut self) -> Result<()> {
+        self.unread.clear();
+        self.frozen = Some(self.list().await?);
+        Ok(())
+    }
+
+    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
+        let after_id = after.map(log_offset).transpose()?;
+        // What was offered before a crash and is in no batch yet is the next batch.
+        if let Some(latest) = self.log.latest()
+            && after_id < Some(latest)
+        {
+            return Ok(Latest { end: Some(offset(latest)), available: None });
+        }
+        if after_id > self.log.latest() {
+            let id = after_id.unwrap_or_default();
+            return Err(Error::damaged(format!("source batch {id} is in a batch, but not in the file source's log"))
+                .hint("restore the `sources` folder of the checkpoint from the same backup as `offsets`"));
+        }
+        let (limit, keep) = match limit {
+            ReadLimit::AsConfigured if self.frozen.is_none() => (self.settings.limit(), self.settings.keep_rest()),
+            ReadLimit::AsConfigured => (self.settings.limit(), None),
+            ReadLimit::Everything => {
+                self.unread.clear();
+                (None, None)
+            }
+        };
+        let new = match std::mem::take(&mut self.unread) {
+            unread if unread.is_empty() => self.list_new().await?,
+            unread => unread,
+        };
+        let found = new.len();
+        let (files, rest) = admit(new, limit, keep);
+        let is_all = files.len() == found;
+        if !files.is_empty() {
+            self.offer(files).await?;
+        }
+        self.unread = rest;
+        let end = self.log.latest().map(offset);
+        Ok(Latest { available: end.clone().filter(|_| is_all), end })
+    }
+
+    async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
+        let start = range.start.as_ref().map(log_offset).transpose()?;
+        let end = log_offset(&range.end)?;
+        // The batch before was cleaned up, or is the business of an earlier run.
+        self.clean_from.get_or_insert(start.map_or(0, |start| start + 1));
+        let files = self.files_of(start, end).await?;
+        let root = (!self.settings.recursive).then(|| self.pattern.root());
+        let parts =
+            files.iter().map(|file| FilePart::new(file, &self.schema, root.as_ref())).collect::<Result<Vec<_>>>()?;
+
+        self.malformed = Arc::default();
+        let text = self.text_opener(scan.projection.clone(), Arc::clone(&scan.schema));
+        let (opener, min_cut_bytes): (Arc<dyn OpenFile>, _) = match text {
+            Some(text) => (Arc::new(text), None),
+            None => {
+                let schema = Arc::clone(&self.schema);
+                let session = &self.context.session;
+                let opener = ParquetOpener::new(schema, scan.projection.clone(), &scan.filters, session)?;
+                (Arc::new(opener), Some(MIN_CUT_BYTES))
+            }
+        };
+        let output = Arc::clone(&scan.schema);
+        Ok(Arc::new(FileScanExec::new(parts, opener, output, self.context.partitions, min_cut_bytes)))
+    }
+
+    async fn commit(&mut self, end: &Offset) -> Result<()> {
+        let end = log_offset(end)?;
+        // Where this run has not seen the beginning of the batch, its last source batch is all that is known to be read.
+        let first = self.clean_from.unwrap_or(end);
+        if let Some(mut cleaner) = self.cleaner.take() {
+            if first <= end {
+                let entries = self.log.between(first.checked_sub(1), end).await?;
+                cleaner.clean(entries.into_iter().map(|entry| entry.path).collect(), self.runtime()).await;
+            }
+            self.cleaner = Some(cleaner);
+        }
+        self.clean_from = Some(first.max(end + 1));
+        self.recent.retain(|id, _| *id > end);
+        Ok(())
+    }
+
+    fn metrics(&self) -> BTreeMap<String, String> {
+        let mut metrics = BTreeMap::new();
+        let mut add = |name: &str, count: u64| metrics.insert(name.to_owned(), count.to_string());
+        let is_text = !matches!(self.format, Format::Parquet);
+        match self.settings.mode {
+            ParseMode::DropMalformed if is_text => {
+                add("malformedRowsDropped", self.malformed.dropped.load(Ordering::Relaxed));
+            }
+            ParseMode::Permissive if is_text => {
+                add("malformedRowsKept", self.malformed.kept.load(Ordering::Relaxed));
+            }
+            _ => {}
+        }
+        if let Some(cleaner) = &self.cleaner {
+            add("filesCleaned", cleaner.cleaned);
+            add("filesNotCleaned", cleaner.failed);
+        }
+        metrics
+    }
+}

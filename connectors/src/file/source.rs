@@ -1,0 +1,228 @@
+//! A folder of files, as a user names it.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use async_trait::async_trait;
+use datafusion::prelude::SessionContext;
+use tidewater::error::{Error, Result};
+use tidewater::source::{Source, SourceContext, SourceReader};
+
+use super::clean::CleanSource;
+use super::format::{CsvFormat, Format, ParseMode};
+use super::infer;
+use super::listing::{Pattern, glob};
+use super::reader::FileReader;
+use super::settings::{Settings, apply};
+
+/// A stream of the files that appear in a folder, each read once.
+///
+/// The path is one folder, file or glob (`in/*/x-*.csv`), local or a URL whose object store the session knows. Folders
+/// named `key=value` below it give columns, if the schema has a column of that name. All columns may be null.
+///
+/// ```
+/// use arrow::datatypes::{DataType, Field, Schema};
+/// use tidewater_connectors::file::{FileSource, ParseMode};
+///
+/// let schema = Schema::new(vec![Field::new("user", DataType::Utf8, true), Field::new("clicks", DataType::Int64, true)]);
+/// let source = FileSource::csv("in/clicks")
+///     .schema(schema)
+///     .header(true)
+///     .max_files_per_trigger(100)
+///     .mode(ParseMode::DropMalformed);
+/// # let _ = source;
+/// ```
+#[derive(Debug, Clone)]
+pub struct FileSource {
+    path: String,
+    format: Format,
+    schema: Option<SchemaRef>,
+    settings: Settings,
+}
+
+impl FileSource {
+    /// CSV files at `path`. A record is a line; columns count by position.
+    pub fn csv(path: impl Into<String>) -> Self {
+        Self::new(Format::Csv(CsvFormat::default()), path)
+    }
+
+    /// Files of JSON at `path`, one object a line. Fields count by name; one that is missing is null.
+    pub fn json(path: impl Into<String>) -> Self {
+        Self::new(Format::Json, path)
+    }
+
+    /// Parquet files at `path`.
+    pub fn parquet(path: impl Into<String>) -> Self {
+        Self::new(Format::Parquet, path)
+    }
+
+    /// By the names that SQL and command lines use: `csv`, `json` or `parquet`, and Spark's options.
+    pub fn from_options(
+        format: &str,
+        path: impl Into<String>,
+        options: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self> {
+        let mut source = Self::new(Format::named(format)?, path);
+        apply(&mut source.settings, &mut source.format, options)?;
+        source.settings.check()?;
+        Ok(source)
+    }
+
+    fn new(format: Format, path: impl Into<String>) -> Self {
+        FileSource { path: path.into(), format, schema: None, settings: Settings::default() }
+    }
+
+    /// The columns. All are taken to allow null, whatever they say: a file may lack any of them.
+    #[must_use]
+    pub fn schema(mut self, schema: impl Into<SchemaRef>) -> Self {
+        let schema: SchemaRef = schema.into();
+        let fields: Fields = schema.fields().iter().map(|field| nullable(field)).collect();
+        self.schema = Some(Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone())));
+        self
+    }
+
+    /// Reads the columns off the files that are there now. Set what else is to be known of the files (a header, say)
+    /// before. The first ten files are looked at; a restart may find others, so for a lasting query write the schema down.
+    pub async fn infer_schema(self, ctx: &SessionContext) -> Result<Self> {
+        let schema = infer::infer_schema(&self.pattern()?, &self.format, &ctx.state()).await?;
+        Ok(self.schema(schema))
+    }
+
+    /// One option by Spark's name.
+    pub fn option(mut self, name: &str, value: &str) -> Result<Self> {
+        apply(&mut self.settings, &mut self.format, [(name.to_owned(), value.to_owned())])?;
+        Ok(self)
+    }
+
+    /// Lets a batch take at most this many files. Default: all there are.
+    #[must_use]
+    pub fn max_files_per_trigger(mut self, files: u64) -> Self {
+        self.settings.max_files = Some(files.max(1));
+        self
+    }
+
+    /// Lets a batch take files of at most this many bytes together, and one file in any case. Default: all there are.
+    #[must_use]
+    pub fn max_bytes_per_trigger(mut self, bytes: u64) -> Self {
+        self.settings.max_bytes = Some(bytes.max(1));
+        self
+    }
+
+    /// Takes the newest files first. Default: the oldest.
+    #[must_use]
+    pub fn latest_first(mut self, latest_first: bool) -> Self {
+        self.settings.latest_first = latest_first;
+        self
+    }
+
+    /// Leaves out files that are older than the newest one seen by more than this (`7 days`, the default).
+    pub fn max_file_age(self, age: &str) -> Result<Self> {
+        self.option("maxFileAge", age)
+    }
+
+    /// Takes files of the same name in different folders for the same file.
+    #[must_use]
+    pub fn file_name_only(mut self, by_name: bool) -> Self {
+        self.settings.by_name = by_name;
+        self
+    }
+
+    /// Reads only files whose name matches this glob.
+    #[must_use]
+    pub fn path_glob_filter(mut self, glob: impl Into<String>) -> Self {
+        self.settings.name_filter = Some(glob.into());
+        self
+    }
+
+    /// Reads the files of all folders below, whatever they are called; then no column comes from the path.
+    #[must_use]
+    pub fn recursive(mut self, recursive: bool) -> Self {
+        self.settings.recursive = recursive;
+        self
+    }
+
+    /// What becomes of files that were read.
+    #[must_use]
+    pub fn clean_source(mut self, clean: CleanSource) -> Self {
+        let (clean, archive) = match clean {
+            CleanSource::Off => ("off", None),
+            CleanSource::Delete => ("delete", None),
+            CleanSource::Archive(folder) => ("archive", Some(folder)),
+        };
+        self.settings.clean = Some(clean.to_owned());
+        self.settings.archive = archive;
+        self
+    }
+
+    /// What becomes of rows that cannot be read. Parquet files have none.
+    #[must_use]
+    pub fn mode(mut self, mode: ParseMode) -> Self {
+        self.settings.mode = mode;
+        self
+    }
+
+    /// The column that takes lines that cannot be read, in mode [`ParseMode::Permissive`]. Default `_corrupt_record`.
+    #[must_use]
+    pub fn corrupt_record_column(mut self, column: impl Into<String>) -> Self {
+        self.settings.corrupt_column = column.into();
+        self
+    }
+
+    /// Whether the first line of every CSV file names the columns; it is skipped. Default no.
+    #[must_use]
+    pub fn header(self, header: bool) -> Self {
+        self.with_csv(|csv| csv.header = header)
+    }
+
+    /// What is between the columns of a CSV file, an ASCII character. Default a comma.
+    #[must_use]
+    pub fn delimiter(self, delimiter: u8) -> Self {
+        self.with_csv(|csv| csv.delimiter = delimiter)
+    }
+
+    fn with_csv(mut self, change: impl FnOnce(&mut CsvFormat)) -> Self {
+        if let Format::Csv(csv) = &mut self.format {
+            change(csv);
+        }
+        self
+    }
+
+    fn pattern(&self) -> Result<Pattern> {
+        let mut pattern = Pattern::parse(&self.path)?;
+        pattern.recursive = self.settings.recursive;
+        pattern.name_filter = self.settings.name_filter.as_deref().map(glob).transpose()?;
+        Ok(pattern)
+    }
+}
+
+#[async_trait]
+impl Source for FileSource {
+    fn description(&self) -> String {
+        format!("{} files [{}]", self.format.name(), self.path)
+    }
+
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone().unwrap_or_else(|| Arc::new(Schema::empty()))
+    }
+
+    async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>> {
+        self.settings.check()?;
+        let Some(schema) = self.schema.clone() else {
+            return Err(Error::invalid(format!("the file source `{}` has no schema", self.path))
+                .hint("call `.schema(…)`, or `.infer_schema(&ctx).await?` to read it off the files that are there"));
+        };
+        let reader = FileReader::open(self.pattern()?, self.format.clone(), schema, self.settings.clone(), context);
+        Ok(Box::new(reader.await?))
+    }
+}
+
+/// The same field, with null allowed throughout.
+fn nullable(field: &Field) -> Arc<Field> {
+    let inner = match field.data_type() {
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(|field| nullable(field)).collect()),
+        DataType::List(item) => DataType::List(nullable(item)),
+        DataType::LargeList(item) => DataType::LargeList(nullable(item)),
+        other => other.clone(),
+    };
+    Arc::new(field.clone().with_data_type(inner).with_nullable(true))
+}

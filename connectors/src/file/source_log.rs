@@ -1,0 +1,167 @@
+//! Which file was offered in which source batch: `sources/<i>/N`.
+//!
+//! Entry N lists the files of source batch N and is written before `latest_offset` returns `{"logOffset":N}`. So a replay
+//! of a batch reads the same files, whatever has been added to the folder since.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tidewater::checkpoint::CheckpointStore;
+use tidewater::error::{Error, ErrorKind, Result};
+use tidewater::source::Offset;
+
+use super::compact_log::{Added, CompactLog};
+
+/// How many entries make a compact file, in a new log.
+const COMPACT_INTERVAL: u64 = 10;
+
+/// One file, as the log keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FileEntry {
+    /// The file's full URI.
+    pub(super) path: String,
+    /// When it was last modified, in milliseconds since 1970.
+    pub(super) timestamp: i64,
+    /// The source batch that offered it.
+    #[serde(rename = "batchId")]
+    pub(super) batch_id: u64,
+}
+
+/// The file source's own log.
+#[derive(Debug)]
+pub(super) struct SourceLog {
+    log: CompactLog<FileEntry>,
+}
+
+impl SourceLog {
+    pub(super) async fn open(store: Arc<dyn CheckpointStore>, min_batches_to_retain: u64) -> Result<Self> {
+        Ok(SourceLog { log: CompactLog::open(store, COMPACT_INTERVAL, min_batches_to_retain).await? })
+    }
+
+    /// The last source batch.
+    pub(super) fn latest(&self) -> Option<u64> {
+        self.log.latest()
+    }
+
+    /// All files ever offered, oldest batch first.
+    pub(super) async fn all(&self) -> Result<Vec<FileEntry>> {
+        self.log.all().await
+    }
+
+    /// Writes the next source batch.
+    pub(super) async fn add(&mut self, id: u64, entries: &[FileEntry]) -> Result<()> {
+        match self.log.add(id, entries).await? {
+            Added::New | Added::Same => Ok(()),
+            Added::Other(_) => Err(Error::new(
+                ErrorKind::Fenced,
+                format!("another run of this query is writing the checkpoint: it took source batch {id}"),
+            )
+            .hint("stop one of the two runs; two queries may not share a checkpoint")),
+        }
+    }
+
+    /// Forgets what a compact file sums up. A file that cannot be deleted stays, which does no harm.
+    pub(super) async fn purge(&mut self) {
+        if let Err(error) = self.log.purge().await {
+            tracing::warn!(%error, "cannot delete old entries of the file source's log");
+        }
+    }
+
+    /// The files of the source batches after `start`, up to and including `end`, batch by batch.
+    pub(super) async fn between(&self, start: Option<u64>, end: u64) -> Result<Vec<FileEntry>> {
+        let first = start.map_or(0, |start| start + 1);
+        let mut found = vec![];
+        for id in first..=end {
+            let Some(entries) = self.log.read(id).await? else {
+                // A compact file later on has them, should the plain one be purged.
+                let mut all = self.all().await?;
+                all.retain(|entry| (first..=end).contains(&entry.batch_id));
+                return if self.latest() >= Some(end) { Ok(all) } else { Err(self.unknown(end)) };
+            };
+            found.extend(entries.into_iter().filter(|entry| entry.batch_id == id));
+        }
+        Ok(found)
+    }
+
+    fn unknown(&self, end: u64) -> Error {
+        let last = self.latest().map_or("empty".to_owned(), |last| format!("at {last}"));
+        Error::damaged(format!("a batch ends at source batch {end}, and the file source's log is {last}"))
+            .hint("restore the `sources` folder of the checkpoint from the same backup as `offsets`")
+    }
+}
+
+/// The offset that means "all files up to and including source batch `id`".
+pub(super) fn offset(id: u64) -> Offset {
+    Offset::new(json!({ "logOffset": id }))
+}
+
+/// The source batch that an offset names.
+pub(super) fn log_offset(offset: &Offset) -> Result<u64> {
+    let value = offset.value();
+    // Very old logs hold a bare number.
+    value.get("logOffset").unwrap_or(&value).as_u64().ok_or_else(|| {
+        Error::new(ErrorKind::IncompatibleCheckpoint, format!("`{offset}` is not an offset of a file source"))
+            .hint("start the query with the sources the checkpoint was written with, in the same order")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tidewater::checkpoint::memory_store;
+
+    use super::*;
+
+    fn entry(id: u64) -> FileEntry {
+        FileEntry { path: format!("file:///in/f{id}.json"), timestamp: 1_000 + id as i64, batch_id: id }
+    }
+
+    #[tokio::test]
+    async fn entries_are_written_as_spark_writes_them() {
+        let store = memory_store();
+        let mut log = SourceLog::open(Arc::clone(&store), 100).await.unwrap();
+        for id in 0..=9 {
+            log.add(id, &[entry(id)]).await.unwrap();
+        }
+        let plain = store.read("1").await.unwrap().unwrap();
+        assert_eq!(plain, "v1\n{\"path\":\"file:///in/f1.json\",\"timestamp\":1001,\"batchId\":1}");
+        let compact = String::from_utf8(store.read("9.compact").await.unwrap().unwrap().to_vec()).unwrap();
+        let lines: Vec<&str> = compact.split('\n').collect();
+        assert_eq!(lines.len(), 11);
+        assert_eq!(lines[1], "{\"path\":\"file:///in/f0.json\",\"timestamp\":1000,\"batchId\":0}");
+        assert_eq!(lines[10], "{\"path\":\"file:///in/f9.json\",\"timestamp\":1009,\"batchId\":9}");
+        assert_eq!(offset(3).json(), "{\"logOffset\":3}");
+    }
+
+    #[tokio::test]
+    async fn a_range_is_read_across_compact_and_purged_files() {
+        let store = memory_store();
+        let mut log = SourceLog::open(Arc::clone(&store), 1).await.unwrap();
+        for id in 0..=10 {
+            log.add(id, &[entry(id)]).await.unwrap();
+        }
+        assert_eq!(log.between(Some(7), 10).await.unwrap(), [entry(8), entry(9), entry(10)]);
+        log.purge().await;
+        assert!(store.read("8").await.unwrap().is_none());
+        assert_eq!(log.between(Some(7), 10).await.unwrap(), [entry(8), entry(9), entry(10)]);
+        assert_eq!(log.between(None, 0).await.unwrap(), [entry(0)]);
+        assert_eq!(log.between(Some(10), 11).await.unwrap_err().kind(), ErrorKind::DamagedCheckpoint);
+    }
+
+    #[tokio::test]
+    async fn another_run_in_the_log_fences_this_one() {
+        let store = memory_store();
+        let mut ours = SourceLog::open(Arc::clone(&store), 100).await.unwrap();
+        let mut theirs = SourceLog::open(store, 100).await.unwrap();
+        ours.add(0, &[entry(0)]).await.unwrap();
+        let error = theirs.add(0, &[FileEntry { timestamp: 5, ..entry(0) }]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Fenced);
+    }
+
+    #[test]
+    fn offsets_of_other_sources_are_refused() {
+        assert_eq!(log_offset(&offset(4)).unwrap(), 4);
+        let other = Offset::new(json!({ "topic": { "0": 3 } }));
+        assert_eq!(log_offset(&other).unwrap_err().kind(), ErrorKind::IncompatibleCheckpoint);
+    }
+}

@@ -1,0 +1,133 @@
+//! The rows of a range of numbers, made while they are read.
+
+use std::ops::Range;
+use std::sync::{Arc, LazyLock};
+
+use arrow::array::{Int64Array, TimestampMicrosecondArray};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::record_batch::RecordBatch;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
+use futures::stream;
+use tidewater::error::Result;
+use tidewater::source::ScanRequest;
+
+const ROWS_PER_BATCH: i64 = 8192;
+const US_PER_MS: i64 = 1000;
+
+static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
+    let timestamp = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
+    Arc::new(Schema::new(vec![Field::new("timestamp", timestamp, true), Field::new("value", DataType::Int64, true)]))
+});
+
+/// `timestamp` and `value`.
+pub(super) fn schema() -> SchemaRef {
+    Arc::clone(&SCHEMA)
+}
+
+/// Some numbers and their times.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Rows {
+    pub(super) values: Range<i64>,
+    /// The time of the first.
+    pub(super) start_ms: i64,
+    /// How much later each next one is.
+    pub(super) ms_per_row: f64,
+}
+
+impl Rows {
+    fn time_us(&self, value: i64) -> i64 {
+        let later_ms = (self.ms_per_row * (value - self.values.start) as f64).round() as i64;
+        self.start_ms.saturating_add(later_ms).saturating_mul(US_PER_MS)
+    }
+
+    /// A plan that makes these rows in `partitions` equal parts.
+    pub(super) fn plan(&self, partitions: usize, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
+        let partitions = partitions.max(1) as i64;
+        let count = self.values.end - self.values.start;
+        // The first `count % partitions` parts take one more.
+        let edge = |i: i64| self.values.start + count / partitions * i + (count % partitions).min(i);
+        let parts = (0..partitions).map(|i| {
+            let part = Part { of: self.clone(), values: edge(i)..edge(i + 1) };
+            Arc::new(part) as Arc<dyn PartitionStream>
+        });
+        Ok(Arc::new(StreamingTableExec::try_new(schema(), parts.collect(), Some(&scan.projection), [], false, None)?))
+    }
+}
+
+#[derive(Debug)]
+struct Part {
+    of: Rows,
+    values: Range<i64>,
+}
+
+impl PartitionStream for Part {
+    fn schema(&self) -> &SchemaRef {
+        &SCHEMA
+    }
+
+    fn execute(&self, _context: Arc<TaskContext>) -> SendableRecordBatchStream {
+        let (of, end) = (self.of.clone(), self.values.end);
+        let batches = self.values.clone().step_by(ROWS_PER_BATCH as usize).map(move |from| {
+            let values = from..end.min(from + ROWS_PER_BATCH);
+            let times = TimestampMicrosecondArray::from_iter_values(values.clone().map(|value| of.time_us(value)));
+            let columns: Vec<arrow::array::ArrayRef> =
+                vec![Arc::new(times.with_timezone("UTC")), Arc::new(Int64Array::from_iter_values(values))];
+            Ok(RecordBatch::try_new(schema(), columns)?)
+        });
+        Box::pin(RecordBatchStreamAdapter::new(schema(), stream::iter(batches)))
+    }
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    //! What both sources' tests need.
+
+    use arrow::array::AsArray;
+    use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
+    use datafusion::physical_plan::collect;
+    use datafusion::prelude::SessionContext;
+    use tidewater::checkpoint::CheckpointStore;
+    use tidewater::clock::Clock;
+    use tidewater::source::{OffsetRange, SourceContext, SourceReader};
+
+    use super::*;
+
+    pub(crate) fn context(log: Arc<dyn CheckpointStore>, clock: Arc<dyn Clock>) -> SourceContext {
+        let session = Arc::new(SessionContext::new().state());
+        SourceContext { log, session, clock, partitions: 3, min_batches_to_retain: 100 }
+    }
+
+    /// The rows of `range` as (µs, value), by value, and in how many partitions they came.
+    pub(crate) async fn rows(reader: &mut dyn SourceReader, range: &OffsetRange) -> (Vec<(i64, i64)>, usize) {
+        let scan = ScanRequest {
+            projection: vec![1, 0],
+            schema: Arc::new(schema().project(&[1, 0]).unwrap()),
+            filters: vec![],
+        };
+        let plan = reader.bind(range, &scan).await.unwrap();
+        assert_eq!(plan.schema(), scan.schema);
+        let partitions = plan.properties().partitioning.partition_count();
+        let mut rows = vec![];
+        for batch in collect(plan, SessionContext::new().task_ctx()).await.unwrap() {
+            let values = batch.column(0).as_primitive::<Int64Type>();
+            let times = batch.column(1).as_primitive::<TimestampMicrosecondType>();
+            rows.extend(times.values().iter().copied().zip(values.values().iter().copied()));
+        }
+        rows.sort_unstable_by_key(|(_, value)| *value);
+        (rows, partitions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_spread_and_rounded_to_milliseconds() {
+        let rows = Rows { values: 10..13, start_ms: 1000, ms_per_row: 1000.0 / 3.0 };
+        assert_eq!([10, 11, 12].map(|value| rows.time_us(value)), [1_000_000, 1_333_000, 1_667_000]);
+    }
+}

@@ -1,0 +1,239 @@
+//! A case as it lies in its file.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+use tidewater::query::OutputMode;
+
+/// Columns in order: name and short type.
+pub(super) type Columns = Vec<(String, String)>;
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Case {
+    pub(super) doc: String,
+    pub(super) sources: BTreeMap<String, Source>,
+    #[serde(default, rename = "static")]
+    pub(super) tables: BTreeMap<String, Table>,
+    pub(super) query: Query,
+    pub(super) output_mode: Mode,
+    #[serde(default)]
+    pub(super) config: Config,
+    #[serde(default)]
+    pub(super) columns: Vec<String>,
+    #[serde(default)]
+    pub(super) column_types: Vec<String>,
+    #[serde(default)]
+    pub(super) steps: Vec<Step>,
+    pub(super) expect_error: Option<ExpectError>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Source {
+    pub(super) schema: Columns,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Table {
+    pub(super) schema: Columns,
+    pub(super) rows: Value,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Query {
+    pub(super) from: String,
+    #[serde(default)]
+    pub(super) ops: Vec<Op>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Op {
+    WithWatermark { column: String, delay: String },
+    Filter(String),
+    Select(Vec<String>),
+    GroupBy { keys: Vec<Key>, aggs: Vec<String> },
+    WindowTime(String),
+    DropDuplicates(Vec<String>),
+    DropDuplicatesWithinWatermark(Vec<String>),
+    Union(Query),
+    Join { right: Query, how: How, on: String },
+    OrderBy(Vec<String>),
+    Limit(usize),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Key {
+    Column(String),
+    Window { window: Window },
+    Session { session_window: Session },
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Window {
+    pub(super) column: String,
+    pub(super) size: String,
+    pub(super) slide: Option<String>,
+    pub(super) offset: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Session {
+    pub(super) column: String,
+    pub(super) gap: Option<String>,
+    pub(super) gap_expr: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum How {
+    Inner,
+    LeftOuter,
+    RightOuter,
+    FullOuter,
+    LeftSemi,
+    LeftAnti,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Mode {
+    Append,
+    Update,
+    Complete,
+}
+
+impl From<Mode> for OutputMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Append => OutputMode::Append,
+            Mode::Update => OutputMode::Update,
+            Mode::Complete => OutputMode::Complete,
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Config {
+    pub(super) multiple_watermark_policy: Option<String>,
+    pub(super) no_data_batches: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Step {
+    Add(BTreeMap<String, Value>),
+    Process(Expected),
+    Restart(bool),
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Expected {
+    /// Absent where a step must fail.
+    pub(super) expect_rows: Option<Value>,
+    #[serde(default)]
+    pub(super) watermark_next: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ExpectError {
+    pub(super) phase: Phase,
+    pub(super) why: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Phase {
+    Analysis,
+    Runtime,
+}
+
+impl Case {
+    pub(super) fn read(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read the case: {e}"))?;
+        serde_json::from_str(&text).map_err(|e| format!("cannot understand the case: {e}"))
+    }
+
+    /// Whether an engine must remember something from one batch to the next to answer it. Decided by the query alone.
+    pub(super) fn needs_state(&self) -> bool {
+        self.expect_error.is_none() && self.query_needs_state(&self.query)
+    }
+
+    fn query_needs_state(&self, query: &Query) -> bool {
+        let mut streams = self.sources.contains_key(&query.from);
+        for op in &query.ops {
+            let stateful = match op {
+                Op::WithWatermark { .. } | Op::Filter(_) | Op::Select(_) | Op::WindowTime(_) => false,
+                Op::GroupBy { .. }
+                | Op::DropDuplicates(_)
+                | Op::DropDuplicatesWithinWatermark(_)
+                | Op::OrderBy(_)
+                | Op::Limit(_) => streams,
+                Op::Union(other) => {
+                    streams |= self.is_stream(other);
+                    self.query_needs_state(other)
+                }
+                Op::Join { right, .. } => {
+                    let both = streams && self.is_stream(right);
+                    streams |= self.is_stream(right);
+                    both || self.query_needs_state(right)
+                }
+            };
+            if stateful {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn is_stream(&self, query: &Query) -> bool {
+        self.sources.contains_key(&query.from)
+            || query.ops.iter().any(|op| match op {
+                Op::Union(other) | Op::Join { right: other, .. } => self.is_stream(other),
+                _ => false,
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn case(query: Value) -> Case {
+        serde_json::from_value(json!({
+            "doc": "", "query": query, "output_mode": "append",
+            "sources": {"s": {"schema": [["k", "string"]]}, "r": {"schema": [["rk", "string"]]}},
+            "static": {"t": {"schema": [["tk", "string"]], "rows": []}},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_needs_state_is_seen_from_the_query() {
+        let join = |right: &str| json!({"join": {"right": {"from": right, "ops": []}, "how": "inner", "on": "k = tk"}});
+        for (ops, needs) in [
+            (
+                json!([{"filter": "k = 'a'"}, {"select": ["k"]}, {"with_watermark": {"column": "k", "delay": "1 s"}}]),
+                false,
+            ),
+            (json!([{"union": {"from": "r", "ops": []}}]), false),
+            (json!([join("t")]), false),
+            (json!([join("r")]), true),
+            (json!([{"drop_duplicates": []}]), true),
+            (json!([{"limit": 3}]), true),
+            (json!([{"group_by": {"keys": ["k"], "aggs": ["count(*) AS n"]}}]), true),
+            (json!([{"union": {"from": "r", "ops": [{"drop_duplicates": ["rk"]}]}}]), true),
+        ] {
+            assert_eq!(case(json!({"from": "s", "ops": ops})).needs_state(), needs, "{ops}");
+        }
+        let aggregated_table = json!({"from": "t", "ops": [{"group_by": {"keys": ["tk"], "aggs": []}}]});
+        let ops = json!([{"join": {"right": aggregated_table, "how": "left_outer", "on": "k = tk"}}]);
+        assert!(!case(json!({"from": "s", "ops": ops})).needs_state());
+        assert!(case(json!({"from": "t", "ops": [join("s"), {"limit": 1}]})).needs_state());
+    }
+}

@@ -1,0 +1,151 @@
+//! `kill -9` of the running example at random moments, restarted each time, until its work is done.
+//!
+//! `TIDEWATER_KILLS=N` says how often (50), `TIDEWATER_SEED=S` when (1).
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use arrow::datatypes::SchemaRef;
+use tidewater::testing::{assert_same_rows, table};
+use tidewater_book::events::Lcg;
+use tidewater_book::files::{Format, committed_rows, data_files, rows_of};
+
+const DAYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/flights");
+
+/// A run is killed this long after its start at the latest: far enough to commit some batches, not all of them.
+const LIFE_MS_MAX: u64 = 250;
+
+/// How often the days are added to the input whenever everything was read before all kills were done.
+const COPIES_PER_REFILL: usize = 8;
+
+fn output_schema() -> SchemaRef {
+    let texts = ["carrier", "airline", "tailnum", "origin", "dest", "band"].map(|name| (name, "string"));
+    let numbers = ["flight", "dep_delay", "arr_delay", "distance"].map(|name| (name, "int"));
+    table::schema(&[&[("time_hour", "timestamp")][..], &texts, &numbers].concat()).unwrap()
+}
+
+struct Job {
+    input: PathBuf,
+    output: PathBuf,
+    checkpoint: PathBuf,
+    copies: usize,
+}
+
+impl Job {
+    /// The example, built beside this test.
+    fn binary() -> PathBuf {
+        let test = std::env::current_exe().unwrap();
+        let binary = test.parent().and_then(Path::parent).unwrap().join("examples/flights");
+        assert!(binary.exists(), "{} is not built: cargo build --release --example flights", binary.display());
+        binary
+    }
+
+    fn new(dir: &Path) -> Self {
+        let path = |name: &str| dir.join(name);
+        Job { input: path("in"), output: path("out/delays"), checkpoint: path("out/checkpoint"), copies: 0 }
+    }
+
+    /// Adds every day's file a few more times, under other names.
+    fn refill(&mut self) {
+        std::fs::create_dir_all(&self.input).unwrap();
+        for copy in self.copies..self.copies + COPIES_PER_REFILL {
+            for day in std::fs::read_dir(DAYS).unwrap().map(|entry| entry.unwrap().path()) {
+                let name = format!("{}-{copy}.csv", day.file_stem().unwrap().to_string_lossy());
+                let hidden = self.input.join(format!(".{name}"));
+                std::fs::copy(&day, &hidden).unwrap();
+                std::fs::rename(&hidden, self.input.join(name)).unwrap();
+            }
+        }
+        self.copies += COPIES_PER_REFILL;
+    }
+
+    fn start(&self, more: &[&str]) -> Child {
+        Command::new(Self::binary())
+            .arg("--input")
+            .arg(&self.input)
+            .arg("--output")
+            .arg(&self.output)
+            .arg("--checkpoint")
+            .arg(&self.checkpoint)
+            .args(["--partitions", "3"])
+            .args(more)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    fn finish(&self, more: &[&str]) {
+        let ended = self.start(more).wait_with_output().unwrap();
+        assert!(ended.status.success(), "flights {more:?} failed:\n{}", String::from_utf8_lossy(&ended.stderr));
+    }
+
+    /// Batches committed so far, by the highest entry of the log.
+    fn committed(&self) -> u64 {
+        let Ok(entries) = std::fs::read_dir(self.checkpoint.join("commits")) else { return 0 };
+        let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_string_lossy().parse::<u64>().ok());
+        ids.max().map_or(0, |last| last + 1)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_random_moments() {
+    let number = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().expect(name));
+    let (kills, seed) = (number("TIDEWATER_KILLS", 50), number("TIDEWATER_SEED", 1));
+    let dir = tempfile::tempdir().unwrap();
+    let mut job = Job::new(dir.path());
+    job.refill();
+
+    let mut random = Lcg::new(seed);
+    let mut moments = vec![];
+    let mut at_work = 0;
+    while (moments.len() as u64) < kills {
+        let life = Duration::from_millis(5 + random.below(LIFE_MS_MAX));
+        let before = job.committed();
+        let started = Instant::now();
+        let mut running = job.start(&["--files-per-batch", "1"]);
+        let ended = loop {
+            if let Some(status) = running.try_wait().unwrap() {
+                break Some(status);
+            }
+            if started.elapsed() >= life {
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        match ended {
+            // It was done before its time had come: it gets more to do, and this was no kill.
+            Some(status) => {
+                let output = running.wait_with_output().unwrap();
+                assert!(status.success(), "flights failed of itself:\n{}", String::from_utf8_lossy(&output.stderr));
+                job.refill();
+            }
+            None => {
+                running.kill().unwrap();
+                running.wait().unwrap();
+                let after = job.committed();
+                at_work += u64::from(after > before);
+                moments.push(format!("{} ms ({after} batches)", life.as_millis()));
+            }
+        }
+    }
+    println!(
+        "kill -9, seed {seed}: {} of {kills} kills hit a running process, {at_work} of them after it had committed a batch",
+        moments.len()
+    );
+    println!("killed after: {}", moments.join(", "));
+
+    job.finish(&["--files-per-batch", "1"]);
+    job.finish(&["--batch"]);
+    let schema = output_schema();
+    let written = committed_rows(&job.output, Format::Parquet, &schema).await.unwrap();
+    let batch = PathBuf::from(format!("{}-batch", job.output.display()));
+    let expected = rows_of(&batch, Format::Parquet, &schema).unwrap();
+    let rows: usize = expected.iter().map(|rows| rows.num_rows()).sum();
+    println!("{} input files, {} batches, {rows} rows", job.copies * 31, job.committed());
+    println!("{} data files, some of them of batches that were killed", data_files(&job.output).len());
+    assert!(rows > 0);
+    assert_same_rows(&expected, &written);
+    assert_eq!(job.committed(), (job.copies * 31) as u64, "one file per batch, each taken once");
+}

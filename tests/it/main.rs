@@ -1,0 +1,29 @@
+//! The integration tests: one binary, because every link of DataFusion costs seconds. `tests/README.md` says which test
+//! belongs where.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+
+mod bad_input;
+
+mod conformance;
+
+mod every_fall;
+
+mod fencing;
+
+#[path = "../../examples/flights/pipeline.rs"]
+mod flights;
+
+mod job;
+
+mod kill;
+
+mod query_api;
+
+mod rows;
+
+mod spark_fixtures;
+
+mod tidy;
+
+mod triggers;
