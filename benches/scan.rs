@@ -1,12 +1,12 @@
 //! Rows per second of Parquet through a filter to discard, beside plain DataFusion on the same files, turn by turn.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use arrow::array::{Float64Array, Int64Array, RecordBatch, StringArray};
 use datafusion::dataframe::DataFrameWriteOptions;
 use datafusion::prelude::*;
 use futures::StreamExt;
-use std::time::Instant;
 use tidewater::prelude::*;
 use tidewater_connectors::file::FileSource;
 
@@ -50,14 +50,14 @@ async fn datafusion_seconds(input: &str, partitions: usize) -> Result<f64, Box<d
     let started = Instant::now();
     let ctx = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(partitions));
     let rows = query(ctx.read_parquet(input, ParquetReadOptions::default()).await?)?;
-    let mut reading = vec![];
+    let mut reading: Vec<tokio::task::JoinHandle<datafusion::error::Result<usize>>> = vec![];
     for mut partition in rows.execute_stream_partitioned().await? {
         reading.push(tokio::spawn(async move {
             let mut count = 0;
             while let Some(rows) = partition.next().await {
                 count += rows?.num_rows();
             }
-            datafusion::error::Result::Ok(count)
+            Ok(count)
         }));
     }
     let mut count = 0;

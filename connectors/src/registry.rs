@@ -53,6 +53,7 @@ pub const SINKS: &[&str] = &[
 ];
 
 /// The source of this name. `path` and `schema` are for sources that read files.
+#[cfg_attr(not(feature = "file"), expect(unused_variables, reason = "only files have a path"))]
 pub fn source(
     format: &str,
     path: Option<&str>,
@@ -80,6 +81,7 @@ pub fn source(
 }
 
 /// The sink of this name. `path` is for sinks that write files.
+#[cfg_attr(not(feature = "file"), expect(unused_variables, reason = "only files have a path"))]
 pub fn sink(
     format: &str,
     path: Option<&str>,

@@ -13,11 +13,13 @@ use tidewater_book::files::{Format, committed_rows, data_files, rows_of};
 
 const DAYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/flights");
 
+const DAYS_IN_JANUARY: u64 = 31;
+
 /// A run is killed this long after its start at the latest: far enough to commit some batches, not all of them.
 const LIFE_MS_MAX: u64 = 250;
 
-/// How often the days are added to the input whenever everything was read before all kills were done.
-const COPIES_PER_REFILL: usize = 8;
+/// How often each day is added to the input, at first and whenever all was read before all kills were done.
+const COPIES_PER_REFILL: u64 = 8;
 
 fn output_schema() -> SchemaRef {
     let texts = ["carrier", "airline", "tailnum", "origin", "dest", "band"].map(|name| (name, "string"));
@@ -29,7 +31,7 @@ struct Job {
     input: PathBuf,
     output: PathBuf,
     checkpoint: PathBuf,
-    copies: usize,
+    copies: u64,
 }
 
 impl Job {
@@ -81,12 +83,33 @@ impl Job {
         assert!(ended.status.success(), "flights {more:?} failed:\n{}", String::from_utf8_lossy(&ended.stderr));
     }
 
+    /// Files in the input.
+    fn files(&self) -> u64 {
+        self.copies * DAYS_IN_JANUARY
+    }
+
     /// Batches committed so far, by the highest entry of the log.
     fn committed(&self) -> u64 {
         let Ok(entries) = std::fs::read_dir(self.checkpoint.join("commits")) else { return 0 };
         let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_string_lossy().parse::<u64>().ok());
         ids.max().map_or(0, |last| last + 1)
     }
+}
+
+/// Lets it live for so long, then kills it. Whether there was still something to kill.
+fn kill_after(mut running: Child, life: Duration) -> bool {
+    let started = Instant::now();
+    while started.elapsed() < life {
+        if let Some(status) = running.try_wait().unwrap() {
+            let output = running.wait_with_output().unwrap();
+            assert!(status.success(), "flights failed of itself:\n{}", String::from_utf8_lossy(&output.stderr));
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    running.kill().unwrap();
+    running.wait().unwrap();
+    true
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -99,40 +122,24 @@ async fn killed_at_random_moments() {
 
     let mut random = Lcg::new(seed);
     let mut moments = vec![];
-    let mut at_work = 0;
+    let mut after_commit = 0;
     while (moments.len() as u64) < kills {
+        if job.committed() == job.files() {
+            job.refill();
+        }
         let life = Duration::from_millis(5 + random.below(LIFE_MS_MAX));
         let before = job.committed();
-        let started = Instant::now();
-        let mut running = job.start(&["--files-per-batch", "1"]);
-        let ended = loop {
-            if let Some(status) = running.try_wait().unwrap() {
-                break Some(status);
-            }
-            if started.elapsed() >= life {
-                break None;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        };
-        match ended {
-            // It was done before its time had come: it gets more to do, and this was no kill.
-            Some(status) => {
-                let output = running.wait_with_output().unwrap();
-                assert!(status.success(), "flights failed of itself:\n{}", String::from_utf8_lossy(&output.stderr));
-                job.refill();
-            }
-            None => {
-                running.kill().unwrap();
-                running.wait().unwrap();
-                let after = job.committed();
-                at_work += u64::from(after > before);
-                moments.push(format!("{} ms ({after} batches)", life.as_millis()));
-            }
+        let running = job.start(&["--files-per-batch", "1"]);
+        let was_running = kill_after(running, life);
+        let after = job.committed();
+        // A kill counts if it came in the middle of the work, not after the last batch.
+        if was_running && after < job.files() {
+            after_commit += u64::from(after > before);
+            moments.push(format!("{} ms ({after} batches)", life.as_millis()));
         }
     }
     println!(
-        "kill -9, seed {seed}: {} of {kills} kills hit a running process, {at_work} of them after it had committed a batch",
-        moments.len()
+        "kill -9, seed {seed}: {kills} kills hit a process with work to do, {after_commit} of them after it had committed a batch"
     );
     println!("killed after: {}", moments.join(", "));
 
@@ -143,9 +150,9 @@ async fn killed_at_random_moments() {
     let batch = PathBuf::from(format!("{}-batch", job.output.display()));
     let expected = rows_of(&batch, Format::Parquet, &schema).unwrap();
     let rows: usize = expected.iter().map(|rows| rows.num_rows()).sum();
-    println!("{} input files, {} batches, {rows} rows", job.copies * 31, job.committed());
+    println!("{} input files, {} batches, {rows} rows", job.files(), job.committed());
     println!("{} data files, some of them of batches that were killed", data_files(&job.output).len());
     assert!(rows > 0);
     assert_same_rows(&expected, &written);
-    assert_eq!(job.committed(), (job.copies * 31) as u64, "one file per batch, each taken once");
+    assert_eq!(job.committed(), job.files(), "one file per batch, each taken once");
 }

@@ -20,9 +20,13 @@ mod kill;
 
 mod query_api;
 
+mod remote;
+
 mod rows;
 
 mod spark_fixtures;
+
+mod suites;
 
 mod tidy;
 

@@ -313,7 +313,7 @@ async fn batch_calls_on_a_stream_are_answered() {
     let stream = ctx.read_stream(memory_events()).await.unwrap();
     assert!(stream.is_streaming());
     let refused = Error::from(stream.clone().collect().await.unwrap_err());
-    assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+    assert_eq!(refused.kind(), ErrorKind::InvalidQuery, "{refused}");
     assert!(refused.to_string().contains("write_stream"), "{refused}");
     let refused = Error::from(stream.count().await.unwrap_err());
     assert!(refused.to_string().contains("write_stream"), "{refused}");

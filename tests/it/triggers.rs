@@ -17,22 +17,21 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Timed {
     source: MemorySource,
-    sink: MemorySink,
     clock: ManualClock,
     query: StreamingQuery,
 }
 
 impl Timed {
     async fn start(interval: &str, at_ms: i64) -> Self {
-        let (source, sink, clock) = (memory_events(), MemorySink::new(), ManualClock::at(at_ms));
+        let (source, clock) = (memory_events(), ManualClock::at(at_ms));
         let stream = SessionContext::new().read_stream(source.clone()).await.unwrap();
         let writer = stream
-            .write_stream(sink.clone())
+            .write_stream(MemorySink::new())
             .partitions(PARTITIONS)
             .trigger(Trigger::processing_time(interval).unwrap())
             .clock(Arc::new(clock.clone()));
         add(&source, &events(0, 7).unwrap());
-        let timed = Timed { source, sink, clock, query: writer.start().await.unwrap() };
+        let timed = Timed { source, clock, query: writer.start().await.unwrap() };
         timed.batch(0).await;
         timed
     }

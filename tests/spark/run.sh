@@ -38,4 +38,4 @@ trap 'rm -rf "$work"' EXIT
 
 cargo build --quiet --release --workspace --example flights
 TIDEWATER_KEEP=$work/fixtures cargo test --quiet --release --workspace --test it spark_fixtures
-"$venv/bin/python" tests/spark/check.py "$work"
+PYTHONDONTWRITEBYTECODE=1 "$venv/bin/python" tests/spark/check.py "$work"

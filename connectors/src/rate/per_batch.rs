@@ -105,10 +105,12 @@ struct Place {
 
 impl Place {
     fn parse(offset: &Offset) -> Result<Self> {
-        serde_json::from_value(offset.value()).map_err(|e| {
-            Error::damaged(format!("`{offset}` is not an offset of the rate-micro-batch source: {e}"))
+        let wrong = |why: String| {
+            Error::damaged(format!("`{offset}` is not an offset of the rate-micro-batch source: {why}"))
                 .hint("see that the checkpoint belongs to this query")
-        })
+        };
+        let place: Place = serde_json::from_value(offset.value()).map_err(|e| wrong(e.to_string()))?;
+        if place.offset < 0 { Err(wrong("it is negative".to_owned())) } else { Ok(place) }
     }
 
     fn offset(self) -> Offset {

@@ -108,8 +108,8 @@ impl Pace {
         let count = (values.end - values.start).max(1);
         Ok(Rows {
             values,
-            start_ms: born_ms + from * MS_PER_SECOND,
-            ms_per_row: ((to - from) * MS_PER_SECOND) as f64 / count as f64,
+            start_ms: born_ms.saturating_add(from.saturating_mul(MS_PER_SECOND)),
+            ms_per_row: (to - from).saturating_mul(MS_PER_SECOND) as f64 / count as f64,
         })
     }
 }

@@ -264,16 +264,14 @@ impl Driver {
             (Some(every_ms), Some(read_ms)) => started_ms - read_ms >= every_ms,
             _ => false,
         };
-        let keep = if stale {
-            Keep::Nothing
-        } else if self.batches_run % BATCHES_PER_JOIN_RESET == BATCHES_PER_JOIN_RESET - 1 {
-            Keep::StaticRows
-        } else {
-            Keep::HashTables
-        };
+        if stale {
+            self.runtime.block_on(self.plan.look_up_static_tables())?;
+        }
         if stale || self.static_read_ms.is_none() {
             self.static_read_ms = Some(started_ms);
         }
+        let join_reset_due = self.batches_run % BATCHES_PER_JOIN_RESET == BATCHES_PER_JOIN_RESET - 1;
+        let keep = if join_reset_due { Keep::StaticRows } else { Keep::HashTables };
         self.plan.physical = reset(Arc::clone(&self.plan.physical), keep)?;
         self.plan.clock.set_ms(context.time_ms);
         let session = &self.plan.session;

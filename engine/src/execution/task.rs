@@ -16,7 +16,7 @@ use crate::sink::Receipt;
 pub(super) fn run_task(run: &Run<'_>, partition: PartitionId) -> Result<Option<Receipt>> {
     // After a panic nothing of the task is used again: its stream and its writer are dropped with it.
     catch_unwind(AssertUnwindSafe(|| run.runtime.block_on(drain(run, partition))))
-        .unwrap_or_else(|panic| Err(panicked(&panic)))
+        .unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
         .map_err(|error| error.batch(run.batch).partition(partition))
 }
 

@@ -49,12 +49,6 @@ impl StaticSideExec {
             properties: Arc::new(properties),
         }
     }
-
-    /// The same operator with nothing kept: the next batch reads the table again.
-    pub(crate) fn forget(&self) -> Result<Self> {
-        let input = datafusion::physical_plan::execution_plan::reset_plan_states(Arc::clone(&self.input))?;
-        Ok(StaticSideExec::new(input))
-    }
 }
 
 impl DisplayAs for StaticSideExec {

@@ -45,6 +45,8 @@ use crate::source::{LeafId, ScanRequest, Source, StreamLeaf, scan_request};
 pub(crate) struct QueryPlan {
     /// What every batch runs.
     pub(crate) physical: Arc<dyn ExecutionPlan>,
+    /// What it was made from, once static tables are to be looked up anew.
+    optimized: LogicalPlan,
     /// The streams it reads, by source number.
     pub(crate) sources: Vec<Arc<dyn Source>>,
     /// Where it reads them, by leaf number.
@@ -68,6 +70,19 @@ pub(crate) struct Leaf {
     /// The number of its source.
     pub(crate) source: usize,
     pub(crate) request: ScanRequest,
+}
+
+impl QueryPlan {
+    /// Makes the physical plan anew, so that static tables are read again, with the files they consist of now.
+    pub(crate) async fn look_up_static_tables(&mut self) -> Result<()> {
+        // DataFusion remembers which files a table has.
+        if let Some(listings) = self.session.runtime_env().cache_manager.get_list_files_cache() {
+            listings.clear();
+        }
+        let session = self.session.as_ref();
+        self.physical = session.query_planner().create_physical_plan(&self.optimized, session).await?;
+        Ok(())
+    }
 }
 
 /// Takes a query through all passes.
@@ -102,6 +117,7 @@ pub(crate) async fn plan_query(
     Ok(QueryPlan {
         schema: without_marks(&physical.schema()),
         physical,
+        optimized,
         sources,
         leaves,
         watermark_delays_ms: watermarks.iter().map(|w| w.delay_ms).collect(),
@@ -174,6 +190,8 @@ fn session_for_streams(user: SessionState, partitions: usize) -> Result<SessionS
     let config = user
         .config()
         .clone()
+        // The catalog is shared with the user's session: a default one would take the place of their tables.
+        .with_create_default_catalog_and_schema(false)
         .with_target_partitions(partitions)
         .with_round_robin_repartition(false)
         // Through the string-keyed setter: it also switches off the filters of joins and sorts, which would outlive a batch.

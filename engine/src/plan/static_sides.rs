@@ -56,19 +56,11 @@ pub(crate) enum Keep {
     HashTables,
     /// The rows of static tables. The hash tables are built anew, which also drops the metrics that joins pile up.
     StaticRows,
-    /// Nothing: static tables are read again.
-    Nothing,
 }
 
 /// The plan, ready for another batch. A hash join that builds from a static table is left as it is, for its table.
 pub(crate) fn reset(plan: Arc<dyn ExecutionPlan>, keep: Keep) -> Result<Arc<dyn ExecutionPlan>> {
     plan.transform_up(|plan| {
-        if let Some(side) = plan.downcast_ref::<StaticSideExec>() {
-            return Ok(match keep {
-                Keep::Nothing => Transformed::yes(Arc::new(side.forget()?) as _),
-                _ => Transformed::no(plan),
-            });
-        }
         let builds_from_static = plan.downcast_ref::<HashJoinExec>().is_some_and(|join| !is_streaming(join.left()));
         if builds_from_static && keep == Keep::HashTables {
             return Ok(Transformed::no(plan));

@@ -127,7 +127,20 @@ pub(super) struct Config {
 pub(super) enum Step {
     Add(BTreeMap<String, Value>),
     Process(Expected),
-    Restart(bool),
+    Restart(Always),
+}
+
+/// `true`, and nothing else.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "bool")]
+pub(super) struct Always;
+
+impl TryFrom<bool> for Always {
+    type Error = &'static str;
+
+    fn try_from(value: bool) -> Result<Self, Self::Error> {
+        if value { Ok(Always) } else { Err("a restart that is none") }
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -36,7 +36,8 @@ pub(super) struct Lines {
 enum Input {
     /// A local file is read in place: one call brings a whole block.
     Local(Box<dyn Read + Send>),
-    Remote(BoxStream<'static, Result<Bytes>>),
+    /// Chunks as they come, and what is left of the last one.
+    Remote(BoxStream<'static, Result<Bytes>>, Bytes),
 }
 
 impl Lines {
@@ -51,7 +52,7 @@ impl Lines {
             GetResultPayload::File(file, _) => Input::Local(compression.convert_read(file)?),
             GetResultPayload::Stream(bytes) => {
                 let bytes = bytes.map_err(|e| DataFusionError::ObjectStore(Box::new(e))).boxed();
-                Input::Remote(compression.convert_stream(bytes)?)
+                Input::Remote(compression.convert_stream(bytes)?, Bytes::new())
             }
         };
         Ok(Lines { input, rest: vec![], next_line: 1, ended: false })
@@ -89,19 +90,19 @@ impl Lines {
 
     /// Reads about a block more, or notes the end.
     async fn fill(&mut self, text: &mut Vec<u8>) -> Result<()> {
-        let wanted = text.len() + BLOCK_BYTES;
         match &mut self.input {
             Input::Local(file) => {
                 let read = file.take(BLOCK_BYTES as u64).read_to_end(text)?;
                 self.ended = read < BLOCK_BYTES;
             }
-            Input::Remote(chunks) => {
-                while text.len() < wanted {
-                    match chunks.try_next().await? {
-                        Some(chunk) => text.extend_from_slice(&chunk),
-                        None => {
-                            self.ended = true;
-                            break;
+            Input::Remote(chunks, chunk) => {
+                let wanted = text.len() + BLOCK_BYTES;
+                while text.len() < wanted && !self.ended {
+                    text.extend_from_slice(&chunk.split_to(chunk.len().min(wanted - text.len())));
+                    if chunk.is_empty() {
+                        match chunks.try_next().await? {
+                            Some(next) => *chunk = next,
+                            None => self.ended = true,
                         }
                     }
                 }
