@@ -74,7 +74,7 @@ impl fmt::Display for ErrorKind {
 ///     "bad input: line 3 is not JSON [file in/part-7.json]. What to do: mend the line and start the query again"
 /// );
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Error(Box<Inner>);
 
 #[derive(Debug, Clone)]
@@ -225,6 +225,13 @@ impl fmt::Display for Error {
             write!(f, ". What to do: {hint}")?;
         }
         Ok(())
+    }
+}
+
+/// As it reads: a `main` that returns this error prints it with `Debug`.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

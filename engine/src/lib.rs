@@ -14,7 +14,7 @@
 //!    on batch N exists, and whenever it runs, it reads the same rows and sees the same time.
 //! 4. **Bind.** Each source turns its stretch into a bounded plan ([`bind`](source::SourceReader::bind)), with the columns
 //!    and filters that the query pushed down to it.
-//! 5. **Execute.** The cached plan runs, each partition on a worker thread ([`execution`]). Leaves and operators find what
+//! 5. **Execute.** The cached plan runs, each partition on a worker thread of rayon's pool. Leaves and operators find what
 //!    they need to know of the batch in the [`BatchContext`](batch::BatchContext).
 //! 6. **Remember.** Operators note what outlives the batch: today, how far event time has come ([`watermark`]).
 //! 7. **Sink.** Each partition that has rows fills a [`PartitionWriter`](sink::PartitionWriter) and ends with a

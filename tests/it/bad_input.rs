@@ -58,7 +58,7 @@ async fn malformed(name: &str, good: &str, spoil: (&str, &str), source: fn(&Path
     assert!(failed.file_name().is_some_and(|file| file.ends_with(&format!("2-{name}"))), "{failed}");
     assert!(failed.message().contains("line 3"), "{failed}");
     assert!(failed.batch_id().is_some() && failed.hint_text().is_some(), "{failed}");
-    assert_same_rows(&doubled_answer(&[before.clone()]).await, &place.written().await);
+    assert_same_rows(&doubled_answer(std::slice::from_ref(&before)).await, &place.written().await);
 
     // Mended, it goes on where it was.
     put_file(&place.path("in"), &format!("2-{name}"), good.as_bytes()).unwrap();
@@ -242,10 +242,16 @@ async fn an_output_mode_that_a_sink_cannot_take() {
     assert!(refused.to_string().contains("update"), "{refused}");
 }
 
+/// File by file, the new contents, or none at all.
+type Changes = &'static [(&'static str, Option<&'static str>)];
+
+/// What is done to which files (`None`: deleted), and what the start must answer, naming which file.
+type Wreck = (&'static str, &'static [(&'static str, Option<&'static str>)], ErrorKind, &'static str);
+
 /// Files of the checkpoint that are damaged, missing, foreign or too new: named, and nothing is written.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_checkpoint_that_is_not_healthy() {
-    let wrecks: [(&str, &[(&str, Option<&str>)], ErrorKind, &str); 6] = [
+    let wrecks: [Wreck; 6] = [
         ("too new", &[("offsets/2", Some("v9\n{}\n0"))], ErrorKind::IncompatibleCheckpoint, "offsets/2"),
         ("torn", &[("offsets/2", Some("v1\n{\"batchWater"))], ErrorKind::DamagedCheckpoint, "offsets/2"),
         ("empty", &[("commits/2", Some(""))], ErrorKind::DamagedCheckpoint, "commits/2"),

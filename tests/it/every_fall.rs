@@ -337,5 +337,5 @@ async fn a_fall_while_getting_up() {
 async fn batches_have_several_partitions() {
     let world = Events::new(2);
     assert_eq!(table::deal(&world.rows[1], PARTITIONS).unwrap().len(), PARTITIONS);
-    assert_eq!(row_lines(&doubled_answer(&world.rows).await).unwrap().is_empty(), false);
+    assert!(!row_lines(&doubled_answer(&world.rows).await).unwrap().is_empty());
 }

@@ -1,12 +1,14 @@
 //! Two drivers on one checkpoint: one is fenced, nothing is doubled.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
 use datafusion::prelude::*;
 use tempfile::TempDir;
 use tidewater::prelude::*;
+use tidewater::sink::{Sink, SinkContext, SinkWriter};
 use tidewater::testing::{assert_same_rows, table};
 use tidewater_book::events::events;
 use tidewater_book::files::{Format, committed_rows};
@@ -94,6 +96,49 @@ async fn a_driver_that_slept_is_fenced() {
     let fenced = slept.await_termination().await.unwrap_err();
     assert_eq!(fenced.kind(), ErrorKind::Fenced, "{fenced}");
     assert!(slept.last_progress().is_none(), "a fenced batch is not reported as done");
+}
+
+/// A sink that is opened only after another driver has done all the work.
+#[derive(Debug)]
+struct Late {
+    inner: FileSink,
+    source: MemorySource,
+    checkpoint: PathBuf,
+}
+
+#[async_trait]
+impl Sink for Late {
+    fn description(&self) -> String {
+        self.inner.description()
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        self.inner.guarantee()
+    }
+
+    fn supports(&self, mode: OutputMode) -> bool {
+        self.inner.supports(mode)
+    }
+
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+        let stream = doubled(SessionContext::new().read_stream(self.source.clone()).await?)?;
+        finish(to_the_end(stream, self.inner.clone(), &self.checkpoint)).await?;
+        self.inner.open(context).await
+    }
+}
+
+/// Between reading the checkpoint and opening its sink a driver is overtaken: that is no foreign output directory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_driver_overtaken_while_it_starts_is_fenced() {
+    let (dir, source) = (tempfile::tempdir().unwrap(), memory_events());
+    let rows: Vec<RecordBatch> = (0..3).map(|i| events(i, 20).unwrap()).collect();
+    rows.iter().for_each(|rows| add(&source, rows));
+    let (out, checkpoint) = (dir.path().join("out"), dir.path().join("checkpoint"));
+    let late = Late { inner: FileSink::parquet(text(&out)), source: source.clone(), checkpoint: checkpoint.clone() };
+    let stream = doubled(SessionContext::new().read_stream(source).await.unwrap()).unwrap();
+    let fenced = finish(to_the_end(stream, late, &checkpoint)).await.unwrap_err();
+    assert_eq!(fenced.kind(), ErrorKind::Fenced, "{fenced}");
+    assert_same_rows(&doubled_answer(&rows).await, &written(&out).await);
 }
 
 /// Both run at full speed: whatever happens, only fencing stops them, and the output is right in the end.

@@ -18,7 +18,7 @@
 //!    stops.
 //! 6. Nothing is deleted that a batch still kept needs.
 //!
-//! What to do after a crash is decided by [`resume`], a pure function of the tails of the two logs.
+//! What to do after a crash is decided by `resume`, a pure function of the tails of the two logs.
 
 mod batch_log;
 

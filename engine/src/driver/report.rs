@@ -7,6 +7,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use serde_json::Value;
 
 use super::Driver;
+use super::shared::Bound;
 use crate::batch::{BatchContext, EventTimeStats};
 use crate::checkpoint::OffsetEntry;
 use crate::progress::{QueryEvent, QueryProgress, SinkProgress, SourceProgress, Stopwatch, rows_per_second, timestamp};
@@ -79,7 +80,7 @@ impl Driver {
             state.status.is_trigger_active = false;
             state.status.is_data_available = true;
             state.watermark_ms = self.tracker.is_used().then(|| self.tracker.watermark_ms());
-            state.bound = Some((self.next, leaves));
+            state.bound = Some(Bound { batch: self.next, leaves });
             state.recent.push_back(progress);
             while state.recent.len() > self.config.recent_progress.max(1) {
                 state.recent.pop_front();

@@ -45,9 +45,16 @@ pub(crate) struct State {
     /// The watermark of the next batch; `None` without `with_watermark`.
     pub(crate) watermark_ms: Option<i64>,
     /// What the last batch read, by leaf.
-    pub(crate) bound: Option<(BatchId, Vec<Option<Arc<dyn ExecutionPlan>>>)>,
+    pub(crate) bound: Option<Bound>,
     /// Set once, when the run is over: the error, if it failed.
     pub(crate) ended: Option<Option<Error>>,
+}
+
+/// What a batch read, by leaf; nothing where a source had nothing new.
+#[derive(Debug, Clone)]
+pub(crate) struct Bound {
+    pub(crate) batch: BatchId,
+    pub(crate) leaves: Vec<Option<Arc<dyn ExecutionPlan>>>,
 }
 
 impl Shared {
@@ -76,7 +83,7 @@ impl Shared {
     /// The plan, and below it what the last batch read at each leaf.
     pub(crate) fn explain(&self) -> String {
         let mut text = format!("Every batch runs:\n{}", self.plan);
-        if let Some((batch, leaves)) = &self.state.borrow().bound {
+        if let Some(Bound { batch, leaves }) = &self.state.borrow().bound {
             for (leaf, bound) in leaves.iter().enumerate() {
                 text.push_str(&format!("\nBatch {batch} read at leaf {leaf}:\n"));
                 match bound {

@@ -105,7 +105,7 @@ where
         StreamTest { name: name.to_owned(), query, sources: vec![], configure, steps: vec![] }
     }
 
-    /// A source in memory, with columns of short type names (see [`table::schema`]).
+    /// A source in memory, with columns of short type names (see [`table::schema`](super::table::schema)).
     #[must_use]
     pub fn source(mut self, name: &str, columns: &[(&str, &str)]) -> Self {
         let columns = columns.iter().map(|(column, of_type)| ((*column).to_owned(), (*of_type).to_owned())).collect();
