@@ -242,9 +242,6 @@ async fn an_output_mode_that_a_sink_cannot_take() {
     assert!(refused.to_string().contains("update"), "{refused}");
 }
 
-/// File by file, the new contents, or none at all.
-type Changes = &'static [(&'static str, Option<&'static str>)];
-
 /// What is done to which files (`None`: deleted), and what the start must answer, naming which file.
 type Wreck = (&'static str, &'static [(&'static str, Option<&'static str>)], ErrorKind, &'static str);
 
