@@ -29,11 +29,9 @@ impl QueryListener for Collect {
 pub(crate) async fn run() -> Result<(), Box<dyn std::error::Error>> {
     println!("one row per batch, {BATCHES} batches after {WARM_UP} to warm up, milliseconds (median / p99)");
     let folder = tempfile::tempdir()?;
-    for (name, location, durable) in [
-        ("durable", Some("durable"), true),
-        ("not durable", Some("quick"), false),
-        ("in memory", None, false),
-    ] {
+    for (name, location, durable) in
+        [("durable", Some("durable"), true), ("not durable", Some("quick"), false), ("in memory", None, false)]
+    {
         let location = location.map(|name| folder.path().join(name).display().to_string());
         let progress = measure(location, durable).await?;
         let mut phases: BTreeMap<&str, Vec<f64>> = BTreeMap::new();

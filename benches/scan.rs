@@ -22,7 +22,9 @@ pub(crate) async fn run() -> Result<(), Box<dyn std::error::Error>> {
     write_files(&input).await?;
     let partitions = std::thread::available_parallelism()?.get();
     let rows = FILES * ROWS_PER_FILE;
-    println!("{rows} rows in {FILES} Parquet files, {partitions} partitions, filter and projection, {ROUNDS} rounds in turn");
+    println!(
+        "{rows} rows in {FILES} Parquet files, {partitions} partitions, filter and projection, {ROUNDS} rounds in turn"
+    );
 
     let (mut ours, mut plain, mut ratios) = (vec![], vec![], vec![]);
     for _ in 0..ROUNDS {

@@ -46,8 +46,12 @@ pub(crate) struct Start {
     pub(crate) reservation: Reservation,
 }
 
+/// The newest batch in the offset log and in the commit log.
+type Tails = (Option<BatchId>, Option<BatchId>);
+
 /// Where a run begins, with what the logs say of it.
 struct Position {
+    tails: Tails,
     next: BatchId,
     repeat: Option<OffsetEntry>,
     ends: Vec<Option<crate::source::Offset>>,
@@ -105,7 +109,10 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
         clock: Arc::clone(&start.clock),
         durable: start.config.durable,
     };
-    let sink = start.sink.open(context).await.map_err(with_query)?;
+    let sink = match start.sink.open(context).await {
+        Ok(sink) => sink,
+        Err(error) => return Err(with_query(overtaken(&offsets, &commits, position.tails, error).await)),
+    };
 
     let shared = Arc::new(Shared {
         id,
@@ -161,13 +168,30 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
     Ok(shared)
 }
 
+async fn tails(offsets: &BatchLog, commits: &BatchLog) -> Result<Tails> {
+    Ok((offsets.batches().await?.last().copied(), commits.batches().await?.last().copied()))
+}
+
+/// A sink that is ahead of the checkpoint belongs to another query, unless another run moved both since this one looked.
+async fn overtaken(offsets: &BatchLog, commits: &BatchLog, seen: Tails, error: Error) -> Error {
+    match tails(offsets, commits).await {
+        Ok(now) if error.kind() == ErrorKind::IncompatibleCheckpoint && now != seen => {
+            Error::new(ErrorKind::Fenced, "another run wrote to the checkpoint while this one was starting")
+                .hint("let one process run the query; this one wrote nothing and can be stopped")
+                .caused_by(error)
+        }
+        _ => error,
+    }
+}
+
 /// Reads the tails of the two logs.
 async fn position(offsets: &BatchLog, commits: &BatchLog, sources: usize) -> Result<Position> {
-    let newest_offsets = offsets.batches().await?.last().copied();
-    let newest_commit = commits.batches().await?.last().copied();
+    let tails = tails(offsets, commits).await?;
+    let (newest_offsets, newest_commit) = tails;
     let (next, logged, ends, repeat) = match resume(newest_offsets, newest_commit)? {
         Resume::Fresh => {
             return Ok(Position {
+                tails,
                 next: BatchId(0),
                 repeat: None,
                 ends: vec![None; sources],
@@ -202,7 +226,7 @@ async fn position(offsets: &BatchLog, commits: &BatchLog, sources: usize) -> Res
         Some(batch) => Some(commits.read(batch).await?),
         None => None,
     };
-    Ok(Position { next, repeat, ends, conf: Some(logged), commit })
+    Ok(Position { tails, next, repeat, ends, conf: Some(logged), commit })
 }
 
 async fn open_source(
