@@ -93,8 +93,7 @@ async fn clean_file(uri: &str, archive: Option<&FileLocation>, runtime: &Runtime
     let store: Arc<dyn ObjectStore> = file.open(runtime)?;
     let done = match archive {
         None => store.delete(&file.path).await,
-        // What lies in the archive is not overwritten.
-        Some(archive) => store.rename_if_not_exists(&file.path, &below(archive, &file.path)).await,
+        Some(archive) => move_file(store.as_ref(), &file.path, &below(archive, &file.path)).await,
     };
     match done {
         Ok(()) => Ok(()),
@@ -102,6 +101,20 @@ async fn clean_file(uri: &str, archive: Option<&FileLocation>, runtime: &Runtime
         Err(object_store::Error::NotFound { .. }) => Ok(()),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Moves `from` to `to`; another file that lies there is not overwritten. Many stores link or copy first and delete then, so
+/// a fall between the two leaves the file in both places, and only its deletion is left to do.
+async fn move_file(store: &dyn ObjectStore, from: &Path, to: &Path) -> object_store::Result<()> {
+    let taken = match store.rename_if_not_exists(from, to).await {
+        Err(taken @ object_store::Error::AlreadyExists { .. }) => taken,
+        done => return done,
+    };
+    let (source, archived) = (store.head(from).await?, store.head(to).await?);
+    if source.size == archived.size && source.e_tag.is_some() && source.e_tag == archived.e_tag {
+        return store.delete(from).await;
+    }
+    Err(taken)
 }
 
 /// `path`, all of it, below `folder`.
@@ -140,10 +153,24 @@ mod tests {
         let mut cleaner = Cleaner::new(&CleanSource::Archive(archive.clone()), &pattern).unwrap().unwrap();
         let runtime = RuntimeEnv::default();
         let uri = pattern.list(&runtime).await.unwrap().remove(0).uri;
-        cleaner.clean(vec![uri.clone(), uri], &runtime).await;
+        cleaner.clean(vec![uri.clone()], &runtime).await;
+        cleaner.clean(vec![uri.clone()], &runtime).await;
         assert_eq!((cleaner.cleaned, cleaner.failed), (2, 0));
         assert!(!input.join("a b.csv").exists());
         let archived = format!("{archive}{}/a b.csv", input.display());
+        assert_eq!(std::fs::read_to_string(&archived).unwrap(), "1");
+
+        // A fall between the link and the deletion.
+        std::fs::hard_link(&archived, input.join("a b.csv")).unwrap();
+        cleaner.clean(vec![uri.clone()], &runtime).await;
+        assert_eq!((cleaner.cleaned, cleaner.failed), (3, 0));
+        assert!(!input.join("a b.csv").exists());
+
+        // Another file of the same name stays where it is.
+        std::fs::write(input.join("a b.csv"), "2").unwrap();
+        cleaner.clean(vec![uri], &runtime).await;
+        assert_eq!((cleaner.cleaned, cleaner.failed), (3, 1));
+        assert!(input.join("a b.csv").exists());
         assert_eq!(std::fs::read_to_string(archived).unwrap(), "1");
     }
 }
