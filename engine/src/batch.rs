@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::BatchId;
 use crate::source::LeafId;
+use crate::state::{OperatorId, OperatorRun};
 
 /// One batch while it runs. Leaves and operators find it in the `TaskContext` they are executed with, so nothing of a
 /// batch is kept in the plan itself, and many queries live in one process.
@@ -25,7 +26,28 @@ pub struct BatchContext {
     pub watermark_ms: i64,
     leaves: Vec<Leaf>,
     event_times: Vec<Mutex<EventTimeStats>>,
+    operators: Vec<Arc<OperatorRun>>,
+    exchanges: Vec<Exchanged>,
     cancelled: Arc<AtomicBool>,
+}
+
+/// What is to run, beside the batch's number and times.
+#[derive(Debug, Default)]
+pub(crate) struct BatchParts {
+    /// By leaf of the plan: its rows.
+    pub(crate) leaves: Vec<Option<Arc<dyn ExecutionPlan>>>,
+    /// How many `with_watermark`s the query has.
+    pub(crate) watermark_nodes: usize,
+    /// By stateful operator.
+    pub(crate) operators: Vec<Arc<OperatorRun>>,
+    /// By exchange: into how many partitions it deals.
+    pub(crate) exchanges: Vec<usize>,
+}
+
+/// The rows that an exchange has dealt out: by target partition, what each producer gave.
+#[derive(Debug)]
+struct Exchanged {
+    partitions: Vec<Mutex<Vec<(usize, RecordBatch)>>>,
 }
 
 /// One place in the plan where rows of a source come in.
@@ -37,18 +59,27 @@ struct Leaf {
 }
 
 impl BatchContext {
-    /// `leaves` has one entry per leaf of the plan, `watermark_nodes` counts its `with_watermark`s.
     pub(crate) fn new(
         batch: BatchId,
         time_ms: i64,
         watermark_ms: i64,
-        leaves: Vec<Option<Arc<dyn ExecutionPlan>>>,
-        watermark_nodes: usize,
+        parts: BatchParts,
         cancelled: Arc<AtomicBool>,
     ) -> Self {
-        let leaves = leaves.into_iter().map(|bound| Leaf { bound, rows: AtomicU64::new(0) }).collect();
-        let event_times = (0..watermark_nodes).map(|_| Mutex::default()).collect();
-        BatchContext { batch, time_ms, watermark_ms, leaves, event_times, cancelled }
+        let leaves = parts.leaves.into_iter().map(|bound| Leaf { bound, rows: AtomicU64::new(0) }).collect();
+        let event_times = (0..parts.watermark_nodes).map(|_| Mutex::default()).collect();
+        let dealt = |partitions| Exchanged { partitions: (0..partitions).map(|_| Mutex::default()).collect() };
+        let exchanges = parts.exchanges.into_iter().map(dealt).collect();
+        BatchContext {
+            batch,
+            time_ms,
+            watermark_ms,
+            leaves,
+            event_times,
+            operators: parts.operators,
+            exchanges,
+            cancelled,
+        }
     }
 
     /// The batch that a task belongs to.
@@ -86,6 +117,30 @@ impl BatchContext {
     /// By `with_watermark` node: the event times it saw.
     pub(crate) fn event_times(&self) -> Vec<EventTimeStats> {
         self.event_times.iter().map(|stats| *stats.lock()).collect()
+    }
+
+    /// What a stateful operator goes by in this batch.
+    pub(crate) fn operator(&self, operator: OperatorId) -> Result<Arc<OperatorRun>> {
+        let run = self.operators.get(operator.0).map(Arc::clone);
+        run.ok_or_else(|| Error::internal("the plan has a stateful operator the batch does not know"))
+    }
+
+    /// Deals rows of a producer to a partition behind an exchange.
+    pub(crate) fn deal(&self, exchange: usize, partition: usize, producer: usize, rows: RecordBatch) -> Result<()> {
+        self.exchanged(exchange, partition)?.lock().push((producer, rows));
+        Ok(())
+    }
+
+    /// Takes what was dealt to a partition: the rows of the first producer first.
+    pub(crate) fn take_dealt(&self, exchange: usize, partition: usize) -> Result<Vec<RecordBatch>> {
+        let mut dealt = std::mem::take(&mut *self.exchanged(exchange, partition)?.lock());
+        dealt.sort_by_key(|(producer, _)| *producer);
+        Ok(dealt.into_iter().map(|(_, rows)| rows).collect())
+    }
+
+    fn exchanged(&self, exchange: usize, partition: usize) -> Result<&Mutex<Vec<(usize, RecordBatch)>>> {
+        let found = self.exchanges.get(exchange).and_then(|exchange| exchange.partitions.get(partition));
+        found.ok_or_else(|| Error::internal("the plan has an exchange the batch does not know"))
     }
 
     /// Fails if the query was asked to drop this batch. Tasks ask between record batches.

@@ -84,3 +84,11 @@ uuid_id!(
     /// Names one run of a query, from a start to its end. Two runs never share one.
     RunId
 );
+
+impl RunId {
+    /// Enough of it to tell the runs of one query apart in the names of files.
+    pub(crate) fn short(self) -> String {
+        let (first, ..) = self.0.as_fields();
+        format!("{first:08x}")
+    }
+}

@@ -16,13 +16,18 @@
 //!    and filters that the query pushed down to it.
 //! 5. **Execute.** The cached plan runs, each partition on a worker thread of rayon's pool. Leaves and operators find what
 //!    they need to know of the batch in the [`BatchContext`](batch::BatchContext).
-//! 6. **Remember.** Operators note what outlives the batch: today, how far event time has come ([`watermark`]).
+//!    Where rows of one key must meet, the plan is cut: what is below runs first, and its rows are dealt out by key.
+//! 6. **Remember.** Stateful operators find what they know of each key, change it, and give rows out; what changed is
+//!    written to `state/` in the checkpoint, one file per operator. How far event time has come is noted, too
+//!    ([`watermark`]).
 //! 7. **Sink.** Each partition that has rows fills a [`PartitionWriter`](sink::PartitionWriter) and ends with a
 //!    [`Receipt`](sink::Receipt). [`commit`](sink::SinkWriter::commit) makes the batch visible, once: a second commit of the
 //!    same batch changes nothing.
-//! 8. **Commit.** `commits/N` is created, with the watermark of the next batch. Batch N is done.
+//! 8. **Commit.** `commits/N` is created, with the watermark of the next batch and the names of the files that are the
+//!    state after it. Batch N is done.
 //! 9. **Progress.** A [`QueryProgress`](progress::QueryProgress) tells what happened, to handles and listeners.
-//! 10. **Housekeeping.** Sources let go of what was read; old log entries are deleted.
+//! 10. **Housekeeping.** Sources let go of what was read; old log entries and files of state are deleted; small files of
+//!     state are merged into larger ones.
 //!
 //! Die anywhere in between, and the next start reads the tails of the two logs: a batch that was logged but not committed
 //! runs again, with the same rows, and the sink takes it once.
@@ -80,6 +85,8 @@ pub mod batch;
 mod execution;
 
 mod operator;
+
+mod state;
 
 pub mod watermark;
 

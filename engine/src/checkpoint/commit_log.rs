@@ -6,8 +6,11 @@
 //! {"nextBatchWatermarkMs":15000,"nodeWatermarksMs":{"0":15000,"1":32000},"runId":"…"}
 //! ```
 //!
+//! A query with state has `state`, too: the file that tells what its operators keep, and for each operator the files that are
+//! its state after this batch, oldest first, and up to what time rows were evicted.
+//!
 //! `nodeWatermarksMs` has the own watermark of each `with_watermark` that has seen rows, so that a restart forgets no
-//! input; it and `runId` are ours, and Spark ignores them.
+//! input; it, `state` and `runId` are ours, and Spark ignores them.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +20,7 @@ use super::batch_log::LogEntry;
 use super::{check_version, with_version};
 use crate::error::{Error, Result};
 use crate::id::RunId;
+use crate::state::StateCommit;
 
 /// See the [module](self).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +30,8 @@ pub(crate) struct CommitEntry {
     pub(crate) next_batch_watermark_ms: i64,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) node_watermarks_ms: BTreeMap<usize, i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) state: Option<StateCommit>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) run_id: Option<RunId>,
 }
@@ -70,7 +76,8 @@ mod tests {
             next_batch_watermark_ms: i64,
             node_watermarks_ms in proptest::collection::btree_map(0usize..9, any::<i64>(), 0..4),
         ) {
-            let entry = CommitEntry { next_batch_watermark_ms, node_watermarks_ms, run_id: Some(RunId::random()) };
+            let run_id = Some(RunId::random());
+            let entry = CommitEntry { next_batch_watermark_ms, node_watermarks_ms, state: None, run_id };
             prop_assert_eq!(CommitEntry::decode(&entry.encode(), "f").unwrap(), entry);
         }
     }

@@ -6,6 +6,7 @@
 //!   offsets/N         where batch N ends, its watermark and clock   written before batch N
 //!   commits/N         batch N is done, and the next watermark       written after batch N
 //!   sources/<i>/…     a source's own log                            written before offsets/N
+//!   state/…           what operators remember                       written before the commit that names it
 //! ```
 //!
 //! The files are Spark's (Structured Streaming 4.3), with fields of ours where Spark ignores them. What always holds:

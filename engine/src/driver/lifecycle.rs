@@ -13,6 +13,7 @@ use datafusion::physical_plan::displayable;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
+use super::keeper::StateKeeper;
 use super::{Driver, Shared, State};
 use crate::checkpoint::resume::{Resume, resume};
 use crate::checkpoint::{
@@ -55,6 +56,10 @@ struct Position {
     next: BatchId,
     repeat: Option<OffsetEntry>,
     ends: Vec<Option<crate::source::Offset>>,
+    /// The watermark of the batch before the next one.
+    previous_watermark_ms: i64,
+    /// Commits of batches before the one to be repeated are missing.
+    commits_lost: bool,
     conf: Option<OffsetEntry>,
     commit: Option<CommitEntry>,
 }
@@ -90,6 +95,19 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
         tracker.restore(commit.next_batch_watermark_ms, &commit.node_watermarks_ms);
     }
 
+    let pool = &plan.session.runtime_env().memory_pool;
+    let tree = plan.watermark_tree.clone();
+    let state = StateKeeper::open(&plan.physical, tree, &start.checkpoint, position.commit.as_ref(), run_id, pool)
+        .await
+        .map_err(with_query)?;
+    if position.commits_lost && !state.is_empty() {
+        return Err(with_query(
+            Error::damaged("commits are missing, and with them the names of the files that are the query's state")
+                .file("commits")
+                .hint("restore the folder `commits` from a backup, or start with a new checkpoint"),
+        ));
+    }
+
     let mut readers: Vec<Box<dyn SourceReader>> = vec![];
     for (number, source) in plan.sources.iter().enumerate() {
         readers.push(
@@ -120,6 +138,7 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
         name: start.name,
         guarantee: start.sink.guarantee(),
         plan: displayable(plan.physical.as_ref()).indent(true).to_string(),
+        unbounded_state: plan.unbounded.clone(),
         state: watch::Sender::new(State {
             status: QueryStatus { message: "starting".to_owned(), ..QueryStatus::default() },
             watermark_ms: tracker.is_used().then(|| tracker.watermark_ms()),
@@ -137,6 +156,10 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
     tracing::info!(query = %id, run = %run_id, next_batch = %position.next, sink = %start.sink.description(),
         guarantee = %start.sink.guarantee(), "query started");
 
+    for state in &plan.unbounded {
+        tracing::warn!(query = %id, "{state}: a watermark on what it goes by would bound that");
+    }
+
     let driver = Driver {
         shared: Arc::clone(&shared),
         runtime: Handle::current(),
@@ -151,6 +174,8 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
         offsets,
         commits,
         tracker,
+        state,
+        previous_watermark_ms: position.previous_watermark_ms,
         events,
         next: position.next,
         ends: position.ends,
@@ -188,31 +213,39 @@ async fn overtaken(offsets: &BatchLog, commits: &BatchLog, seen: Tails, error: E
 async fn position(offsets: &BatchLog, commits: &BatchLog, sources: usize) -> Result<Position> {
     let tails = tails(offsets, commits).await?;
     let (newest_offsets, newest_commit) = tails;
-    let (next, logged, ends, repeat) = match resume(newest_offsets, newest_commit)? {
+    let mut lost = false;
+    let (next, logged, ends, previous_watermark_ms, repeat) = match resume(newest_offsets, newest_commit)? {
         Resume::Fresh => {
             return Ok(Position {
                 tails,
                 next: BatchId(0),
                 repeat: None,
                 ends: vec![None; sources],
+                previous_watermark_ms: 0,
+                commits_lost: false,
                 conf: None,
                 commit: None,
             });
         }
         Resume::After { last } => {
             let logged: OffsetEntry = offsets.read(last).await?;
-            (last.next(), logged.clone(), logged.ends, None)
+            let watermark_ms = logged.watermark_ms;
+            (last.next(), logged.clone(), logged.ends, watermark_ms, None)
         }
         Resume::Repeat { batch, commits_lost } => {
+            lost = commits_lost;
             if commits_lost {
                 tracing::warn!(%batch, ?newest_commit, "commits of earlier batches are missing; the last logged batch runs again");
             }
             let logged: OffsetEntry = offsets.read(batch).await?;
-            let ends = match batch.previous() {
-                Some(previous) => offsets.read::<OffsetEntry>(previous).await?.ends,
-                None => vec![None; logged.ends.len()],
+            let (ends, watermark_ms) = match batch.previous() {
+                Some(previous) => {
+                    let previous: OffsetEntry = offsets.read(previous).await?;
+                    (previous.ends, previous.watermark_ms)
+                }
+                None => (vec![None; logged.ends.len()], 0),
             };
-            (batch, logged.clone(), ends, Some(logged))
+            (batch, logged.clone(), ends, watermark_ms, Some(logged))
         }
     };
     if logged.ends.len() != sources || ends.len() != sources {
@@ -226,7 +259,7 @@ async fn position(offsets: &BatchLog, commits: &BatchLog, sources: usize) -> Res
         Some(batch) => Some(commits.read(batch).await?),
         None => None,
     };
-    Ok(Position { tails, next, repeat, ends, conf: Some(logged), commit })
+    Ok(Position { tails, next, repeat, ends, previous_watermark_ms, commits_lost: lost, conf: Some(logged), commit })
 }
 
 async fn open_source(

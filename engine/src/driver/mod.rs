@@ -3,7 +3,7 @@
 //! One thread per query owns everything that changes: sources, sink, logs, watermark. It runs rounds:
 //!
 //! ```text
-//! round:  latest offsets → decide ─┬─ run:   offsets/N → bind → run the plan → sink commits → commits/N → progress
+//! round:  latest offsets → decide ─┬─ run:   offsets/N → bind → run the plan → state → sink → commits/N → progress
 //!                                  ├─ wait:  until the trigger says so
 //!                                  └─ finish
 //! ```
@@ -12,6 +12,8 @@
 //! the next start repeats the batch.
 
 mod decide;
+
+mod keeper;
 
 mod lifecycle;
 
@@ -27,9 +29,10 @@ use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use tokio::runtime::Handle;
 
 use self::decide::{Decision, Found, decide};
+use self::keeper::StateKeeper;
 pub(crate) use self::lifecycle::{Start, start};
 pub(crate) use self::shared::{Shared, State};
-use crate::batch::BatchContext;
+use crate::batch::{BatchContext, BatchParts};
 use crate::checkpoint::{BatchLog, CommitEntry, OffsetEntry};
 use crate::clock::Clock;
 use crate::config::QueryConfig;
@@ -37,6 +40,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::execution;
 use crate::id::{BatchId, PartitionId};
 use crate::plan::QueryPlan;
+use crate::plan::stateful::exchanges;
 use crate::plan::static_sides::{Keep, reset};
 use crate::progress::{EventQueue, Phase, Stopwatch};
 use crate::query::Reservation;
@@ -63,6 +67,7 @@ pub(crate) struct Driver {
     offsets: BatchLog,
     commits: BatchLog,
     tracker: WatermarkTracker,
+    state: StateKeeper,
     events: EventQueue,
     /// Settings that the checkpoint pins; written into every batch's entry.
     conf: std::collections::BTreeMap<String, String>,
@@ -72,6 +77,8 @@ pub(crate) struct Driver {
     ends: Vec<Option<Offset>>,
     /// The entry of batch `next`, if it was logged before this run began.
     repeat: Option<OffsetEntry>,
+    /// The watermark of the last batch, by which rows of the next are late.
+    previous_watermark_ms: i64,
     /// When the static tables were last read.
     static_read_ms: Option<i64>,
     batches_run: u64,
@@ -79,6 +86,12 @@ pub(crate) struct Driver {
     last_idle_event_ms: i64,
     /// Frees the checkpoint for another run when this one ends.
     _reservation: Reservation,
+}
+
+/// What a run of the plan left to be committed.
+struct Filled {
+    begin: Begin,
+    receipts: Vec<Receipt>,
 }
 
 /// What a round did.
@@ -116,8 +129,8 @@ impl Driver {
                 let latest = self.latest_offsets(&mut watch)?;
                 let data =
                     latest.iter().zip(&self.ends).any(|(latest, end)| latest.end.is_some() && latest.end != *end);
-                // No operator of this release waits for the watermark.
-                let found = Found { data, watermark_due: false, no_data_batches: self.config.no_data_batches };
+                let watermark_due = self.state.is_due(self.previous_watermark_ms, self.tracker.watermark_ms());
+                let found = Found { data, watermark_due, no_data_batches: self.config.no_data_batches };
                 match decide(found, self.trigger.ends()) {
                     Decision::Run => (self.log_batch(started_ms, &latest, &mut watch)?, latest),
                     Decision::Wait => {
@@ -190,18 +203,28 @@ impl Driver {
             leaves.iter().flatten().map(|plan| plan.output_partitioning().partition_count()).sum();
 
         watch.enter(Phase::QueryPlanning);
-        let context = Arc::new(BatchContext::new(
-            batch,
-            entry.time_ms,
-            entry.watermark_ms,
-            leaves.clone(),
-            self.plan.watermark_delays_ms.len(),
-            Arc::clone(&self.shared.cancelled),
-        ));
+        let operators = self.state.begin(self.previous_watermark_ms, entry.watermark_ms);
+        let parts = BatchParts {
+            leaves: leaves.clone(),
+            watermark_nodes: self.plan.watermark_delays_ms.len(),
+            operators: operators.clone(),
+            exchanges: exchanges(&self.plan.physical).into_iter().map(|exchange| exchange.partitions()).collect(),
+        };
+        let cancelled = Arc::clone(&self.shared.cancelled);
+        let context = Arc::new(BatchContext::new(batch, entry.time_ms, entry.watermark_ms, parts, cancelled));
         let task_context = self.prepare(&context, started_ms)?;
 
         watch.enter(Phase::AddBatch);
-        let rows = self.fill_sink(batch, &task_context, bound_partitions > 1).map_err(|e| e.batch(batch))?;
+        let filled = self.fill_sink(batch, &task_context, bound_partitions > 1).map_err(|e| e.batch(batch))?;
+
+        let mut state = None;
+        if !self.state.is_empty() {
+            watch.enter(Phase::StateCommit);
+            let written = self.runtime.block_on(self.state.write(batch, &operators, &self.runtime));
+            state = written.map_err(|e| e.batch(batch))?;
+            watch.enter(Phase::AddBatch);
+        }
+        let rows = self.commit_sink(batch, filled).map_err(|e| e.batch(batch))?;
 
         watch.enter(Phase::CommitOffsets);
         for (node, seen) in context.event_times().iter().enumerate().filter(|(_, seen)| seen.count > 0) {
@@ -210,15 +233,21 @@ impl Driver {
         let commit = CommitEntry {
             next_batch_watermark_ms: self.tracker.watermark_ms(),
             node_watermarks_ms: self.tracker.node_watermarks_ms(),
+            state,
             run_id: Some(self.shared.run_id),
         };
         self.runtime.block_on(self.commits.add(batch, &commit)).map_err(|e| e.batch(batch))?;
         watch.leave();
 
-        self.report(started_ms, &entry, latest, &context, leaves, rows, &watch);
+        let operators = self.state.progress(&operators, watch.phase_ms(Phase::StateCommit));
+        self.report(started_ms, &entry, latest, &context, leaves, rows, operators, &watch);
+        self.previous_watermark_ms = entry.watermark_ms;
         self.ends = entry.ends;
         self.next = batch.next();
         self.batches_run += 1;
+        if self.batches_run == 1 {
+            self.tidy_state();
+        }
         self.last_trigger_ms = Some(started_ms);
         self.forget_old_batches();
         Ok(())
@@ -288,9 +317,9 @@ impl Driver {
         )))
     }
 
-    /// Runs the plan into the sink and commits there. Returns the number of rows. If the sink took the batch before, the
-    /// plan runs all the same, for what its operators learn from it.
-    fn fill_sink(&self, batch: BatchId, context: &Arc<TaskContext>, parallel: bool) -> Result<u64> {
+    /// Runs the plan into the sink. If the sink took the batch before, the plan runs all the same, for what its operators
+    /// learn from it.
+    fn fill_sink(&self, batch: BatchId, context: &Arc<TaskContext>, parallel: bool) -> Result<Filled> {
         let begin = self.runtime.block_on(self.sink.begin(batch))?;
         let writer = |partition: PartitionId| -> Result<Box<dyn PartitionWriter>> {
             match begin {
@@ -306,6 +335,12 @@ impl Driver {
             runtime: &self.runtime,
             parallel,
         })?;
+        Ok(Filled { begin, receipts })
+    }
+
+    /// Makes the batch visible in the sink. Returns the number of rows.
+    fn commit_sink(&self, batch: BatchId, filled: Filled) -> Result<u64> {
+        let Filled { begin, receipts } = filled;
         let rows = receipts.iter().map(|receipt| receipt.rows).sum();
         if self.shared.cancelled.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Stopped, "the query was asked to drop the running batch"));
@@ -317,10 +352,21 @@ impl Driver {
         Ok(rows)
     }
 
+    /// Deletes what earlier runs left behind. What cannot be deleted now is only untidy.
+    fn tidy_state(&self) {
+        if let Err(error) = self.runtime.block_on(self.state.tidy(&self.commits)) {
+            tracing::warn!(%error, "files of state that an earlier run left behind could not be deleted");
+        }
+    }
+
     /// Deletes log entries that no kept batch needs. What cannot be deleted now is only untidy.
     fn forget_old_batches(&self) {
         let newest = self.next.0.saturating_sub(1);
         let Some(old) = newest.checked_sub(self.config.min_batches_to_retain + 1) else { return };
+        // The files of state first: the commits tell which they are.
+        if let Err(error) = self.runtime.block_on(self.state.forget(&self.commits, BatchId(old))) {
+            tracing::warn!(%error, batch = old, "old files of state could not be deleted");
+        }
         for log in [&self.offsets, &self.commits] {
             if let Err(error) = self.runtime.block_on(log.delete(BatchId(old))) {
                 tracing::warn!(%error, batch = old, "an old log entry could not be deleted");

@@ -10,7 +10,10 @@ use super::Driver;
 use super::shared::Bound;
 use crate::batch::{BatchContext, EventTimeStats};
 use crate::checkpoint::OffsetEntry;
-use crate::progress::{QueryEvent, QueryProgress, SinkProgress, SourceProgress, Stopwatch, rows_per_second, timestamp};
+use crate::progress::{
+    QueryEvent, QueryProgress, SinkProgress, SourceProgress, StateOperatorProgress, Stopwatch, rows_per_second,
+    timestamp,
+};
 use crate::source::{Latest, Offset};
 
 impl Driver {
@@ -24,6 +27,7 @@ impl Driver {
         context: &BatchContext,
         leaves: Vec<Option<Arc<dyn ExecutionPlan>>>,
         output_rows: u64,
+        state_operators: Vec<StateOperatorProgress>,
         watch: &Stopwatch,
     ) {
         let since_last_ms = self.last_trigger_ms.map(|last_ms| (started_ms - last_ms) as f64);
@@ -65,7 +69,7 @@ impl Driver {
             processed_rows_per_second: rows_per_second(rows, Some(took_ms)),
             duration_ms: watch.durations_ms(),
             event_time: self.event_time(entry.watermark_ms, &context.event_times()),
-            state_operators: vec![],
+            state_operators,
             sources,
             sink: SinkProgress {
                 description: self.sink_description.clone(),

@@ -22,6 +22,8 @@ pub(crate) struct Shared {
     pub(crate) guarantee: Guarantee,
     /// The plan that every batch runs, for people.
     pub(crate) plan: String,
+    /// State that nothing bounds, in words.
+    pub(crate) unbounded_state: Vec<String>,
     pub(crate) state: watch::Sender<State>,
     /// Set: no further batch begins.
     pub(crate) stopping: AtomicBool,
@@ -83,6 +85,9 @@ impl Shared {
     /// The plan, and below it what the last batch read at each leaf.
     pub(crate) fn explain(&self) -> String {
         let mut text = format!("Every batch runs:\n{}", self.plan);
+        for state in &self.unbounded_state {
+            text.push_str(&format!("\nUnbounded: {state}.\n"));
+        }
         if let Some(Bound { batch, leaves }) = &self.state.borrow().bound {
             for (leaf, bound) in leaves.iter().enumerate() {
                 text.push_str(&format!("\nBatch {batch} read at leaf {leaf}:\n"));

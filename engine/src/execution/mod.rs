@@ -1,22 +1,34 @@
 //! A physical plan in, receipts out.
 //!
-//! A plan of *n* partitions is *n* independent tasks. Each drains its partition, on a worker thread of rayon's pool, into a
-//! writer of the sink. Where rows cannot fill more than one partition, hopping to other threads would cost more than it
-//! gains, and the tasks run one after the other where they are.
+//! A plan is cut at its [exchanges](crate::operator::exchange) into stages, and these run one after the other:
+//!
+//! ```text
+//! scan ─▶ filter ─▶ partial aggregate │ ─▶ aggregate ─▶ …  ─▶ sink
+//!             stage 0            exchange       last stage
+//! ```
+//!
+//! A stage of *n* partitions is *n* independent tasks. Each drains its partition, on a worker thread of rayon's pool: into
+//! the exchange, which deals its rows out by key, or, in the last stage, into a writer of the sink. Where there are few
+//! rows, hopping to other threads would cost more than it gains, and the tasks run one after the other where they are.
 
 mod task;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use rayon::prelude::*;
 use tokio::runtime::Handle;
 
-use self::task::run_task;
+use self::task::{run_exchange_task, run_task};
 use crate::error::Result;
 use crate::id::{BatchId, PartitionId};
+use crate::plan::stateful::exchanges;
 use crate::sink::{PartitionWriter, Receipt};
+
+/// Fewer rows than this are not worth another thread.
+const ROWS_WORTH_A_THREAD: usize = 4096;
 
 /// Makes the writer of a partition.
 pub(crate) type Writers<'a> = &'a (dyn Fn(PartitionId) -> Result<Box<dyn PartitionWriter>> + Sync);
@@ -28,18 +40,34 @@ pub(crate) struct Run<'a> {
     pub(crate) context: &'a Arc<TaskContext>,
     pub(crate) writers: Writers<'a>,
     pub(crate) runtime: &'a Handle,
-    /// Whether it is worth to use several threads.
+    /// Whether it is worth to read the sources with several threads.
     pub(crate) parallel: bool,
 }
 
-/// Runs every partition of the plan. Returns the receipts of those that had rows, in partition order, or the first error.
+/// Runs every stage of the plan. Returns the receipts of the partitions that had rows, in partition order, or the first
+/// error.
 pub(crate) fn run(run: &Run<'_>) -> Result<Vec<Receipt>> {
+    let mut parallel = run.parallel;
+    for exchange in exchanges(run.plan) {
+        let dealt = AtomicUsize::new(0);
+        let partitions = exchange.input().output_partitioning().partition_count();
+        let task = |partition| {
+            let rows = run_exchange_task(run, exchange, PartitionId(partition))?;
+            dealt.fetch_add(rows, Ordering::Relaxed);
+            Ok(())
+        };
+        each(partitions, parallel, task)?;
+        parallel = run.parallel || dealt.into_inner() >= ROWS_WORTH_A_THREAD;
+    }
     let partitions = run.plan.output_partitioning().partition_count();
-    let task = |partition| run_task(run, PartitionId(partition));
-    let receipts: Vec<Option<Receipt>> = if run.parallel && partitions > 1 {
-        (0..partitions).into_par_iter().map(task).collect::<Result<_>>()?
-    } else {
-        (0..partitions).map(task).collect::<Result<_>>()?
-    };
+    let receipts = each(partitions, parallel, |partition| run_task(run, PartitionId(partition)))?;
     Ok(receipts.into_iter().flatten().collect())
+}
+
+fn each<T: Send>(partitions: usize, parallel: bool, task: impl Fn(usize) -> Result<T> + Send + Sync) -> Result<Vec<T>> {
+    if parallel && partitions > 1 {
+        (0..partitions).into_par_iter().map(task).collect()
+    } else {
+        (0..partitions).map(task).collect()
+    }
 }

@@ -9,15 +9,43 @@ use super::Run;
 use crate::batch::BatchContext;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::PartitionId;
+use crate::operator::exchange::ExchangeExec;
 use crate::sink::Receipt;
 
 /// Drains one partition into its writer. `None` if it had no rows: then no writer is made. A panic fails the batch, not the
 /// process.
 pub(super) fn run_task(run: &Run<'_>, partition: PartitionId) -> Result<Option<Receipt>> {
+    guarded(run, partition, drain(run, partition))
+}
+
+/// Drains one partition below an exchange, which deals its rows out. Returns how many there were.
+pub(super) fn run_exchange_task(run: &Run<'_>, exchange: &ExchangeExec, partition: PartitionId) -> Result<usize> {
+    guarded(run, partition, deal(run, exchange, partition))
+}
+
+fn guarded<T>(run: &Run<'_>, partition: PartitionId, work: impl Future<Output = Result<T>>) -> Result<T> {
     // After a panic nothing of the task is used again: its stream and its writer are dropped with it.
-    catch_unwind(AssertUnwindSafe(|| run.runtime.block_on(drain(run, partition))))
+    catch_unwind(AssertUnwindSafe(|| run.runtime.block_on(work)))
         .unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
         .map_err(|error| error.batch(run.batch).partition(partition))
+}
+
+async fn deal(run: &Run<'_>, exchange: &ExchangeExec, partition: PartitionId) -> Result<usize> {
+    let batch = BatchContext::of(run.context)?;
+    let mut rows = exchange.input().execute(partition.0, Arc::clone(run.context))?;
+    let mut dealt = 0;
+    while let Some(next) = rows.next().await {
+        let next = next?;
+        if next.num_rows() == 0 {
+            continue;
+        }
+        batch.check_cancelled()?;
+        dealt += next.num_rows();
+        for (target, own) in exchange.split(next)? {
+            batch.deal(exchange.number(), target, partition.0, own)?;
+        }
+    }
+    Ok(dealt)
 }
 
 async fn drain(run: &Run<'_>, partition: PartitionId) -> Result<Option<Receipt>> {

@@ -6,9 +6,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, StructArray};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StructArray};
+use arrow::buffer::NullBuffer;
 use arrow::compute::kernels::cast::cast;
-use arrow::datatypes::{DataType, SchemaRef, TimeUnit, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Field, SchemaRef, TimeUnit, TimestampMicrosecondType};
 use datafusion::common::Statistics;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
@@ -21,6 +22,7 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Exe
 use futures::StreamExt;
 
 use crate::batch::{BatchContext, EventTimeStats, restamp};
+use crate::plan::node::watermark::window_us;
 
 /// The physical side of [`with_watermark`](crate::query::StreamingDataFrame::with_watermark).
 #[derive(Debug, Clone)]
@@ -84,10 +86,10 @@ impl ExecutionPlan for EventTimeExec {
 
     fn replace_children(
         self: Arc<Self>,
-        mut children: Vec<Arc<dyn ExecutionPlan>>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
         _options: ReplaceChildrenOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let input = children.pop().ok_or_else(|| DataFusionError::Internal("EventTimeExec has one input".into()))?;
+        let input = only_child(children)?;
         Ok(Arc::new(EventTimeExec::new(self.node, self.column, Arc::clone(&self.schema), input)))
     }
 
@@ -117,28 +119,54 @@ impl ExecutionPlan for EventTimeExec {
     }
 }
 
-/// The event times of a column: a timestamp, or a window whose `end` counts. Milliseconds are cut off downwards.
-fn event_times(column: &ArrayRef) -> Result<EventTimeStats> {
-    let column = match column.data_type() {
+/// The event times of a column in µs since 1970, null where a row has none: a timestamp, or a window whose `end` counts.
+fn plain_times_us(column: &ArrayRef) -> Result<Int64Array> {
+    let (column, nulls) = match column.data_type() {
         DataType::Struct(_) => {
             let window: &StructArray = column.as_struct();
             let end = window.column_by_name("end");
-            end.cloned().ok_or_else(|| DataFusionError::Internal("an event-time struct has no `end`".into()))?
+            let end =
+                end.cloned().ok_or_else(|| DataFusionError::Internal("an event-time struct has no `end`".into()))?;
+            (end, window.nulls().cloned())
         }
-        _ => Arc::clone(column),
+        _ => (Arc::clone(column), None),
     };
-    let micros = match column.data_type() {
-        DataType::Timestamp(TimeUnit::Microsecond, _) => column,
-        DataType::Timestamp(_, zone) => cast(&column, &DataType::Timestamp(TimeUnit::Microsecond, zone.clone()))?,
-        other => return Err(DataFusionError::Internal(format!("event time of type {other}"))),
+    let DataType::Timestamp(_, zone) = column.data_type() else {
+        return Err(DataFusionError::Internal(format!("event time of type {}", column.data_type())));
     };
+    let micros = cast(&column, &DataType::Timestamp(TimeUnit::Microsecond, zone.clone()))?;
     let micros = micros.as_primitive::<TimestampMicrosecondType>();
-    let (Some(min), Some(max)) = (arrow::compute::min(micros), arrow::compute::max(micros)) else {
+    let nulls = NullBuffer::union(micros.nulls(), nulls.as_ref());
+    Ok(Int64Array::new(micros.values().clone(), nulls))
+}
+
+/// When each row of a marked column is final, in µs since 1970; null where a row has no event time. For the start of a
+/// window that is the window's end.
+pub(crate) fn times_us(column: &ArrayRef, field: &Field) -> Result<Int64Array> {
+    let times = plain_times_us(column)?;
+    Ok(match window_us(field) {
+        Some(size) => times.unary(|us: i64| us.saturating_add(size)),
+        None => times,
+    })
+}
+
+/// What is seen of event time. Milliseconds are cut off downwards.
+fn event_times(column: &ArrayRef) -> Result<EventTimeStats> {
+    let micros = plain_times_us(column)?;
+    let (Some(min), Some(max)) = (arrow::compute::min(&micros), arrow::compute::max(&micros)) else {
         return Ok(EventTimeStats::default());
     };
     let sum_ms: i128 = micros.iter().flatten().map(|us| i128::from(us.div_euclid(1000))).sum();
     let count = (micros.len() - micros.null_count()) as u64;
     Ok(EventTimeStats::of(count, min.div_euclid(1000), max.div_euclid(1000), sum_ms))
+}
+
+/// The input of a node that has one.
+pub(crate) fn only_child(mut children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+    match (children.pop(), children.is_empty()) {
+        (Some(child), true) => Ok(child),
+        _ => Err(DataFusionError::Internal("an operator with one input was given others".into())),
+    }
 }
 
 #[cfg(test)]

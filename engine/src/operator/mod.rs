@@ -1,13 +1,97 @@
-//! The operators that Tidewater adds to DataFusion's.
+//! Operators of our own, in DataFusion's physical plan.
 //!
-//! | operator | what it does | remembers |
-//! |---|---|---|
-//! | [`event_time`] | notes the event times that pass | nothing: the driver's tracker does |
-//! | [`static_side`] | keeps the rows of a static table for all batches | the table, in memory |
+//! Stateless: [`event_time`] notes how far time has come, [`static_side`] keeps a table's rows for all batches,
+//! [`exchange`] brings the rows of a key together, [`late_rows`] drops what came too late.
 //!
-//! Operators are executed with a [`BatchContext`](crate::batch::BatchContext) in their `TaskContext` and see nothing of
-//! the checkpoint.
+//! Stateful, each a [`StatefulOperator`] on top of an exchange: [`aggregate`], [`session_window`], [`deduplicate`],
+//! [`join`], [`limit`]. In one batch each partition of one does, under the lock of its state:
+//!
+//! ```text
+//! rows in → find what is known of their keys → rows out and changes → evict what the watermark has passed → rows out
+//! ```
+//!
+//! Two watermarks are at work: rows are late by that of the *batch before*, state is final by that of *this batch*. So of two
+//! batches back to back the second still takes rows that lie behind the watermark, and emits them at once (Spark's rule).
+
+pub(crate) mod aggregate;
+
+pub(crate) mod deduplicate;
 
 pub(crate) mod event_time;
 
+pub(crate) mod exchange;
+
+pub(crate) mod join;
+
+pub(crate) mod late_rows;
+
+pub(crate) mod limit;
+
+mod output;
+
+pub(crate) mod session_window;
+
 pub(crate) mod static_side;
+
+use std::sync::Arc;
+
+use datafusion::error::Result;
+use datafusion::physical_plan::ExecutionPlan;
+
+use crate::plan::join_bounds::JoinBounds;
+use crate::state::{OperatorId, PartitionState, StateSpec};
+
+/// An operator that remembers rows from one batch to the next.
+pub(crate) trait StatefulOperator: ExecutionPlan {
+    /// The same operator with its number.
+    fn with_id(&self, id: OperatorId) -> Arc<dyn ExecutionPlan>;
+
+    /// What it keeps.
+    fn spec(&self) -> StateSpec;
+
+    /// The state of a partition that has seen nothing.
+    fn new_partition(&self) -> Result<Box<dyn PartitionState>>;
+
+    /// What it does with the watermark.
+    fn watermark(&self) -> WatermarkUse;
+
+    /// What it keeps for ever, in words, if nothing bounds its state.
+    fn unbounded(&self) -> Option<String> {
+        None
+    }
+}
+
+/// What a stateful operator does with the watermark.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct WatermarkUse {
+    /// What operators after it see of the watermark.
+    pub(crate) output: EventTime,
+    /// Whether a watermark that moved is worth a batch of its own, because state may be emitted or evicted.
+    pub(crate) waits: bool,
+}
+
+/// What operators after a stateful one see of the watermark.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum EventTime {
+    /// The same.
+    Passes,
+    /// What a join can promise, given how long it keeps rows.
+    Join(JoinBounds),
+}
+
+/// The stateful operator that a node of a plan is, if it is one.
+pub(crate) fn stateful(plan: &dyn ExecutionPlan) -> Option<&dyn StatefulOperator> {
+    macro_rules! first_of {
+        ($($operator:ty),*) => {
+            $(if let Some(found) = plan.downcast_ref::<$operator>() { return Some(found) })*
+        };
+    }
+    first_of!(
+        aggregate::StatefulAggregateExec,
+        session_window::SessionWindowExec,
+        deduplicate::DeduplicateExec,
+        join::StreamJoinExec,
+        limit::StreamLimitExec
+    );
+    None
+}

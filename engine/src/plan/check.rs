@@ -1,18 +1,19 @@
 //! What a stream cannot answer in this output mode, refused before anything is read.
 //!
-//! The categories are Spark's. Two kinds of refusal are told apart in their words: what no stream can ever answer (and what
-//! to write instead), and what needs state, which this release does not have yet.
+//! The categories are Spark's, and every refusal names what to write instead.
 
-use datafusion::common::JoinType;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::{ExprSchema, JoinType};
 use datafusion::datasource::source_as_provider;
 use datafusion::logical_expr::{Aggregate, Distinct, Expr, Join, LogicalPlan, TableScan};
 
+use super::join_bounds::check_stream_join;
 use super::node::deduplicate::DeduplicateNode;
+use super::node::session::SessionNode;
 use super::node::watermark::event_time_delay_ms;
 use crate::error::{Error, Result};
 use crate::query::OutputMode;
-use crate::query::window::is_window_call;
+use crate::query::window::{is_session_call, is_window_call};
 use crate::source::StreamTable;
 
 /// The stream that a table scan reads, if it reads one.
@@ -33,8 +34,13 @@ pub(crate) fn is_streaming(plan: &LogicalPlan) -> bool {
 }
 
 /// Whether a node of this kind aggregates or comes after one that does.
-fn has_streaming_aggregate(plan: &LogicalPlan) -> bool {
-    plan.exists(|node| Ok(matches!(node, LogicalPlan::Aggregate(_)) && is_streaming(node))).unwrap_or(false)
+pub(crate) fn has_streaming_aggregate(plan: &LogicalPlan) -> bool {
+    let aggregates = |node: &LogicalPlan| match node {
+        LogicalPlan::Aggregate(_) => true,
+        LogicalPlan::Extension(extension) => extension.node.as_any().is::<SessionNode>(),
+        _ => false,
+    };
+    plan.exists(|node| Ok(aggregates(node) && is_streaming(node))).unwrap_or(false)
 }
 
 /// Refuses what a stream cannot answer.
@@ -63,7 +69,7 @@ fn check_node(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
     for input in plan.inputs() {
         check_node(input, mode)?;
     }
-    check_needs_state(plan)
+    check_chain(plan, mode)
 }
 
 fn check_subqueries(plan: &LogicalPlan) -> Result<()> {
@@ -105,6 +111,13 @@ fn check_never(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
         .hint("group by `window(time, …)`, or compute it in `foreach_batch` or over what was written")),
         LogicalPlan::Aggregate(aggregate) => check_aggregate(plan, aggregate, mode),
         LogicalPlan::Join(join) => check_join(join, mode),
+        LogicalPlan::Distinct(Distinct::On(_)) => Err(Error::unsupported(
+            "DISTINCT ON gives the first row of each key in some order, and a stream has none",
+        )
+        .hint("use `drop_duplicates`, which gives the first row that came")),
+        LogicalPlan::Extension(extension) => {
+            extension.node.as_any().downcast_ref::<DeduplicateNode>().map_or(Ok(()), check_deduplicate)
+        }
         LogicalPlan::Union(union) if union.inputs.iter().any(|input| !is_streaming(input)) => {
             Err(Error::unsupported("a stream cannot be put together with a table (UNION): the table's rows belong to no batch")
                 .hint("write the table's rows to the sink first, or read the table as a stream"))
@@ -131,6 +144,16 @@ fn check_aggregate(plan: &LogicalPlan, aggregate: &Aggregate, mode: OutputMode) 
         return Err(Error::unsupported("only one window per aggregation is possible")
             .hint("aggregate by one window, then by another in a second aggregation"));
     }
+    if aggregate.group_expr.iter().any(is_session_call) {
+        if mode == OutputMode::Update {
+            return Err(Error::unsupported("sessions cannot be answered in update mode: two of them may become one")
+                .hint("use append mode, which gives each session once it has ended"));
+        }
+        if aggregate.group_expr.len() < 2 {
+            return Err(Error::unsupported("on a stream, sessions need a key beside them")
+                .hint("group by the session window and by whose session it is"));
+        }
+    }
     let keyed_by_event_time = || {
         let keys = aggregate.group_expr.len();
         plan.schema().fields().iter().take(keys).any(|key| event_time_delay_ms(key).is_some())
@@ -148,9 +171,7 @@ fn check_aggregate(plan: &LogicalPlan, aggregate: &Aggregate, mode: OutputMode) 
 fn check_join(join: &Join, mode: OutputMode) -> Result<()> {
     let gives_unmatched = |joins: &[JoinType]| joins.contains(&join.join_type);
     match (is_streaming(&join.left), is_streaming(&join.right)) {
-        (true, true) if mode == OutputMode::Complete => {
-            Err(Error::unsupported("a join of two streams cannot be answered in complete mode").hint("use append mode"))
-        }
+        (true, true) => check_stream_join(join, mode),
         (true, false)
             if gives_unmatched(&[
                 JoinType::Right,
@@ -185,21 +206,58 @@ fn never_final(join: &Join) -> Error {
     .hint("keep the rows of the stream instead: put the stream on the side whose rows are kept")
 }
 
-fn check_needs_state(plan: &LogicalPlan) -> Result<()> {
-    let operator = match plan {
-        LogicalPlan::Aggregate(_) => "an aggregation",
-        LogicalPlan::Distinct(Distinct::All(_) | Distinct::On(_)) => "DISTINCT",
-        LogicalPlan::Limit(_) => "LIMIT",
-        LogicalPlan::Sort(_) => "a sorted aggregation",
-        LogicalPlan::Join(join) if is_streaming(&join.left) && is_streaming(&join.right) => "a join of two streams",
-        LogicalPlan::Extension(extension) => match extension.node.as_any().downcast_ref::<DeduplicateNode>() {
-            Some(_) => "deduplication",
-            None => return Ok(()),
-        },
-        _ => return Ok(()),
+/// What remembers rows after an aggregation in update or complete mode would take each new value of a group for a new row.
+fn check_chain(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
+    if mode == OutputMode::Append || !is_stateful(plan) {
+        return Ok(());
+    }
+    match plan.inputs().into_iter().any(has_streaming_aggregate) {
+        true => Err(Error::unsupported(format!(
+            "in {mode} mode nothing that keeps state can follow an aggregation of a stream: it would take every new value of a \
+             group for a new row"
+        ))
+        .hint("use append mode, where a group comes out once; or write the aggregation to a table and read that")),
+        false => Ok(()),
+    }
+}
+
+/// Whether a node goes by event time or groups: what Spark calls a stateful operation.
+fn is_stateful(plan: &LogicalPlan) -> bool {
+    let has_time =
+        |input: &LogicalPlan| input.schema().fields().iter().any(|field| event_time_delay_ms(field).is_some());
+    match plan {
+        LogicalPlan::Aggregate(_) => true,
+        LogicalPlan::Distinct(Distinct::All(input)) => has_time(input),
+        LogicalPlan::Join(join) => is_streaming(&join.left) && is_streaming(&join.right),
+        LogicalPlan::Extension(extension) => extension
+            .node
+            .as_any()
+            .downcast_ref::<DeduplicateNode>()
+            .is_some_and(|node| node.within_watermark || keys_with_event_time(node) > 0),
+        _ => false,
+    }
+}
+
+/// How many of the keys are event times.
+fn keys_with_event_time(node: &DeduplicateNode) -> usize {
+    let schema = node.input.schema();
+    let is_marked = |key: &&datafusion::common::Column| {
+        schema.field_from_column(key).is_ok_and(|field| event_time_delay_ms(field).is_some())
     };
-    Err(Error::unsupported(format!(
-        "{operator} on a stream remembers rows between batches, and this release keeps no state yet"
-    ))
-    .hint("aggregate, deduplicate or join in `foreach_batch`, or over what was written"))
+    node.keys.iter().filter(is_marked).count()
+}
+
+fn check_deduplicate(node: &DeduplicateNode) -> Result<()> {
+    let marked = node.input.schema().fields().iter().filter(|field| event_time_delay_ms(field).is_some()).count();
+    if node.within_watermark && marked == 0 {
+        return Err(Error::unsupported("duplicates can be dropped within a watermark only where there is one")
+            .hint("call `with_watermark` before, or use `drop_duplicates`, which remembers keys for ever"));
+    }
+    if marked > 1 && keys_with_event_time(node) != 1 {
+        return Err(Error::unsupported(format!(
+            "{marked} columns carry a watermark, and it is not clear by which of them rows are late"
+        ))
+        .hint("select one of them before dropping duplicates"));
+    }
+    Ok(())
 }

@@ -1,11 +1,14 @@
 //! From the user's plan to the plan that every batch runs. Made once, at the start.
 //!
 //! 1. [`check`](check::check) refuses what a stream cannot answer.
-//! 2. Sources get their numbers, in the order the user's plan names them; each `with_watermark` gets its own.
-//! 3. Clock functions are replaced, so that they read the batch's [`clock`].
-//! 4. DataFusion optimises: projections and filters sink into the scans.
-//! 5. Each scan of a stream becomes a numbered leaf that remembers its projection and filters.
-//! 6. DataFusion makes the physical plan, with our extension planner for our nodes; our [`static_sides`] rule runs first.
+//! 2. [`windows`] take their shape; what [remembers rows](stateful) over batches becomes a node of ours.
+//! 3. Sources get their numbers, in the order the user's plan names them; each `with_watermark` gets its own.
+//! 4. Clock functions are replaced, so that they read the batch's [`clock`].
+//! 5. DataFusion optimises: projections and filters sink into the scans.
+//! 6. Joins of two streams become nodes of ours, with the bounds of their state.
+//! 7. Each scan of a stream becomes a numbered leaf that remembers its projection and filters.
+//! 8. DataFusion makes the physical plan, with our extension planner for our nodes; our rules for [`static_sides`] and
+//!    [groups](stateful) run first. Operators and exchanges are numbered.
 //!
 //! Per batch nothing is planned: the leaves run what the sources bound, found through the task's
 //! [`BatchContext`](crate::batch::BatchContext), and [`static_sides::reset`] makes the plan fit to run again.
@@ -14,9 +17,15 @@ pub(crate) mod check;
 
 pub(crate) mod clock;
 
+pub(crate) mod join_bounds;
+
 pub(crate) mod node;
 
+pub(crate) mod stateful;
+
 pub(crate) mod static_sides;
+
+pub(crate) mod windows;
 
 use std::sync::Arc;
 
@@ -33,12 +42,20 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 
 use self::clock::BatchClock;
+use self::node::deduplicate::DeduplicateNode;
+use self::node::join::{StreamJoinNode, join_streams, unbounded_sides};
+use self::node::limit::StreamLimitNode;
+use self::node::session::SessionNode;
 use self::node::watermark::WatermarkNode;
 use self::static_sides::KeepStaticSides;
+use self::windows::{Sessions, rewrite_windows};
 use crate::error::Result;
 use crate::operator::event_time::EventTimeExec;
+use crate::operator::join::plan_stream_join;
+use crate::operator::session_window::plan_session;
 use crate::query::OutputMode;
 use crate::source::{LeafId, ScanRequest, Source, StreamLeaf, scan_request};
+use crate::watermark::WatermarkTree;
 
 /// A query, planned.
 #[derive(Debug)]
@@ -55,6 +72,10 @@ pub(crate) struct QueryPlan {
     pub(crate) watermark_delays_ms: Vec<i64>,
     /// By `with_watermark`: the number of a source below it, for telling who holds the watermark back.
     pub(crate) watermark_sources: Vec<Option<usize>>,
+    /// State that nothing bounds, in words.
+    pub(crate) unbounded: Vec<String>,
+    /// The way of the watermark through the plan.
+    pub(crate) watermark_tree: WatermarkTree,
     /// The columns of the output.
     pub(crate) schema: SchemaRef,
     /// The session it was planned in, with our settings.
@@ -80,7 +101,8 @@ impl QueryPlan {
             listings.clear();
         }
         let session = self.session.as_ref();
-        self.physical = session.query_planner().create_physical_plan(&self.optimized, session).await?;
+        let physical = session.query_planner().create_physical_plan(&self.optimized, session).await?;
+        self.physical = stateful::number(physical)?;
         Ok(())
     }
 }
@@ -93,15 +115,23 @@ pub(crate) async fn plan_query(
     partitions: usize,
 ) -> Result<QueryPlan> {
     check::check(&user_plan, mode)?;
-    let sources = number_sources(&user_plan)?;
-    let (plan, watermarks) = number_watermarks(user_plan, &sources)?;
+    let plan = rewrite_windows(user_plan, Sessions::Stateful)?;
+    let plan = stateful::remember_rows(plan, mode)?;
+    let sources = number_sources(&plan)?;
+    let (plan, watermarks) = number_watermarks(plan, &sources)?;
     let clock = BatchClock::default();
     let plan = clock::read_batch_clock(plan, &clock)?;
 
-    let session = Arc::new(session_for_streams(user_session, partitions)?);
+    let session = Arc::new(session_for_streams(user_session, mode, partitions)?);
     let optimized = session.optimize(&plan)?;
+    let optimized = join_streams(optimized, mode, &check::is_streaming)?;
+    let unbounded = unbounded_sides(&optimized);
     let (optimized, leaf_sources) = number_leaves(optimized, &sources, partitions)?;
     let physical = session.query_planner().create_physical_plan(&optimized, session.as_ref()).await?;
+    let physical = stateful::number(physical)?;
+
+    let mut unbounded = unbounded;
+    unbounded.extend(stateful::operators(&physical).into_iter().filter_map(|operator| operator.unbounded()));
 
     let mut leaves = vec![];
     physical.apply(|node| {
@@ -116,6 +146,8 @@ pub(crate) async fn plan_query(
 
     Ok(QueryPlan {
         schema: without_marks(&physical.schema()),
+        unbounded,
+        watermark_tree: stateful::watermark_tree(&physical),
         physical,
         optimized,
         sources,
@@ -185,8 +217,10 @@ fn number_leaves(
     Ok((plan.data, leaf_sources))
 }
 
+const SINGLE_DISTINCT: &str = "single_distinct_aggregation_to_group_by";
+
 /// The user's session with the settings that a cached plan needs.
-fn session_for_streams(user: SessionState, partitions: usize) -> Result<SessionState> {
+fn session_for_streams(user: SessionState, mode: OutputMode, partitions: usize) -> Result<SessionState> {
     let config = user
         .config()
         .clone()
@@ -196,21 +230,30 @@ fn session_for_streams(user: SessionState, partitions: usize) -> Result<SessionS
         .with_round_robin_repartition(false)
         // Through the string-keyed setter: it also switches off the filters of joins and sorts, which would outlive a batch.
         .set_bool("datafusion.optimizer.enable_dynamic_filter_pushdown", false)
+        // A row whose key is null joins nothing. Said before optimising, it is filtered out below the watermark, as in Spark.
+        .set_bool("datafusion.optimizer.filter_null_join_keys", true)
         // The static side of a join is always built whole, so that it can be kept.
         .set_usize("datafusion.optimizer.hash_join_single_partition_threshold", usize::MAX)
         .set_usize("datafusion.optimizer.hash_join_single_partition_threshold_rows", usize::MAX);
-    let mut physical_rules: Vec<_> = vec![Arc::new(KeepStaticSides) as _];
+    // It splits count(distinct) into two aggregates; the outer one would count each value again whenever it is touched.
+    let logical_rules = user.optimizers().iter().filter(|rule| rule.name() != SINGLE_DISTINCT).cloned().collect();
+    let mut physical_rules: Vec<_> =
+        vec![Arc::new(KeepStaticSides) as _, Arc::new(stateful::RememberGroups { mode, partitions }) as _];
     physical_rules.extend(user.physical_optimizers().iter().cloned());
     Ok(SessionStateBuilder::new_from_existing(user)
         .with_config(config)
-        .with_query_planner(Arc::new(StreamPlanner))
+        .with_optimizer_rules(logical_rules)
+        .with_query_planner(Arc::new(StreamPlanner { mode, partitions }))
         .with_physical_optimizer_rules(physical_rules)
         .build())
 }
 
 /// DataFusion's planner, and ours for our own nodes.
-#[derive(Debug)]
-struct StreamPlanner;
+#[derive(Debug, Clone, Copy)]
+struct StreamPlanner {
+    mode: OutputMode,
+    partitions: usize,
+}
 
 #[async_trait]
 impl datafusion::execution::context::QueryPlanner for StreamPlanner {
@@ -219,31 +262,49 @@ impl datafusion::execution::context::QueryPlanner for StreamPlanner {
         logical_plan: &LogicalPlan,
         session: &dyn Session,
     ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        let planner = DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(StreamNodes)]);
+        let planner = DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(*self)]);
         planner.create_physical_plan(logical_plan, session).await
     }
 }
 
-#[derive(Debug)]
-struct StreamNodes;
-
 #[async_trait]
-impl ExtensionPlanner for StreamNodes {
+impl ExtensionPlanner for StreamPlanner {
     async fn plan_extension(
         &self,
         _planner: &dyn PhysicalPlanner,
         node: &dyn UserDefinedLogicalNode,
         _logical_inputs: &[&LogicalPlan],
         physical_inputs: &[Arc<dyn ExecutionPlan>],
-        _session: &dyn Session,
-        _planning_context: &PhysicalPlanningContext,
+        session: &dyn Session,
+        planning: &PhysicalPlanningContext,
     ) -> DataFusionResult<Option<Arc<dyn ExecutionPlan>>> {
-        let (Some(watermark), [input]) = (node.as_any().downcast_ref::<WatermarkNode>(), physical_inputs) else {
-            return Ok(None);
+        let node = node.as_any();
+        let planned = match physical_inputs {
+            [input] => {
+                if let Some(watermark) = node.downcast_ref::<WatermarkNode>() {
+                    let schema = Arc::new(watermark.schema().as_arrow().clone());
+                    let column = watermark.column_index()?;
+                    Arc::new(EventTimeExec::new(watermark.number, column, schema, Arc::clone(input)))
+                } else if let Some(deduplicate) = node.downcast_ref::<DeduplicateNode>() {
+                    stateful::plan_deduplicate(deduplicate, input, self.partitions)?
+                } else if let Some(limit) = node.downcast_ref::<StreamLimitNode>() {
+                    stateful::plan_limit(limit, input)
+                } else if let Some(sessions) = node.downcast_ref::<SessionNode>() {
+                    plan_session(sessions, Arc::clone(input), session, planning, self.partitions, self.mode)?
+                } else {
+                    return Ok(None);
+                }
+            }
+            [left, right] => match node.downcast_ref::<StreamJoinNode>() {
+                Some(join) => {
+                    let (left, right) = (Arc::clone(left), Arc::clone(right));
+                    plan_stream_join(join, left, right, session, planning, self.partitions)?
+                }
+                None => return Ok(None),
+            },
+            _ => return Ok(None),
         };
-        let schema = Arc::new(watermark.schema().as_arrow().clone());
-        let column = watermark.column_index()?;
-        Ok(Some(Arc::new(EventTimeExec::new(watermark.number, column, schema, Arc::clone(input)))))
+        Ok(Some(planned))
     }
 }
 
@@ -254,6 +315,7 @@ fn without_marks(schema: &SchemaRef) -> SchemaRef {
         .iter()
         .map(|field| {
             let mut metadata = field.metadata().clone();
+            metadata.remove(node::watermark::WINDOW_US);
             match metadata.remove(node::watermark::EVENT_TIME_DELAY_MS) {
                 Some(_) => Arc::new(field.as_ref().clone().with_metadata(metadata)),
                 None => Arc::clone(field),

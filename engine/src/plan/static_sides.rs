@@ -14,7 +14,7 @@ use crate::operator::static_side::StaticSideExec;
 use crate::source::StreamScanExec;
 
 /// Whether any leaf below is a stream.
-fn is_streaming(plan: &Arc<dyn ExecutionPlan>) -> bool {
+pub(super) fn is_streaming(plan: &Arc<dyn ExecutionPlan>) -> bool {
     plan.is::<StreamScanExec>() || plan.children().into_iter().any(is_streaming)
 }
 

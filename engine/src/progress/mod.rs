@@ -40,17 +40,49 @@ pub struct QueryProgress {
     pub input_rows_per_second: f64,
     /// Rows read, per second of this batch.
     pub processed_rows_per_second: f64,
-    /// Milliseconds per phase, to the microsecond: `latestOffset`, `walCommit`, `getBatch`, `addBatch`, `commitOffsets`,
+    /// Milliseconds per phase, to the microsecond: `latestOffset`, `walCommit`, `getBatch`, `addBatch`, `stateCommit`, `commitOffsets`,
     /// `triggerExecution`.
     pub duration_ms: BTreeMap<String, f64>,
     /// `watermark`, and `min`, `max`, `avg` of the event times seen. Empty for a query without watermark.
     pub event_time: BTreeMap<String, String>,
     /// One entry per stateful operator.
-    pub state_operators: Vec<Value>,
+    pub state_operators: Vec<StateOperatorProgress>,
     /// One entry per source.
     pub sources: Vec<SourceProgress>,
     /// The sink.
     pub sink: SinkProgress,
+}
+
+/// What one stateful operator did in a batch. Rows are rows: a late row counts once per window it came too late for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StateOperatorProgress {
+    /// Its kind: `aggregate`, `sessionWindow`, `deduplicate`, `join`, `limit`.
+    pub operator_name: String,
+    /// Rows it keeps: groups, sessions, remembered keys, buffered rows.
+    pub num_rows_total: u64,
+    /// Of these, how many the batch added or changed.
+    pub num_rows_updated: u64,
+    /// How many the batch took away.
+    pub num_rows_removed: u64,
+    /// Input rows that came too late.
+    pub num_rows_dropped_by_watermark: u64,
+    /// Input rows that had been there before.
+    pub num_dropped_duplicate_rows: u64,
+    /// The memory it holds, in bytes.
+    pub memory_used_bytes: u64,
+    /// How long it took to write the changes of all operators, in milliseconds.
+    pub commit_time_ms: f64,
+    /// Into how many partitions it is divided.
+    pub num_shuffle_partitions: u64,
+    /// Rows at or before this were late, in milliseconds since 1970; null without a watermark.
+    pub late_watermark_ms: Option<i64>,
+    /// State at or before this was final, in milliseconds since 1970; null without a watermark.
+    pub watermark_ms: Option<i64>,
+    /// Bytes of changes written since the run began.
+    pub change_bytes_written: u64,
+    /// Bytes written since the run began to merge small files into larger ones, in the background.
+    pub merge_bytes_written: u64,
 }
 
 /// What one batch read of one source.

@@ -19,6 +19,8 @@ pub(crate) enum Phase {
     QueryPlanning,
     /// Running the plan into the sink, and the sink's commit.
     AddBatch,
+    /// Writing what the batch changed in the state of its operators. Spark has no name for it.
+    StateCommit,
     /// Writing `commits/N`.
     CommitOffsets,
 }
@@ -31,6 +33,7 @@ impl Phase {
             Phase::GetBatch => "getBatch",
             Phase::QueryPlanning => "queryPlanning",
             Phase::AddBatch => "addBatch",
+            Phase::StateCommit => "stateCommit",
             Phase::CommitOffsets => "commitOffsets",
         }
     }
@@ -61,6 +64,11 @@ impl Stopwatch {
         if let Some((phase, since)) = self.running.take() {
             *self.phases.entry(phase).or_default() += self.clock.elapsed().saturating_sub(since);
         }
+    }
+
+    /// Milliseconds spent in a phase so far.
+    pub(crate) fn phase_ms(&self, phase: Phase) -> f64 {
+        self.phases.get(&phase).copied().map_or(0.0, ms)
     }
 
     /// Milliseconds since the start.

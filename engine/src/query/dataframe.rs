@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::plan::check::is_streaming;
 use crate::plan::node::deduplicate::DeduplicateNode;
 use crate::plan::node::watermark::WatermarkNode;
+use crate::plan::windows;
 use crate::sink::Sink;
 
 /// What Tidewater adds to DataFusion's `DataFrame`. Everything but [`write_stream`](Self::write_stream) works on a batch,
@@ -47,21 +48,25 @@ impl StreamingDataFrame for DataFrame {
 
     fn with_watermark(self, column: &str, delay: &str) -> Result<Self> {
         let streaming = StreamingDataFrame::is_streaming(&self);
-        let (state, plan) = self.into_parts();
+        let (mut state, plan) = self.into_parts();
+        windows::enable(&mut state);
         let node = WatermarkNode::try_new(plan.clone(), column, delay)?;
         let plan = if streaming { LogicalPlan::Extension(Extension { node: Arc::new(node) }) } else { plan };
         Ok(DataFrame::new(state, plan))
     }
 
     fn drop_duplicates(self, columns: &[&str]) -> Result<Self> {
-        if StreamingDataFrame::is_streaming(&self) {
-            return deduplicate(self, columns, false);
+        let (mut state, plan) = self.into_parts();
+        windows::enable(&mut state);
+        let this = DataFrame::new(state, plan);
+        if StreamingDataFrame::is_streaming(&this) {
+            return deduplicate(this, columns, false);
         }
         if columns.is_empty() {
-            return Ok(self.distinct()?);
+            return Ok(this.distinct()?);
         }
-        let all = self.schema().columns().into_iter().map(datafusion::logical_expr::Expr::Column).collect();
-        Ok(self.distinct_on(columns.iter().map(|name| col(*name)).collect(), all, None)?)
+        let all = this.schema().columns().into_iter().map(datafusion::logical_expr::Expr::Column).collect();
+        Ok(this.distinct_on(columns.iter().map(|name| col(*name)).collect(), all, None)?)
     }
 
     fn drop_duplicates_within_watermark(self, columns: &[&str]) -> Result<Self> {

@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use datafusion::prelude::{DataFrame, SessionContext};
 
 use super::QueryManager;
+use super::window::sql::plan_statement;
 use crate::error::Result;
+use crate::plan::windows;
 use crate::source::{Source, StreamTable};
 
 /// What Tidewater adds to DataFusion's `SessionContext`.
@@ -34,6 +36,18 @@ pub trait StreamingContext {
     /// Makes a stream known to SQL under a name.
     async fn register_stream(&self, name: &str, source: impl Source + 'static) -> Result<()>;
 
+    /// Like [`SessionContext::sql`], and where a query groups by `window(…)` or `session_window(…)`, these names stand
+    /// for the result, as in Spark: `SELECT window.start, count(*) FROM t GROUP BY window(ts, '10 minutes')`.
+    ///
+    /// # Errors
+    ///
+    /// If the statement is no SQL, or names what is not there.
+    async fn streaming_sql(&self, sql: &str) -> Result<DataFrame>;
+
+    /// Makes `window`, `session_window` and `window_time`, and grouping by them, known to this session: for programs
+    /// that read no stream. Whoever reads or registers a stream has called it.
+    fn enable_windows(&self);
+
     /// The queries of this session.
     fn streams(&self) -> QueryManager;
 }
@@ -41,15 +55,30 @@ pub trait StreamingContext {
 #[async_trait]
 impl StreamingContext for SessionContext {
     async fn read_stream(&self, source: impl Source + 'static) -> Result<DataFrame> {
-        // The DataFrame takes a copy of the session with it: the manager must be in it before.
+        // The DataFrame takes a copy of the session with it: manager and windows must be in it before.
         self.streams();
+        self.enable_windows();
         Ok(self.read_table(Arc::new(StreamTable::new(Arc::new(source))))?)
     }
 
     async fn register_stream(&self, name: &str, source: impl Source + 'static) -> Result<()> {
         self.streams();
+        self.enable_windows();
         self.register_table(name, Arc::new(StreamTable::new(Arc::new(source))))?;
         Ok(())
+    }
+
+    async fn streaming_sql(&self, sql: &str) -> Result<DataFrame> {
+        self.enable_windows();
+        let state = self.state();
+        let dialect = state.config().options().sql_parser.dialect;
+        let statement = state.sql_to_statement(sql, &dialect)?;
+        let plan = plan_statement(&state, statement).await?;
+        Ok(self.execute_logical_plan(plan).await?)
+    }
+
+    fn enable_windows(&self) {
+        windows::enable(&mut self.state_ref().write());
     }
 
     fn streams(&self) -> QueryManager {

@@ -13,12 +13,15 @@ use datafusion::datasource::MemTable;
 use datafusion::prelude::{DataFrame, SessionContext};
 
 use crate::error::Result;
+use crate::query::StreamingContext;
 
 /// How many missing and surplus rows a difference names.
 const ROWS_NAMED_MAX: usize = 20;
 
-/// All rows as a bounded table, which the function under test takes in the place of the stream.
+/// All rows as a bounded table, which the function under test takes in the place of the stream. The session learns what
+/// `window` and `session_window` mean on a table.
 pub fn batch_table(ctx: &SessionContext, schema: SchemaRef, rows: Vec<RecordBatch>) -> Result<DataFrame> {
+    ctx.enable_windows();
     Ok(ctx.read_table(Arc::new(MemTable::try_new(schema, vec![rows])?))?)
 }
 

@@ -9,11 +9,16 @@
 //!                    watermark ┘←──── delay ────→  └ largest event time seen
 //! ```
 //!
+//! Stateful operators in a row may each have a watermark of their own, as each says what those after it may still expect.
+//!
 //! What a batch sees moves the watermark of the *next* batch. It never goes back, and begins at 1970-01-01T00:00:00.
 
 mod policy;
 
+mod propagate;
+
 mod tracker;
 
 pub use self::policy::WatermarkPolicy;
+pub(crate) use self::propagate::{WatermarkTree, is_due, propagate};
 pub use self::tracker::WatermarkTracker;

@@ -24,6 +24,14 @@ pub(crate) fn event_time_delay_ms(field: &Field) -> Option<i64> {
     field.metadata().get(EVENT_TIME_DELAY_MS)?.parse().ok()
 }
 
+/// The key of a further mark: the column is the start of a window of so many µs, and its time is the window's end.
+pub(crate) const WINDOW_US: &str = "tidewater.event_time.window_us";
+
+/// The length of the window that a marked column is the start of.
+pub(crate) fn window_us(field: &Field) -> Option<i64> {
+    field.metadata().get(WINDOW_US)?.parse().ok()
+}
+
 /// See the [module](self).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WatermarkNode {

@@ -1,0 +1,248 @@
+//! The state of all operators of one run: loaded at its start, handed to each batch, written when the batch is through.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
+use datafusion::physical_plan::ExecutionPlan;
+use tokio::runtime::Handle;
+
+use crate::checkpoint::{BatchLog, CheckpointStore, CommitEntry, Created, check_version, sub_store, with_version};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{BatchId, RunId};
+use crate::plan::stateful::operators;
+use crate::progress::StateOperatorProgress;
+use crate::state::{
+    OperatorId, OperatorRun, OperatorState, StateCommit, StateFiles, ToldSpec, differences, load, path,
+};
+use crate::watermark::{WatermarkTree, is_due, propagate};
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct StateKeeper {
+    tree: WatermarkTree,
+    operators: Vec<Arc<OperatorState>>,
+    files: Vec<StateFiles>,
+    store: Arc<dyn CheckpointStore>,
+    run: RunId,
+    /// The file that tells what each operator keeps, and what it says.
+    schema: Option<String>,
+    specs: Vec<ToldSpec>,
+    memory: MemoryReservation,
+}
+
+impl StateKeeper {
+    /// Loads what the newest commit names; refuses a checkpoint whose state is not that of this plan.
+    pub(super) async fn open(
+        plan: &Arc<dyn ExecutionPlan>,
+        tree: WatermarkTree,
+        checkpoint: &Arc<dyn CheckpointStore>,
+        commit: Option<&CommitEntry>,
+        run: RunId,
+        pool: &Arc<dyn MemoryPool>,
+    ) -> Result<Self> {
+        let store = sub_store(checkpoint, "state");
+        let found = operators(plan);
+        let specs: Vec<ToldSpec> = found.iter().map(|operator| operator.spec().told()).collect();
+        let known = commit.and_then(|commit| commit.state.as_ref());
+        if let Some(commit) = commit {
+            let old = match &commit.state {
+                Some(state) => read_specs(store.as_ref(), &state.schema).await?,
+                None => vec![],
+            };
+            check_specs(&old, &specs)?;
+        }
+        let mut states = vec![];
+        let mut files = vec![];
+        for (number, operator) in found.into_iter().enumerate() {
+            let id = OperatorId(number);
+            let partitions = operator.properties().output_partitioning().partition_count();
+            let partitions = (0..partitions).map(|_| operator.new_partition()).collect::<Result<_, _>>()?;
+            let state = Arc::new(OperatorState::new(operator.spec(), partitions));
+            let now = known.and_then(|known| known.operators.get(number)).cloned().unwrap_or_default();
+            load(id, &state, &now, &store).await?;
+            files.push(StateFiles::new(id, operator.spec(), Arc::clone(&store), run, now));
+            states.push(state);
+        }
+        let keeper = StateKeeper {
+            tree,
+            operators: states,
+            files,
+            store,
+            run,
+            schema: known.map(|known| known.schema.clone()),
+            specs,
+            memory: MemoryConsumer::new("tidewater state").register(pool),
+        };
+        keeper.account()?;
+        Ok(keeper)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.operators.is_empty()
+    }
+
+    /// Whether the watermark moved so that a batch without rows has something to do.
+    pub(super) fn is_due(&self, ran_ms: i64, next_ms: i64) -> bool {
+        is_due(&self.tree, self.operators.len(), ran_ms, next_ms)
+    }
+
+    /// What each operator goes by in a batch whose watermark is `watermark_ms`, after one whose was `previous_ms`.
+    pub(super) fn begin(&self, previous_ms: i64, watermark_ms: i64) -> Vec<Arc<OperatorRun>> {
+        let count = self.operators.len();
+        let (late, evict) = (propagate(&self.tree, count, previous_ms), propagate(&self.tree, count, watermark_ms));
+        let run = |(number, state): (usize, &Arc<OperatorState>)| {
+            Arc::new(OperatorRun::new(late[number], evict[number], Arc::clone(state)))
+        };
+        self.operators.iter().enumerate().map(run).collect()
+    }
+
+    /// Writes what a batch changed. What is returned becomes part of its commit.
+    pub(super) async fn write(
+        &mut self,
+        batch: BatchId,
+        runs: &[Arc<OperatorRun>],
+        runtime: &Handle,
+    ) -> Result<Option<StateCommit>> {
+        if self.is_empty() {
+            return Ok(None);
+        }
+        self.account()?;
+        let schema = match &self.schema {
+            Some(schema) => schema.clone(),
+            None => {
+                let name = format!("operators.{batch}.{}", self.run.short());
+                write_specs(self.store.as_ref(), &name, &self.specs).await?;
+                self.schema = Some(name.clone());
+                name
+            }
+        };
+        let mut operators = vec![];
+        for (files, run) in self.files.iter_mut().zip(runs) {
+            operators.push(files.add(batch, &run.changes(), &run.evicted_us(), runtime).await?);
+        }
+        Ok(Some(StateCommit { schema, operators }))
+    }
+
+    /// Claims the memory that state holds from the session's pool.
+    fn account(&self) -> Result<()> {
+        let bytes = self.operators.iter().map(|state| state.size().1).sum();
+        self.memory.try_resize(bytes).map_err(|e| {
+            Error::new(
+                ErrorKind::Unavailable,
+                format!("state needs {bytes} bytes of memory, more than the session allows"),
+            )
+            .hint("give the session a larger memory pool, or bound the state with a watermark")
+            .caused_by(e)
+        })
+    }
+
+    /// What each operator did in a batch.
+    pub(super) fn progress(&self, runs: &[Arc<OperatorRun>], commit_ms: f64) -> Vec<StateOperatorProgress> {
+        let told = |(files, run): (&StateFiles, &Arc<OperatorRun>)| {
+            let (rows, bytes) = run.state.size();
+            let counts = run.counts();
+            let (changes, merges) = files.written();
+            StateOperatorProgress {
+                operator_name: run.state.spec.operator.to_owned(),
+                num_rows_total: rows as u64,
+                num_rows_updated: counts.rows_updated,
+                num_rows_removed: counts.rows_removed,
+                num_rows_dropped_by_watermark: counts.rows_dropped_late,
+                num_dropped_duplicate_rows: counts.rows_dropped_duplicate,
+                memory_used_bytes: bytes as u64,
+                commit_time_ms: commit_ms,
+                num_shuffle_partitions: run.state.partitions() as u64,
+                late_watermark_ms: (run.late_ms != i64::MIN).then_some(run.late_ms),
+                watermark_ms: (run.evict_ms != i64::MIN).then_some(run.evict_ms),
+                change_bytes_written: changes,
+                merge_bytes_written: merges,
+            }
+        };
+        self.files.iter().zip(runs).map(told).collect()
+    }
+
+    /// Deletes the files that the commit of batch `old` names and the next one does not: nothing kept needs them.
+    pub(super) async fn forget(&self, commits: &BatchLog, old: BatchId) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let named = |entry: CommitEntry| entry.state.map(|state| names(&state)).unwrap_or_default();
+        let (gone, kept) = (named(commits.read(old).await?), named(commits.read(old.next()).await?));
+        for name in gone.iter().filter(|name| !kept.contains(name)) {
+            self.store.delete(name).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes files that no kept commit names: what a crash left behind. Those of this run may yet be named.
+    pub(super) async fn tidy(&self, commits: &BatchLog) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let mut named = vec![];
+        for batch in commits.batches().await? {
+            let commit: CommitEntry = commits.read(batch).await?;
+            named.extend(commit.state.iter().flat_map(names));
+        }
+        let mut there: Vec<String> = self.store.list("").await?;
+        for number in 0..self.operators.len() {
+            let files = self.store.list(&number.to_string()).await?;
+            there.extend(files.iter().map(|name| path(OperatorId(number), name)));
+        }
+        let own = format!(".{}", self.run.short());
+        for name in there.iter().filter(|name| !named.contains(name) && !name.ends_with(&own)) {
+            self.store.delete(name).await?;
+        }
+        Ok(())
+    }
+}
+
+/// All files that a commit names.
+fn names(state: &StateCommit) -> Vec<String> {
+    let files = state
+        .operators
+        .iter()
+        .enumerate()
+        .flat_map(|(number, operator)| operator.files.iter().map(move |file| path(OperatorId(number), &file.name)));
+    files.chain([state.schema.clone()]).collect()
+}
+
+fn check_specs(old: &[ToldSpec], new: &[ToldSpec]) -> Result<()> {
+    let found = differences(old, new);
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::IncompatibleCheckpoint,
+        format!("the state in the checkpoint is not that of this query: {}", found.join("; ")),
+    )
+    .hint(
+        "put the query back as it was, or start the changed one with a new checkpoint; columns may be renamed, and delays, \
+         filters and the number of partitions may change",
+    ))
+}
+
+async fn write_specs(store: &dyn CheckpointStore, name: &str, specs: &[ToldSpec]) -> Result<()> {
+    let lines = specs.iter().map(|spec| serde_json::json!(spec).to_string());
+    match store.create(name, Bytes::from(with_version(lines))).await? {
+        Created::New => Ok(()),
+        Created::Exists => Err(Error::damaged("a file that only this run could have written is there already")
+            .file(store.full_name(name))
+            .hint("something else writes to the checkpoint: give each query a folder of its own")),
+    }
+}
+
+async fn read_specs(store: &dyn CheckpointStore, name: &str) -> Result<Vec<ToldSpec>> {
+    let file = store.full_name(name);
+    let torn = |what: String| {
+        Error::damaged(what).file(&file).hint("restore it from a backup, or start with a new checkpoint")
+    };
+    let contents =
+        store.read(name).await?.ok_or_else(|| torn("the newest commit names it, and it is not there".into()))?;
+    let text = std::str::from_utf8(&contents).map_err(|e| torn(format!("the file is not text: {e}")))?;
+    let lines = check_version(text, &file)?;
+    lines
+        .map(|line| serde_json::from_str(line).map_err(|e| torn(format!("a line tells of no operator: {e}"))))
+        .collect()
+}

@@ -1,0 +1,110 @@
+//! DataFusion's aggregate functions, fed with partial state.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BooleanArray};
+use arrow::datatypes::FieldRef;
+use datafusion::common::internal_err;
+use datafusion::error::Result;
+use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
+use datafusion::physical_expr::GroupsAccumulatorAdapter;
+use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
+
+/// The aggregates of an operator, in order, and the columns in which their partial state is kept.
+#[derive(Debug, Clone)]
+pub(crate) struct Aggregates {
+    functions: Vec<Arc<AggregateFunctionExpr>>,
+    /// By function: its state columns.
+    states: Vec<Vec<FieldRef>>,
+}
+
+impl Aggregates {
+    pub(crate) fn try_new(functions: &[Arc<AggregateFunctionExpr>]) -> Result<Self> {
+        let states = functions.iter().map(|function| function.state_fields()).collect::<Result<_>>()?;
+        Ok(Aggregates { functions: functions.to_vec(), states })
+    }
+
+    /// All state columns, function after function.
+    pub(crate) fn state_fields(&self) -> Vec<FieldRef> {
+        self.states.iter().flatten().map(Arc::clone).collect()
+    }
+
+    /// The functions as a person would write them.
+    pub(crate) fn describe(&self) -> Vec<String> {
+        self.functions.iter().map(|function| function.name().to_owned()).collect()
+    }
+
+    /// Fresh accumulators, one per function.
+    pub(crate) fn accumulators(&self) -> Result<Accumulators> {
+        let accumulators = self
+            .functions
+            .iter()
+            .map(|function| {
+                if function.groups_accumulator_supported() {
+                    return function.create_groups_accumulator();
+                }
+                let function = Arc::clone(function);
+                let one_per_group = GroupsAccumulatorAdapter::new(move || function.create_accumulator());
+                Ok(Box::new(one_per_group) as Box<dyn GroupsAccumulator>)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Accumulators { accumulators, widths: self.states.iter().map(Vec::len).collect() })
+    }
+
+    /// The values of groups whose state is given, one group per row.
+    pub(crate) fn evaluate(&self, states: &[ArrayRef], groups: usize) -> Result<Vec<ArrayRef>> {
+        let mut accumulators = self.accumulators()?;
+        accumulators.merge(states, &(0..groups).collect::<Vec<_>>(), groups)?;
+        accumulators.evaluate()
+    }
+}
+
+/// One accumulator per aggregate.
+pub(crate) struct Accumulators {
+    accumulators: Vec<Box<dyn GroupsAccumulator>>,
+    /// By accumulator: how many state columns it has.
+    widths: Vec<usize>,
+}
+
+impl Accumulators {
+    /// Takes in rows: row i into group `groups[i]`, of so many in total. By function: its arguments, and the rows it wants.
+    pub(crate) fn update(
+        &mut self,
+        arguments: &[Vec<ArrayRef>],
+        wanted: &[Option<BooleanArray>],
+        groups: &[usize],
+        total: usize,
+    ) -> Result<()> {
+        for ((accumulator, arguments), wanted) in self.accumulators.iter_mut().zip(arguments).zip(wanted) {
+            accumulator.update_batch(arguments, groups, wanted.as_ref(), total)?;
+        }
+        Ok(())
+    }
+
+    /// Merges rows of partial state: row i into group `groups[i]`, of so many in total.
+    pub(crate) fn merge(&mut self, states: &[ArrayRef], groups: &[usize], total: usize) -> Result<()> {
+        let mut rest = states;
+        for (accumulator, width) in self.accumulators.iter_mut().zip(&self.widths) {
+            let Some((own, others)) = rest.split_at_checked(*width) else {
+                return internal_err!("partial state lacks columns");
+            };
+            accumulator.merge_batch(own, groups, total)?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// The partial state of all groups.
+    pub(crate) fn state(mut self) -> Result<Vec<ArrayRef>> {
+        let mut columns = vec![];
+        for accumulator in &mut self.accumulators {
+            columns.extend(accumulator.state(EmitTo::All)?);
+        }
+        Ok(columns)
+    }
+
+    /// The values of all groups.
+    pub(crate) fn evaluate(mut self) -> Result<Vec<ArrayRef>> {
+        self.accumulators.iter_mut().map(|accumulator| accumulator.evaluate(EmitTo::All)).collect()
+    }
+}

@@ -1,0 +1,220 @@
+//! Groups that live longer than a batch.
+//!
+//! DataFusion aggregates in two steps: `Partial` makes one row of *partial state* per group and partition, `Final` merges
+//! these and evaluates. [`StatefulAggregateExec`] takes the place of `Final`. What it keeps per group is partial state, in
+//! columns; so everything DataFusion can aggregate, UDAFs, FILTER, DISTINCT and ORDER BY included, can live on:
+//!
+//! ```text
+//! Partial of this batch ─┐
+//!                        ├─ merge_batch(old), merge_batch(new) ─▶ state() ─▶ kept, and written as the batch's changes
+//! kept from before ──────┘                                           └─▶ evaluate() ─▶ rows out
+//! ```
+//!
+//! | mode | rows out |
+//! |---|---|
+//! | append | the groups that the watermark has passed, once, as they are evicted |
+//! | update | every group that a row of this batch fell into |
+//! | complete | all groups |
+//!
+//! An aggregate without keys has one group, which is there before any row and is given out by every batch.
+
+mod accumulate;
+
+mod state;
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, FieldRef, SchemaRef};
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::error::Result;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions};
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties};
+use futures::TryStreamExt;
+
+pub(crate) use self::accumulate::Aggregates;
+use self::state::AggregateState;
+use super::event_time::only_child;
+use super::late_rows::SharedId;
+use super::output::when_done;
+use super::{EventTime, StatefulOperator, WatermarkUse};
+use crate::batch::BatchContext;
+use crate::query::OutputMode;
+use crate::state::{OperatorId, PartitionState, StateSpec};
+
+/// See the [module](self).
+#[derive(Debug, Clone)]
+pub(crate) struct StatefulAggregateExec {
+    id: SharedId,
+    mode: OutputMode,
+    /// The keys as they come out.
+    keys: Vec<FieldRef>,
+    /// The key that tells when a group is final.
+    time_key: Option<usize>,
+    aggregates: Aggregates,
+    schema: SchemaRef,
+    input: Arc<dyn ExecutionPlan>,
+    properties: Arc<PlanProperties>,
+}
+
+/// What the group of an aggregate without keys is found by.
+fn only_group() -> FieldRef {
+    Arc::new(Field::new("group", DataType::UInt8, false))
+}
+
+impl StatefulAggregateExec {
+    /// Merges the rows of `input`, partial state exchanged by its keys, into rows of `schema`: `keys` of them are keys.
+    /// `time_key` is the key that tells when a group is final. The operator will tell `id` its number.
+    pub(crate) fn try_new(
+        id: SharedId,
+        mode: OutputMode,
+        (keys, time_key): (usize, Option<usize>),
+        aggregates: &[Arc<AggregateFunctionExpr>],
+        schema: SchemaRef,
+        input: Arc<dyn ExecutionPlan>,
+    ) -> Result<Self> {
+        let fields = schema.fields().iter().take(keys).map(Arc::clone).collect();
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(Arc::clone(&schema)),
+            input.output_partitioning().clone(),
+            EmissionType::Final,
+            input.boundedness(),
+        );
+        Ok(StatefulAggregateExec {
+            id,
+            mode,
+            keys: fields,
+            time_key,
+            aggregates: Aggregates::try_new(aggregates)?,
+            schema,
+            input,
+            properties: Arc::new(properties),
+        })
+    }
+}
+
+impl StatefulOperator for StatefulAggregateExec {
+    fn with_id(&self, id: OperatorId) -> Arc<dyn ExecutionPlan> {
+        self.id.set(id);
+        Arc::new(self.clone())
+    }
+
+    fn spec(&self) -> StateSpec {
+        StateSpec {
+            operator: "aggregate",
+            keys: if self.keys.is_empty() { vec![only_group()] } else { self.keys.clone() },
+            id: vec![],
+            values: self.aggregates.state_fields(),
+            describe: self.aggregates.describe(),
+            sides: 1,
+        }
+    }
+
+    fn new_partition(&self) -> Result<Box<dyn PartitionState>> {
+        Ok(Box::new(AggregateState::try_new(
+            self.spec(),
+            self.time_key,
+            self.keys.is_empty(),
+            self.aggregates.clone(),
+        )?))
+    }
+
+    fn watermark(&self) -> WatermarkUse {
+        WatermarkUse { output: EventTime::Passes, waits: self.mode != OutputMode::Complete && self.time_key.is_some() }
+    }
+
+    fn unbounded(&self) -> Option<String> {
+        let keys: Vec<&str> = self.keys.iter().map(|key| key.name().as_str()).collect();
+        let grows = self.time_key.is_none() && !keys.is_empty();
+        grows.then(|| format!("the groups of the aggregation by {} are kept for ever", keys.join(", ")))
+    }
+}
+
+impl DisplayAs for StatefulAggregateExec {
+    fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
+        let keys: Vec<&str> = self.keys.iter().map(|key| key.name().as_str()).collect();
+        write!(
+            f,
+            "StatefulAggregateExec: operator={}, mode={}, keys=[{}], aggregates=[{}]",
+            self.id.get(),
+            self.mode,
+            keys.join(", "),
+            self.aggregates.describe().join(", ")
+        )?;
+        match self.time_key.and_then(|key| self.keys.get(key)) {
+            Some(key) => write!(f, ", final by={}", key.name()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl ExecutionPlan for StatefulAggregateExec {
+    fn name(&self) -> &'static str {
+        "StatefulAggregateExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.input]
+    }
+
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        vec![false]
+    }
+
+    fn apply_expressions(
+        &self,
+        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+        _options: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(Arc::new(StatefulAggregateExec { input: only_child(children)?, ..self.as_ref().clone() }))
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let run = BatchContext::of(&context)?.operator(self.id.get())?;
+        let input = self.input.execute(partition, context)?;
+        let (mode, schema) = (self.mode, Arc::clone(&self.schema));
+        let partial = self.input.schema();
+        Ok(when_done(Arc::clone(&self.schema), async move {
+            let rows: Vec<_> = input.try_collect().await?;
+            let rows = arrow::compute::concat_batches(&partial, &rows)?;
+            let mut state = run.state::<AggregateState>(partition)?;
+            let touched = state.merge(&rows, &run, partition)?;
+            match mode {
+                OutputMode::Append => {
+                    let due = state.due(run.evict_us());
+                    let out = state.rows_out(&due, &schema)?;
+                    state.evict(due, &run);
+                    Ok(out)
+                }
+                OutputMode::Update => {
+                    let out = state.rows_out(&touched, &schema)?;
+                    let due = state.due(run.evict_us());
+                    state.evict(due, &run);
+                    Ok(out)
+                }
+                OutputMode::Complete => {
+                    let all = state.all();
+                    state.rows_out(&all, &schema)
+                }
+            }
+        }))
+    }
+}

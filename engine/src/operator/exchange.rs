@@ -1,0 +1,150 @@
+//! Brings the rows of one key together in one partition.
+//!
+//! Here a plan is cut: everything below runs first, partition by partition, and its rows are dealt out by the
+//! [hash](crate::state::key_hash) of their keys; then what is above reads what was dealt to it. Which partition owns a key
+//! follows from the key alone, so it is the partition whose state knows it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, UInt32Array};
+use arrow::compute::take_record_batch;
+use arrow::record_batch::RecordBatch;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::error::Result;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::execution_plan::{
+    ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions, SchedulingType,
+};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, Partitioning, PlanProperties,
+};
+use futures::stream;
+
+use super::event_time::only_child;
+use crate::batch::BatchContext;
+use crate::state::key_hash::{hash_keys, partition_of};
+
+/// See the [module](self).
+#[derive(Debug, Clone)]
+pub(crate) struct ExchangeExec {
+    /// Its place among the exchanges of the plan, those below others first.
+    number: usize,
+    keys: Vec<Arc<dyn PhysicalExpr>>,
+    input: Arc<dyn ExecutionPlan>,
+    properties: Arc<PlanProperties>,
+}
+
+impl ExchangeExec {
+    /// Deals the rows of `input` to so many partitions. Without keys, everything goes to the first.
+    pub(crate) fn new(input: Arc<dyn ExecutionPlan>, keys: Vec<Arc<dyn PhysicalExpr>>, partitions: usize) -> Self {
+        let partitions = if keys.is_empty() { 1 } else { partitions.max(1) };
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(input.schema()),
+            Partitioning::UnknownPartitioning(partitions),
+            EmissionType::Incremental,
+            input.boundedness(),
+        )
+        .with_scheduling_type(SchedulingType::Cooperative);
+        ExchangeExec { number: 0, keys, input, properties: Arc::new(properties) }
+    }
+
+    pub(crate) fn number(&self) -> usize {
+        self.number
+    }
+
+    pub(crate) fn with_number(&self, number: usize) -> Self {
+        ExchangeExec { number, ..self.clone() }
+    }
+
+    pub(crate) fn partitions(&self) -> usize {
+        self.properties.partitioning.partition_count()
+    }
+
+    pub(crate) fn input(&self) -> &Arc<dyn ExecutionPlan> {
+        &self.input
+    }
+
+    /// The rows of a batch by the partition they belong to.
+    pub(crate) fn split(&self, rows: RecordBatch) -> Result<Vec<(usize, RecordBatch)>> {
+        let partitions = self.partitions();
+        if partitions == 1 {
+            return Ok(vec![(0, rows)]);
+        }
+        let keys = self
+            .keys
+            .iter()
+            .map(|key| key.evaluate(&rows)?.into_array(rows.num_rows()))
+            .collect::<Result<Vec<ArrayRef>>>()?;
+        let mut places = vec![vec![]; partitions];
+        for (row, hash) in hash_keys(&keys, rows.num_rows())?.into_iter().enumerate() {
+            places[partition_of(hash, partitions)].push(row as u32);
+        }
+        let mut dealt = vec![];
+        for (partition, own) in places.into_iter().enumerate().filter(|(_, own)| !own.is_empty()) {
+            let whole = own.len() == rows.num_rows();
+            let own = if whole { rows.clone() } else { take_record_batch(&rows, &UInt32Array::from(own))? };
+            dealt.push((partition, own));
+        }
+        Ok(dealt)
+    }
+}
+
+impl DisplayAs for ExchangeExec {
+    fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
+        let keys: Vec<String> = self.keys.iter().map(ToString::to_string).collect();
+        write!(f, "ExchangeExec: keys=[{}], partitions={}", keys.join(", "), self.partitions())
+    }
+}
+
+impl ExecutionPlan for ExchangeExec {
+    fn name(&self) -> &'static str {
+        "ExchangeExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.input]
+    }
+
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        vec![false]
+    }
+
+    fn apply_expressions(
+        &self,
+        f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        for key in &self.keys {
+            if f(key)? == TreeNodeRecursion::Stop {
+                return Ok(TreeNodeRecursion::Stop);
+            }
+        }
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+        _options: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let exchange = ExchangeExec::new(only_child(children)?, self.keys.clone(), self.partitions());
+        Ok(Arc::new(exchange.with_number(self.number)))
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    /// What the stage below has dealt to this partition.
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let dealt = BatchContext::of(&context)?.take_dealt(self.number, partition)?;
+        let schema = self.schema();
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, stream::iter(dealt.into_iter().map(Ok)))))
+    }
+}

@@ -1,0 +1,294 @@
+//! New rows of one side meet what is kept of the other.
+//!
+//! Candidates are pairs with equal keys. However many there are, they are looked at in stretches of
+//! [`OUTPUT_ROWS`]: their columns are gathered, the condition is evaluated once, and what holds comes out.
+
+use arrow::array::{Array, ArrayRef, BooleanArray, UInt32Array};
+use arrow::buffer::NullBuffer;
+use arrow::compute::{filter, filter_record_batch, not, take_arrays};
+use arrow::record_batch::RecordBatch;
+use arrow::row::Rows;
+use datafusion::error::Result;
+
+use super::shape::{Due, Gives, Shape, Side, holds};
+use super::side::{Kept, SideState};
+use crate::operator::event_time::times_us;
+use crate::operator::late_rows::in_time;
+use crate::operator::output::{OUTPUT_ROWS, rows_of};
+use crate::state::key_hash::hash_keys;
+use crate::state::{NEVER, SlotId, StateSpec};
+
+/// New rows on their way along the rows of the other side.
+#[derive(Debug)]
+pub(super) struct Probe {
+    pub(super) side: Side,
+    rows: RecordBatch,
+    key_columns: Vec<ArrayRef>,
+    keys: Rows,
+    hashes: Vec<u64>,
+    times_us: Vec<i64>,
+    /// Null where a row can match nothing.
+    can_match: Option<NullBuffer>,
+    /// By row: it found a match.
+    matched: Vec<bool>,
+    /// The row to look at after the current one.
+    next_row: usize,
+    /// The next candidate of the current row.
+    candidate: Option<SlotId>,
+    /// Rows of the other side that are no longer needed.
+    used_up: Vec<SlotId>,
+}
+
+/// What became of a batch of new rows before they met any other.
+pub(super) struct Begun {
+    pub(super) probe: Probe,
+    /// Rows that are known to have no match, as they come out.
+    pub(super) unmatched: Option<RecordBatch>,
+    /// How many were late.
+    pub(super) late: u64,
+}
+
+/// What is left to tell when new rows have met all others.
+#[derive(Default)]
+pub(super) struct Ended {
+    pub(super) output: Option<RecordBatch>,
+    /// Rows of the other side that were taken away, for the files.
+    pub(super) change: Option<RecordBatch>,
+    pub(super) kept: u64,
+    pub(super) removed: u64,
+}
+
+impl Probe {
+    /// Drops late rows and rows that match nothing, as far as these are not to come out.
+    pub(super) fn begin(
+        shape: &Shape,
+        side: Side,
+        own: &SideState,
+        mut rows: RecordBatch,
+        late_us: i64,
+    ) -> Result<Begun> {
+        let of = shape.side(side);
+        let mut late = 0;
+        if let Some(column) = of.event_time {
+            let times = times_us(rows.column(column), of.schema.field(column))?;
+            (rows, late) = in_time(rows, &times, late_us)?;
+        }
+        let mut unmatched = None;
+        if let Some(gate) = &of.gate {
+            let passes = holds(gate, &rows)?;
+            if passes.true_count() < rows.num_rows() {
+                if of.keeps_unmatched {
+                    let fail = filter_record_batch(&rows, &not(&passes)?)?;
+                    unmatched = Some(shape.unmatched(side, fail.columns().to_vec(), fail.num_rows())?);
+                }
+                rows = filter_record_batch(&rows, &passes)?;
+            }
+        }
+        let mut keys = of
+            .keys
+            .iter()
+            .map(|key| key.evaluate(&rows)?.into_array(rows.num_rows()))
+            .collect::<Result<Vec<ArrayRef>>>()?;
+        let never_null = of.not_null.iter().map(|column| rows.column(*column));
+        let never_null = never_null.chain(keys.iter().filter(|_| !shape.nulls_match));
+        let nulls: Vec<Option<NullBuffer>> = never_null.map(|column| column.logical_nulls()).collect();
+        let mut can_match = NullBuffer::union_many(nulls.iter().map(Option::as_ref));
+        if let Some(can) = can_match.take_if(|_| !of.keeps_unmatched) {
+            let can = BooleanArray::new(can.inner().clone(), None);
+            rows = filter_record_batch(&rows, &can)?;
+            keys = keys.iter().map(|key| Ok(filter(key, &can)?)).collect::<Result<_>>()?;
+        }
+        let times = match &of.due {
+            Due::Never => None,
+            Due::Key(key, field) => keys.get(*key).map(|key| times_us(key, field)).transpose()?,
+            Due::Column(column) => Some(times_us(rows.column(*column), of.schema.field(*column))?),
+        };
+        let count = rows.num_rows();
+        let times_us = match times {
+            Some(times) => times.iter().map(|us| us.unwrap_or(NEVER)).collect(),
+            None => vec![NEVER; count],
+        };
+        let probe = Probe {
+            side,
+            hashes: hash_keys(&keys, count)?,
+            keys: own.table.encode(&keys)?,
+            key_columns: keys,
+            times_us,
+            can_match,
+            matched: vec![false; count],
+            next_row: 0,
+            candidate: None,
+            used_up: vec![],
+            rows,
+        };
+        Ok(Begun { probe, unmatched, late })
+    }
+
+    /// Goes on until there are rows to give out; `None` when all new rows have met all others.
+    pub(super) fn next(&mut self, shape: &Shape, other: &mut SideState) -> Result<Option<RecordBatch>> {
+        loop {
+            let (rows, slots) = self.candidates(shape, other);
+            if slots.is_empty() {
+                return Ok(None);
+            }
+            if let Some(output) = self.matches(shape, other, rows, slots)? {
+                return Ok(Some(output));
+            }
+        }
+    }
+
+    /// The next pairs with equal keys: new rows, and rows of the other side.
+    fn candidates(&mut self, shape: &Shape, other: &SideState) -> (Vec<u32>, Vec<SlotId>) {
+        let (mut rows, mut slots) = (vec![], vec![]);
+        if other.table.len() == 0 {
+            return (rows, slots);
+        }
+        // Where rows of one side come out at their first match, further ones are of no interest.
+        let (first_only, skip_matched) = match shape.gives {
+            Gives::Pairs => (false, false),
+            Gives::Rows { of, .. } => (of == self.side, of != self.side),
+        };
+        while slots.len() < OUTPUT_ROWS {
+            let current = self.next_row.wrapping_sub(1);
+            let Some(slot) = self.candidate.filter(|_| !first_only || !self.is_matched(current)) else {
+                let row = self.next_row;
+                let Some(&hash) = self.hashes.get(row) else { break };
+                self.next_row += 1;
+                let can = self.can_match.as_ref().is_none_or(|can| can.is_valid(row));
+                self.candidate = if can { other.table.find(hash, self.keys.row(row)) } else { None };
+                continue;
+            };
+            let enough = first_only && shape.filter.is_none();
+            self.candidate = if enough { None } else { other.table.older(slot) };
+            if !(skip_matched && other.is_matched(slot)) {
+                rows.push(current as u32);
+                slots.push(slot);
+            }
+        }
+        (rows, slots)
+    }
+
+    fn is_matched(&self, row: usize) -> bool {
+        self.matched.get(row).copied().unwrap_or(false)
+    }
+
+    /// Which of these pairs match: notes it, and makes the rows that follow.
+    fn matches(
+        &mut self,
+        shape: &Shape,
+        other: &mut SideState,
+        rows: Vec<u32>,
+        slots: Vec<SlotId>,
+    ) -> Result<Option<RecordBatch>> {
+        let mut pairs = None;
+        if shape.gives == Gives::Pairs || shape.filter.is_some() {
+            let own = take_arrays(self.rows.columns(), &UInt32Array::from(rows.clone()), None)?;
+            let columns = shape.in_order(self.side, own, other.table.values(&slots)?);
+            pairs = Some(rows_of(&shape.pairs, columns, slots.len())?);
+        }
+        let hold = match (&shape.filter, &pairs) {
+            (Some(condition), Some(pairs)) => Some(holds(condition, pairs)?),
+            _ => None,
+        };
+        let other_comes_out = matches!(shape.gives, Gives::Rows { of, .. } if of != self.side);
+        let other_is_kept = shape.side(self.side.other()).keeps_unmatched;
+        let mut first_matches = vec![];
+        for (i, (&row, &slot)) in rows.iter().zip(&slots).enumerate() {
+            if hold.as_ref().is_some_and(|hold| !hold.value(i)) {
+                continue;
+            }
+            if let Some(matched) = self.matched.get_mut(row as usize) {
+                *matched = true;
+            }
+            if other_comes_out {
+                if other.mark(slot) {
+                    first_matches.push(slot);
+                }
+            } else if other_is_kept && other.mark(slot) {
+                other.touch(slot);
+            }
+        }
+        match (shape.gives, pairs) {
+            (Gives::Pairs, Some(pairs)) => {
+                let pairs = match &hold {
+                    Some(hold) if hold.true_count() < pairs.num_rows() => filter_record_batch(&pairs, hold)?,
+                    _ => pairs,
+                };
+                match pairs.num_rows() {
+                    0 => Ok(None),
+                    count => Ok(Some(rows_of(&shape.output, pairs.columns().to_vec(), count)?)),
+                }
+            }
+            (Gives::Rows { matched: true, .. }, _) if !first_matches.is_empty() => {
+                let output = rows_of(&shape.output, other.table.values(&first_matches)?, first_matches.len())?;
+                self.used_up.extend(first_matches);
+                Ok(Some(output))
+            }
+            _ => {
+                self.used_up.extend(first_matches);
+                Ok(None)
+            }
+        }
+    }
+
+    /// All others were met: keeps what may still match or has to come out without a match. `final_us` is the time at
+    /// which rows of this side leave in this batch.
+    pub(super) fn end(
+        self,
+        shape: &Shape,
+        own: &mut SideState,
+        other: &mut SideState,
+        spec: &StateSpec,
+        final_us: i64,
+    ) -> Result<Ended> {
+        let mut ended = Ended::default();
+        if !self.used_up.is_empty() {
+            ended.removed = self.used_up.len() as u64;
+            ended.change = other.take_away(&self.used_up, spec)?;
+        }
+        let comes_out = matches!(shape.gives, Gives::Rows { of, .. } if of == self.side);
+        if shape.gives == (Gives::Rows { of: self.side, matched: true }) {
+            let matched = BooleanArray::from(self.matched.clone());
+            if matched.true_count() > 0 {
+                let found = filter_record_batch(&self.rows, &matched)?;
+                ended.output = Some(rows_of(&shape.output, found.columns().to_vec(), found.num_rows())?);
+            }
+        }
+        let keeps_unmatched = shape.side(self.side).keeps_unmatched;
+        // No row of this batch comes after those of the right side.
+        let last = self.side == Side::Right;
+        let keep = self.matched.iter().zip(&self.times_us).map(|(&matched, &us)| match matched {
+            true if comes_out => false,
+            _ if last && us <= final_us => keeps_unmatched && !matched,
+            _ => true,
+        });
+        let keep: BooleanArray = keep.map(Some).collect();
+        ended.kept = keep.true_count() as u64;
+        if ended.kept == 0 {
+            return Ok(ended);
+        }
+        // Whether a row found a match is of interest only where unmatched ones come out.
+        let noted = keeps_unmatched && !comes_out;
+        let matched: Vec<bool> = self.matched.iter().map(|matched| noted && *matched).collect();
+        if ended.kept as usize == matched.len() {
+            let Probe { keys, hashes, times_us, rows, .. } = &self;
+            own.keep(Kept { keys, hashes, times_us, values: rows.columns().to_vec(), matched: &matched })?;
+            return Ok(ended);
+        }
+        let key_columns: Vec<ArrayRef> =
+            self.key_columns.iter().map(|column| Ok(filter(column, &keep)?)).collect::<Result<_>>()?;
+        let keys = own.table.encode(&key_columns)?;
+        own.keep(Kept {
+            keys: &keys,
+            hashes: &chosen(&self.hashes, &keep),
+            times_us: &chosen(&self.times_us, &keep),
+            values: filter_record_batch(&self.rows, &keep)?.columns().to_vec(),
+            matched: &chosen(&matched, &keep),
+        })?;
+        Ok(ended)
+    }
+}
+
+fn chosen<T: Copy>(all: &[T], keep: &BooleanArray) -> Vec<T> {
+    all.iter().zip(keep.values()).filter(|(_, keep)| *keep).map(|(value, _)| *value).collect()
+}

@@ -1,0 +1,169 @@
+//! A join of two streams: each side is kept, for rows of the other side that are still to come.
+//!
+//! ```text
+//! left rows ──▶ exchange by key ──▶ meet what is kept of the right ──▶ are kept ──▶ leave behind the watermark
+//! right rows ─▶ exchange by key ──▶ meet what is kept of the left ───▶ are kept ──▶ leave behind the watermark
+//! ```
+//!
+//! A row is kept as long as a match may come, which the [bounds](crate::plan::join_bounds) tell. Outer joins give out
+//! rows without a match, padded with NULL, when they leave; an anti join gives out nothing else. A semi join gives out
+//! a row at its first match and keeps it no longer.
+//!
+//! NULL equals nothing: a row with NULL in a key matches no row. Where rows without a match come out it is kept until
+//! its time comes, elsewhere it is dropped at once. (Spark matches NULL keys with each other in full outer joins, which
+//! is a defect.) A row without event time is never final: where it is kept, it is kept for ever.
+
+mod matching;
+
+mod run;
+
+mod shape;
+
+mod side;
+
+use std::fmt;
+use std::sync::Arc;
+
+use datafusion::catalog::Session;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, create_physical_expr};
+use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, apply_expression_roots,
+};
+use futures::stream;
+
+use self::run::Running;
+use self::shape::Shape;
+use self::side::JoinState;
+use super::exchange::ExchangeExec;
+use super::{EventTime, StatefulOperator, WatermarkUse};
+use crate::batch::BatchContext;
+use crate::plan::node::join::StreamJoinNode;
+use crate::state::{OperatorId, PartitionState, StateSpec};
+
+/// See the [module](self).
+#[derive(Debug, Clone)]
+pub(crate) struct StreamJoinExec {
+    id: OperatorId,
+    shape: Arc<Shape>,
+    left: Arc<dyn ExecutionPlan>,
+    right: Arc<dyn ExecutionPlan>,
+    properties: Arc<PlanProperties>,
+}
+
+/// The physical side of a [`StreamJoinNode`], over exchanges of both inputs into so many partitions.
+pub(crate) fn plan_stream_join(
+    node: &StreamJoinNode,
+    left: Arc<dyn ExecutionPlan>,
+    right: Arc<dyn ExecutionPlan>,
+    session: &dyn Session,
+    planning: &PhysicalPlanningContext,
+    partitions: usize,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let shape = Shape::try_new(node, (left.schema(), right.schema()), &|expr, schema| {
+        create_physical_expr(expr, schema, session.execution_props(), planning)
+    })?;
+    let left = Arc::new(ExchangeExec::new(left, shape.left.keys.clone(), partitions));
+    let right = Arc::new(ExchangeExec::new(right, shape.right.keys.clone(), partitions));
+    Ok(Arc::new(StreamJoinExec::new(OperatorId(0), Arc::new(shape), left, right)))
+}
+
+impl StreamJoinExec {
+    fn new(id: OperatorId, shape: Arc<Shape>, left: Arc<dyn ExecutionPlan>, right: Arc<dyn ExecutionPlan>) -> Self {
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(Arc::clone(&shape.output)),
+            left.output_partitioning().clone(),
+            EmissionType::Both,
+            left.boundedness(),
+        );
+        StreamJoinExec { id, shape, left, right, properties: Arc::new(properties) }
+    }
+}
+
+impl StatefulOperator for StreamJoinExec {
+    fn with_id(&self, id: OperatorId) -> Arc<dyn ExecutionPlan> {
+        Arc::new(StreamJoinExec { id, ..self.clone() })
+    }
+
+    fn spec(&self) -> StateSpec {
+        self.shape.spec()
+    }
+
+    fn new_partition(&self) -> Result<Box<dyn PartitionState>> {
+        Ok(Box::new(JoinState::new(&self.shape)?))
+    }
+
+    fn watermark(&self) -> WatermarkUse {
+        WatermarkUse { output: EventTime::Join(self.shape.bounds.clone()), waits: self.shape.bounds.any() }
+    }
+}
+
+impl DisplayAs for StreamJoinExec {
+    fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
+        let keys: Vec<&str> = self.shape.key_fields.iter().map(|key| key.name().as_str()).collect();
+        write!(f, "StreamJoinExec: operator={}, {}, keys=[{}]", self.id, self.shape.join_type, keys.join(", "))?;
+        match &self.shape.filter {
+            Some(filter) => write!(f, ", filter={filter}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl ExecutionPlan for StreamJoinExec {
+    fn name(&self) -> &'static str {
+        "StreamJoinExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.left, &self.right]
+    }
+
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        vec![false, false]
+    }
+
+    fn apply_expressions(
+        &self,
+        f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        let shape = &self.shape;
+        let keys = shape.left.keys.iter().chain(&shape.right.keys);
+        let conditions = shape.left.gate.iter().chain(&shape.right.gate).chain(&shape.filter);
+        apply_expression_roots(keys.chain(conditions), f)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+        _options: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let [left, right] = <[Arc<dyn ExecutionPlan>; 2]>::try_from(children)
+            .map_err(|_| DataFusionError::Internal("StreamJoinExec has two inputs".into()))?;
+        Ok(Arc::new(StreamJoinExec::new(self.id, Arc::clone(&self.shape), left, right)))
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let batch = BatchContext::of(&context)?;
+        let run = batch.operator(self.id)?;
+        let left = self.left.execute(partition, Arc::clone(&context))?;
+        let right = self.right.execute(partition, context)?;
+        let running = Running::begin(Arc::clone(&self.shape), batch, run, partition, (left, right))?;
+        let rows = stream::try_unfold(running, |mut running| async move {
+            Ok::<_, DataFusionError>(running.next().await?.map(|rows| (rows, running)))
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.shape.output), rows)))
+    }
+}

@@ -1,0 +1,152 @@
+//! The first rows of a stream, over all its batches.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, Int64Array, UInt8Array};
+use arrow::datatypes::{DataType, Field, Int64Type};
+use arrow::record_batch::RecordBatch;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::error::Result;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
+use futures::TryStreamExt;
+
+use super::event_time::only_child;
+use super::output::when_done;
+use super::{EventTime, StatefulOperator, WatermarkUse};
+use crate::batch::BatchContext;
+use crate::state::{Counts, NEVER, OperatorId, PartitionState, StateSpec};
+
+/// Lets so many rows pass in the query's life. Its input is one partition.
+#[derive(Debug, Clone)]
+pub(crate) struct StreamLimitExec {
+    id: OperatorId,
+    rows: usize,
+    input: Arc<dyn ExecutionPlan>,
+}
+
+impl StreamLimitExec {
+    pub(crate) fn new(rows: usize, input: Arc<dyn ExecutionPlan>) -> Self {
+        StreamLimitExec { id: OperatorId(0), rows, input }
+    }
+}
+
+/// How many rows have passed.
+#[derive(Debug, Default)]
+struct Passed(usize);
+
+impl PartitionState for Passed {
+    fn load(&mut self, change: &RecordBatch) -> Result<()> {
+        let passed = change.columns().last().map(|column| column.as_primitive::<Int64Type>().values().to_vec());
+        if let Some(&passed) = passed.iter().flatten().last() {
+            self.0 = usize::try_from(passed).unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    fn rows(&self) -> usize {
+        usize::from(self.0 > 0)
+    }
+
+    fn bytes(&self) -> usize {
+        size_of::<Self>()
+    }
+}
+
+impl StatefulOperator for StreamLimitExec {
+    fn with_id(&self, id: OperatorId) -> Arc<dyn ExecutionPlan> {
+        Arc::new(StreamLimitExec { id, ..self.clone() })
+    }
+
+    fn spec(&self) -> StateSpec {
+        StateSpec {
+            operator: "limit",
+            keys: vec![Arc::new(Field::new("limit", DataType::UInt8, false))],
+            id: vec![],
+            values: vec![Arc::new(Field::new("passed", DataType::Int64, false))],
+            describe: vec![],
+            sides: 1,
+        }
+    }
+
+    fn new_partition(&self) -> Result<Box<dyn PartitionState>> {
+        Ok(Box::new(Passed::default()))
+    }
+
+    fn watermark(&self) -> WatermarkUse {
+        WatermarkUse { output: EventTime::Passes, waits: false }
+    }
+}
+
+impl DisplayAs for StreamLimitExec {
+    fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "StreamLimitExec: operator={}, rows={}", self.id, self.rows)
+    }
+}
+
+impl ExecutionPlan for StreamLimitExec {
+    fn name(&self) -> &'static str {
+        "StreamLimitExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        self.input.properties()
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.input]
+    }
+
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        vec![false]
+    }
+
+    fn apply_expressions(
+        &self,
+        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+        _options: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(Arc::new(StreamLimitExec { input: only_child(children)?, ..self.as_ref().clone() }))
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let run = BatchContext::of(&context)?.operator(self.id)?;
+        let input = self.input.execute(partition, context)?;
+        let this = self.clone();
+        Ok(when_done(self.schema(), async move {
+            // All of it is read, though little may pass: operators below finish their batch.
+            let rows: Vec<_> = input.try_collect().await?;
+            let mut passed = run.state::<Passed>(partition)?;
+            let before = passed.0;
+            let mut out = vec![];
+            for rows in rows {
+                let pass = rows.num_rows().min(this.rows.saturating_sub(passed.0));
+                passed.0 += pass;
+                if pass > 0 {
+                    out.push(rows.slice(0, pass));
+                }
+            }
+            if passed.0 > before {
+                let key: ArrayRef = Arc::new(UInt8Array::from(vec![0]));
+                let count: ArrayRef = Arc::new(Int64Array::from(vec![passed.0 as i64]));
+                run.change(partition, this.spec().change(false, vec![key], vec![], &[NEVER], Some(vec![count]))?);
+                run.count(Counts { rows_updated: 1, ..Counts::default() });
+            }
+            Ok(out)
+        }))
+    }
+}

@@ -1,0 +1,300 @@
+//! Sessions that live longer than a batch.
+//!
+//! A row brings the time `[time, time + gap)` along; stretches of a key that overlap or touch are one session. What is
+//! kept per session is the partial state of its aggregates, as in [`aggregate`](super::aggregate):
+//!
+//! ```text
+//! rows of this batch ──▶ not late ──▶ merge with the known sessions of their keys ──▶ sessions that rows touch
+//!                                         │ update_batch(rows), merge_batch(states of known sessions)
+//!                                         ▼
+//!                        kept: one row of state per session, due at its end; what became part of it is removed
+//! ```
+//!
+//! | mode | rows out |
+//! |---|---|
+//! | append | the sessions that the watermark has passed, once, as they are evicted |
+//! | complete | all sessions |
+//!
+//! A row is late if its own stretch ends at or before the watermark, even if it would bridge living sessions, and in
+//! complete mode too (Spark's rules).
+
+mod merge;
+
+mod state;
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, BooleanArray, UInt32Array};
+use arrow::compute::{concat_batches, take_record_batch};
+use arrow::datatypes::{DataType, Field, FieldRef, SchemaRef};
+use arrow::record_batch::RecordBatch;
+use datafusion::catalog::Session;
+use datafusion::common::internal_err;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::error::Result;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::UserDefinedLogicalNodeCore;
+use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
+use datafusion::physical_expr::aggregate::LoweredAggregateBuilder;
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, create_physical_expr};
+use datafusion::physical_plan::execution_plan::{
+    ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions, apply_expression_roots,
+};
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties};
+use futures::TryStreamExt;
+
+use self::state::{SessionRows, SessionState};
+use super::aggregate::Aggregates;
+use super::event_time::only_child;
+use super::exchange::ExchangeExec;
+use super::output::when_done;
+use super::{EventTime, StatefulOperator, WatermarkUse};
+use crate::batch::BatchContext;
+use crate::error::Error;
+use crate::plan::node::session::SessionNode;
+use crate::plan::node::watermark::event_time_delay_ms;
+use crate::query::OutputMode;
+use crate::query::window::values::stretches;
+use crate::state::key_hash::can_be_key;
+use crate::state::{Counts, OperatorId, OperatorRun, PartitionState, StateSpec};
+
+/// See the [module](self).
+#[derive(Debug, Clone)]
+pub(crate) struct SessionWindowExec {
+    id: OperatorId,
+    mode: OutputMode,
+    /// The grouping keys beside the session.
+    keys: Vec<Arc<dyn PhysicalExpr>>,
+    /// What a row brings to its session.
+    session: Arc<dyn PhysicalExpr>,
+    /// The place of the session among the columns of the output.
+    place: usize,
+    aggregates: Aggregates,
+    /// By aggregate: its arguments.
+    arguments: Vec<Vec<Arc<dyn PhysicalExpr>>>,
+    /// By aggregate: its FILTER.
+    filters: Vec<Option<Arc<dyn PhysicalExpr>>>,
+    schema: SchemaRef,
+    input: Arc<dyn ExecutionPlan>,
+    properties: Arc<PlanProperties>,
+}
+
+/// The operator for a [`SessionNode`], over an exchange that brings the rows of a key together. Update mode was
+/// [refused](crate::plan::check) before.
+pub(crate) fn plan_session(
+    node: &SessionNode,
+    input: Arc<dyn ExecutionPlan>,
+    session: &dyn Session,
+    planning: &PhysicalPlanningContext,
+    partitions: usize,
+    mode: OutputMode,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let (props, logical_schema, physical_schema) = (session.execution_props(), node.input.schema(), input.schema());
+    let physical = |expr| create_physical_expr(expr, logical_schema, props, planning);
+    let mut keys = node.keys.iter().map(physical).collect::<Result<Vec<_>>>()?;
+    if node.session >= keys.len() {
+        return internal_err!("a session that is no key");
+    }
+    let session = keys.remove(node.session);
+
+    let (mut functions, mut arguments, mut filters) = (vec![], vec![], vec![]);
+    for aggregate in &node.aggregates {
+        let lowered =
+            LoweredAggregateBuilder::new(aggregate, logical_schema, &physical_schema, props, planning).build()?;
+        if !lowered.order_bys.is_empty() {
+            return Err(Error::unsupported(format!("ORDER BY within an aggregate over sessions: `{aggregate}`"))
+                .hint("collect the values with their times, and sort them in `foreach_batch` or over what was written")
+                .into());
+        }
+        arguments.push(lowered.aggregate.expressions());
+        functions.push(lowered.aggregate);
+        filters.push(lowered.filter);
+    }
+
+    let schema: SchemaRef = Arc::new(node.schema().as_arrow().clone());
+    let mut key_fields = schema.fields().iter().take(node.keys.len());
+    if let Some(key) = key_fields.find(|key| !can_be_key(key.data_type())) {
+        return Err(Error::unsupported(format!(
+            "`{}` is of type {}, whose values cannot be keys of a stream's state",
+            key.name(),
+            key.data_type()
+        ))
+        .into());
+    }
+    let input: Arc<dyn ExecutionPlan> = Arc::new(ExchangeExec::new(input, keys.clone(), partitions));
+    let properties = PlanProperties::new(
+        EquivalenceProperties::new(Arc::clone(&schema)),
+        input.output_partitioning().clone(),
+        EmissionType::Final,
+        input.boundedness(),
+    );
+    Ok(Arc::new(SessionWindowExec {
+        id: OperatorId(0),
+        mode,
+        keys,
+        session,
+        place: node.session,
+        aggregates: Aggregates::try_new(&functions)?,
+        arguments,
+        filters,
+        schema,
+        input,
+        properties: Arc::new(properties),
+    }))
+}
+
+impl SessionWindowExec {
+    /// The column of the sessions, as it comes out.
+    fn session_field(&self) -> Result<&FieldRef> {
+        match self.schema.fields().get(self.place) {
+            Some(field) => Ok(field),
+            None => internal_err!("a session that is no column"),
+        }
+    }
+
+    /// The type of a session's start and end.
+    fn bound(&self) -> Result<DataType> {
+        match self.session_field()?.data_type() {
+            DataType::Struct(bounds) if bounds.len() == 2 => Ok(bounds[0].data_type().clone()),
+            other => internal_err!("a session of type {other}"),
+        }
+    }
+
+    /// The rows of a batch that have a session and are not late.
+    fn rows_in(&self, rows: RecordBatch, run: &OperatorRun) -> Result<SessionRows> {
+        let sessions = evaluate(&self.session, &rows)?;
+        // Without a watermark, no row is late.
+        let marked = event_time_delay_ms(self.session_field()?).is_some();
+        let late_us = if marked { run.late_us() } else { i64::MIN };
+        let (mut places, mut kept, mut late) = (vec![], vec![], 0);
+        for (row, stretch) in stretches(&sessions)?.into_iter().enumerate() {
+            match stretch {
+                Some((_, end)) if end <= late_us => late += 1,
+                Some(stretch) => {
+                    places.push(row as u32);
+                    kept.push(stretch);
+                }
+                None => {}
+            }
+        }
+        run.count(Counts { rows_dropped_late: late, ..Counts::default() });
+        let rows = match places.len() == rows.num_rows() {
+            true => rows,
+            false => take_record_batch(&rows, &UInt32Array::from(places))?,
+        };
+        let all = |exprs: &Vec<_>| exprs.iter().map(|expr| evaluate(expr, &rows)).collect::<Result<Vec<_>>>();
+        let wanted = |filter: &Option<_>| -> Result<Option<BooleanArray>> {
+            filter.as_ref().map(|filter| Ok(evaluate(filter, &rows)?.as_boolean().clone())).transpose()
+        };
+        Ok(SessionRows {
+            keys: all(&self.keys)?,
+            stretches: kept,
+            arguments: self.arguments.iter().map(all).collect::<Result<_>>()?,
+            wanted: self.filters.iter().map(wanted).collect::<Result<_>>()?,
+        })
+    }
+}
+
+fn evaluate(expr: &Arc<dyn PhysicalExpr>, rows: &RecordBatch) -> Result<ArrayRef> {
+    expr.evaluate(rows)?.into_array(rows.num_rows())
+}
+
+impl StatefulOperator for SessionWindowExec {
+    fn with_id(&self, id: OperatorId) -> Arc<dyn ExecutionPlan> {
+        Arc::new(SessionWindowExec { id, ..self.clone() })
+    }
+
+    fn spec(&self) -> StateSpec {
+        let keys = self.schema.fields().iter().take(self.keys.len() + 1).enumerate();
+        let bound = self.bound().unwrap_or(DataType::Null);
+        StateSpec {
+            operator: "sessionWindow",
+            keys: keys.filter(|(place, _)| *place != self.place).map(|(_, field)| Arc::clone(field)).collect(),
+            id: vec![Arc::new(Field::new("start", bound, false))],
+            values: self.aggregates.state_fields(),
+            describe: self.aggregates.describe(),
+            sides: 1,
+        }
+    }
+
+    fn new_partition(&self) -> Result<Box<dyn PartitionState>> {
+        Ok(Box::new(SessionState::try_new(self.spec(), self.aggregates.clone(), self.bound()?)?))
+    }
+
+    fn watermark(&self) -> WatermarkUse {
+        WatermarkUse { output: EventTime::Passes, waits: self.mode == OutputMode::Append }
+    }
+}
+
+impl DisplayAs for SessionWindowExec {
+    fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
+        let keys: Vec<String> = self.keys.iter().map(ToString::to_string).collect();
+        write!(
+            f,
+            "SessionWindowExec: operator={}, mode={}, keys=[{}], session={}, aggregates=[{}]",
+            self.id,
+            self.mode,
+            keys.join(", "),
+            self.session,
+            self.aggregates.describe().join(", ")
+        )
+    }
+}
+
+impl ExecutionPlan for SessionWindowExec {
+    fn name(&self) -> &'static str {
+        "SessionWindowExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.input]
+    }
+
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        vec![false]
+    }
+
+    fn apply_expressions(
+        &self,
+        f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        let of_aggregates = self.arguments.iter().flatten().chain(self.filters.iter().flatten());
+        apply_expression_roots(self.keys.iter().chain([&self.session]).chain(of_aggregates), f)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+        _options: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(Arc::new(SessionWindowExec { input: only_child(children)?, ..self.as_ref().clone() }))
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let run = BatchContext::of(&context)?.operator(self.id)?;
+        let input = self.input.execute(partition, context)?;
+        let this = self.clone();
+        Ok(when_done(Arc::clone(&self.schema), async move {
+            let rows: Vec<_> = input.try_collect().await?;
+            let rows = this.rows_in(concat_batches(&this.input.schema(), &rows)?, &run)?;
+            let mut state = run.state::<SessionState>(partition)?;
+            state.take_in(&rows, &run, partition)?;
+            if this.mode == OutputMode::Complete {
+                return state.rows_out(&state.all(), this.place, &this.schema);
+            }
+            let due = state.due(&run);
+            let out = state.rows_out(&due, this.place, &this.schema)?;
+            state.evict(due, &run);
+            Ok(out)
+        }))
+    }
+}

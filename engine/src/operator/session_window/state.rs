@@ -1,0 +1,247 @@
+//! The sessions of one partition.
+//!
+//! A key has any number of sessions, apart from each other; each is due at its end. Key and start name a session in the
+//! files: a row that comes before it or between two takes sessions away and puts another in their place.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, BooleanArray, UInt32Array};
+use arrow::compute::take;
+use arrow::datatypes::{DataType, Int64Type, SchemaRef, TimestampMicrosecondType};
+use arrow::record_batch::RecordBatch;
+use arrow::row::Rows;
+use datafusion::error::Result;
+use hashbrown::HashTable;
+
+use super::merge::{Stretch, merge};
+use crate::operator::aggregate::Aggregates;
+use crate::operator::output::{OUTPUT_ROWS, rows_of};
+use crate::query::window::values::{Micros, between};
+use crate::state::key_hash::hash_keys;
+use crate::state::{Counts, NewRows, OperatorRun, PartitionState, SlotId, StateSpec, Table};
+
+/// Rows as sessions take them in.
+pub(super) struct SessionRows {
+    pub(super) keys: Vec<ArrayRef>,
+    /// By row: the time it brings along, `[start, end)` in µs.
+    pub(super) stretches: Vec<(i64, i64)>,
+    /// By aggregate: its arguments.
+    pub(super) arguments: Vec<Vec<ArrayRef>>,
+    /// By aggregate: the rows its FILTER lets through.
+    pub(super) wanted: Vec<Option<BooleanArray>>,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct SessionState {
+    /// By key: the partial state of its sessions.
+    table: Table,
+    /// By slot of the table: where the session starts, in µs.
+    starts: Vec<i64>,
+    spec: StateSpec,
+    aggregates: Aggregates,
+    /// The type of a session's bounds.
+    bound: DataType,
+}
+
+impl SessionState {
+    pub(super) fn try_new(spec: StateSpec, aggregates: Aggregates, bound: DataType) -> Result<Self> {
+        Ok(SessionState { table: Table::new(&spec.keys, &spec.values)?, starts: vec![], spec, aggregates, bound })
+    }
+
+    /// Takes in the rows of a batch.
+    pub(super) fn take_in(&mut self, rows: &SessionRows, run: &OperatorRun, partition: usize) -> Result<()> {
+        if rows.stretches.is_empty() {
+            return Ok(());
+        }
+        let hashes = hash_keys(&rows.keys, rows.stretches.len())?;
+        let encoded = self.table.encode(&rows.keys)?;
+        let (key_of_row, first_rows) = number_keys(&hashes, &encoded);
+        let mut slots: Vec<SlotId> = vec![];
+        let mut known: Vec<Stretch> = vec![];
+        for (key, &row) in first_rows.iter().enumerate() {
+            let mut next = self.table.find(hashes[row as usize], encoded.row(row as usize));
+            while let Some(slot) = next {
+                known.push(Stretch { key, start: self.start_us(slot), end: self.table.time_us(slot) });
+                slots.push(slot);
+                next = self.table.older(slot);
+            }
+        }
+        let new: Vec<Stretch> = key_of_row
+            .into_iter()
+            .zip(&rows.stretches)
+            .map(|(key, &(start, end))| Stretch { key, start, end })
+            .collect();
+        let merged = merge(&known, &new);
+        let total = merged.sessions.len();
+
+        // A session that keeps its start keeps its slot; others that became part of it are gone.
+        let mut places: Vec<Option<SlotId>> = vec![None; total];
+        let mut gone: Vec<(SlotId, i64)> = vec![];
+        let mut parts: Vec<SlotId> = vec![];
+        let mut part_of: Vec<usize> = vec![];
+        for ((slot, stretch), session) in slots.into_iter().zip(&known).zip(&merged.of_known) {
+            let Some(session) = *session else { continue };
+            parts.push(slot);
+            part_of.push(session);
+            match merged.sessions[session].start == stretch.start {
+                true => places[session] = Some(slot),
+                false => gone.push((slot, stretch.start)),
+            }
+        }
+        let mut accumulators = self.aggregates.accumulators()?;
+        // What was known first: some aggregates depend on the order.
+        if !parts.is_empty() {
+            accumulators.merge(&self.table.values(&parts)?, &part_of, total)?;
+        }
+        accumulators.update(&rows.arguments, &rows.wanted, &merged.of_row, total)?;
+        let states = accumulators.state()?;
+
+        self.take_away(&gone, run, partition)?;
+        let key_rows = UInt32Array::from_iter_values(merged.sessions.iter().map(|session| first_rows[session.key]));
+        let keys = rows.keys.iter().map(|key| Ok(take(key, &key_rows, None)?)).collect::<Result<Vec<_>>>()?;
+        let hashes: Vec<u64> = key_rows.values().iter().map(|&row| hashes[row as usize]).collect();
+        let starts: Vec<i64> = merged.sessions.iter().map(|session| session.start).collect();
+        let ends: Vec<i64> = merged.sessions.iter().map(|session| session.end).collect();
+        let id = vec![self.bounds(starts.clone())];
+        let encoded = self.table.encode(&keys)?;
+        run.change(partition, self.spec.change(false, keys, id, &ends, Some(states.clone()))?);
+        run.count(Counts { rows_updated: total as u64, ..Counts::default() });
+        self.put(&places, &starts, NewRows { keys: &encoded, hashes: &hashes, times_us: &ends, values: states })
+    }
+
+    /// Takes sessions away that became part of others; their slots and starts are given.
+    fn take_away(&mut self, gone: &[(SlotId, i64)], run: &OperatorRun, partition: usize) -> Result<()> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let (slots, starts): (Vec<SlotId>, Vec<i64>) = gone.iter().copied().unzip();
+        let ends: Vec<i64> = slots.iter().map(|slot| self.table.time_us(*slot)).collect();
+        let id = vec![self.bounds(starts)];
+        run.change(partition, self.spec.change(true, self.table.keys(&slots)?, id, &ends, None)?);
+        slots.into_iter().for_each(|slot| self.table.remove(slot));
+        Ok(())
+    }
+
+    fn put(&mut self, places: &[Option<SlotId>], starts: &[i64], rows: NewRows<'_>) -> Result<()> {
+        let slots = self.table.put(places, rows)?;
+        for (slot, start) in slots.into_iter().zip(starts) {
+            let place = slot.0 as usize;
+            if place >= self.starts.len() {
+                self.starts.resize(place + 1, 0);
+            }
+            self.starts[place] = *start;
+        }
+        Ok(())
+    }
+
+    fn start_us(&self, slot: SlotId) -> i64 {
+        self.starts.get(slot.0 as usize).copied().unwrap_or(0)
+    }
+
+    /// Times as a column of bounds.
+    fn bounds(&self, us: Vec<i64>) -> ArrayRef {
+        Arc::new(Micros::from(us).with_data_type(self.bound.clone()))
+    }
+
+    pub(super) fn all(&self) -> Vec<SlotId> {
+        self.table.slots().collect()
+    }
+
+    /// The sessions that the watermark has passed. They must be [evicted](Self::evict).
+    pub(super) fn due(&mut self, run: &OperatorRun) -> Vec<SlotId> {
+        self.table.due(run.evict_us())
+    }
+
+    /// Forgets the sessions that are due.
+    pub(super) fn evict(&mut self, due: Vec<SlotId>, run: &OperatorRun) {
+        run.evicted(&[run.evict_us()]);
+        run.count(Counts { rows_removed: due.len() as u64, ..Counts::default() });
+        due.into_iter().for_each(|slot| self.table.remove(slot));
+    }
+
+    /// Sessions as rows: keys, the session among them at `session`, then values.
+    pub(super) fn rows_out(&self, slots: &[SlotId], session: usize, schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
+        slots
+            .chunks(OUTPUT_ROWS)
+            .map(|slots| {
+                let starts: Vec<i64> = slots.iter().map(|slot| self.start_us(*slot)).collect();
+                let ends: Vec<i64> = slots.iter().map(|slot| self.table.time_us(*slot)).collect();
+                let mut columns = self.table.keys(slots)?;
+                columns.insert(session, between(&self.bound, Micros::from(starts), Micros::from(ends))?);
+                columns.extend(self.aggregates.evaluate(&self.table.values(slots)?, slots.len())?);
+                rows_of(schema, columns, slots.len())
+            })
+            .collect()
+    }
+}
+
+/// Numbers the distinct keys. Returns the number of each row's key, and the first row of each key.
+fn number_keys(hashes: &[u64], keys: &Rows) -> (Vec<usize>, Vec<u32>) {
+    let mut index: HashTable<(u64, u32)> = HashTable::with_capacity(hashes.len());
+    let mut first_rows: Vec<u32> = vec![];
+    let mut numbers = Vec::with_capacity(hashes.len());
+    for (row, &hash) in hashes.iter().enumerate() {
+        let same =
+            |entry: &(u64, u32)| entry.0 == hash && keys.row(first_rows[entry.1 as usize] as usize) == keys.row(row);
+        let number = match index.find(hash, same) {
+            Some(entry) => entry.1,
+            None => {
+                let number = first_rows.len() as u32;
+                index.insert_unique(hash, (hash, number), |entry| entry.0);
+                first_rows.push(row as u32);
+                number
+            }
+        };
+        numbers.push(number as usize);
+    }
+    (numbers, first_rows)
+}
+
+impl PartitionState for SessionState {
+    fn load(&mut self, change: &RecordBatch) -> Result<()> {
+        let keys = self.spec.keys.len();
+        let time = self.spec.time_column();
+        let columns = change.columns();
+        let removed = change.column(0).as_boolean();
+        let all_starts = change.column(1 + keys).as_primitive::<TimestampMicrosecondType>();
+        let all_times = change.column(time).as_primitive::<Int64Type>();
+        let all_hashes = hash_keys(&columns[1..=keys], change.num_rows())?;
+        let encoded = self.table.encode(&columns[1..=keys])?;
+
+        let mut rows: Vec<u32> = vec![];
+        let mut places: Vec<Option<SlotId>> = vec![];
+        for (row, &hash) in all_hashes.iter().enumerate() {
+            let mut found = self.table.find(hash, encoded.row(row));
+            while let Some(slot) = found.filter(|slot| self.start_us(*slot) != all_starts.value(row)) {
+                found = self.table.older(slot);
+            }
+            match (removed.value(row), found) {
+                (false, found) => {
+                    rows.push(row as u32);
+                    places.push(found);
+                }
+                (true, Some(slot)) => self.table.remove(slot),
+                (true, None) => {}
+            }
+        }
+        let starts: Vec<i64> = rows.iter().map(|&row| all_starts.value(row as usize)).collect();
+        let times: Vec<i64> = rows.iter().map(|&row| all_times.value(row as usize)).collect();
+        let hashes: Vec<u64> = rows.iter().map(|&row| all_hashes[row as usize]).collect();
+        let rows = UInt32Array::from(rows);
+        let taken = |columns: &[ArrayRef]| {
+            columns.iter().map(|column| Ok(take(column, &rows, None)?)).collect::<Result<Vec<ArrayRef>>>()
+        };
+        let encoded = self.table.encode(&taken(&columns[1..=keys])?)?;
+        let values = taken(&columns[time + 1..])?;
+        self.put(&places, &starts, NewRows { keys: &encoded, hashes: &hashes, times_us: &times, values })
+    }
+
+    fn rows(&self) -> usize {
+        self.table.len()
+    }
+
+    fn bytes(&self) -> usize {
+        self.table.bytes() + self.starts.capacity() * size_of::<i64>()
+    }
+}

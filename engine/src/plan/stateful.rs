@@ -1,0 +1,224 @@
+//! Where a plan must remember: each such node becomes an operator of ours, on top of an exchange.
+//!
+//! | the user's plan | becomes | when |
+//! |---|---|---|
+//! | `DISTINCT`, `drop_duplicates` | [`DeduplicateNode`] → [`DeduplicateExec`] | before DataFusion optimises |
+//! | `LIMIT` | [`StreamLimitNode`] → [`StreamLimitExec`] | before |
+//! | sessions | `SessionNode` → `SessionWindowExec` | before ([`windows`](super::windows)) |
+//! | joins of two streams | `StreamJoinNode` → `StreamJoinExec` | after, when conditions lie where they belong |
+//! | aggregates | [`StatefulAggregateExec`], in the place of DataFusion's final step | in the physical plan |
+//!
+//! Then everything is [numbered](number): operators from the sink downwards, exchanges in the order they run.
+
+use std::sync::Arc;
+
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
+use datafusion::error::{DataFusionError, Result};
+use datafusion::logical_expr::{Distinct, Extension, FetchType, LogicalPlan};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
+
+use super::check::{has_streaming_aggregate, is_streaming};
+use super::node::deduplicate::DeduplicateNode;
+use super::node::limit::StreamLimitNode;
+use super::node::watermark::event_time_delay_ms;
+use super::static_sides;
+use crate::operator::aggregate::StatefulAggregateExec;
+use crate::operator::deduplicate::{DeduplicateExec, Remember};
+use crate::operator::event_time::EventTimeExec;
+use crate::operator::exchange::ExchangeExec;
+use crate::operator::late_rows::{LateRowsExec, SharedId};
+use crate::operator::limit::StreamLimitExec;
+use crate::operator::{StatefulOperator, stateful};
+use crate::query::OutputMode;
+use crate::state::OperatorId;
+use crate::watermark::WatermarkTree;
+
+/// Puts our nodes where rows are deduplicated or limited over all batches.
+pub(super) fn remember_rows(plan: LogicalPlan, mode: OutputMode) -> Result<LogicalPlan> {
+    let node = |node: Arc<dyn datafusion::logical_expr::UserDefinedLogicalNode>| {
+        Ok(Transformed::yes(LogicalPlan::Extension(Extension { node })))
+    };
+    // In complete mode every batch gives the whole answer, and what comes after it is of one batch only.
+    let of_one_batch = |input: &LogicalPlan| mode == OutputMode::Complete && has_streaming_aggregate(input);
+    plan.transform_up(|plan| match plan {
+        LogicalPlan::Distinct(Distinct::All(input)) if is_streaming(&input) && !of_one_batch(&input) => {
+            let keys = input.schema().columns();
+            node(Arc::new(DeduplicateNode { input: Arc::unwrap_or_clone(input), keys, within_watermark: false }))
+        }
+        LogicalPlan::Limit(limit) if is_streaming(&limit.input) && !of_one_batch(&limit.input) => {
+            let FetchType::Literal(Some(rows)) = limit.get_fetch_type()? else {
+                return Err(DataFusionError::Plan("a stream can be limited to a fixed number of rows only".into()));
+            };
+            node(Arc::new(StreamLimitNode { rows, input: Arc::unwrap_or_clone(limit.input) }))
+        }
+        other => Ok(Transformed::no(other)),
+    })
+    .data()
+}
+
+/// The operator for a deduplication over this input.
+pub(super) fn plan_deduplicate(
+    node: &DeduplicateNode,
+    input: &Arc<dyn ExecutionPlan>,
+    partitions: usize,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let logical = node.input.schema();
+    let keys = node.keys.iter().map(|key| logical.index_of_column(key)).collect::<Result<Vec<_>>>()?;
+    let marked: Vec<(usize, i64)> = logical
+        .fields()
+        .iter()
+        .enumerate()
+        .filter_map(|(column, field)| Some((column, event_time_delay_ms(field)?)))
+        .collect();
+    // Of several event times the one among the keys counts.
+    let time = marked.iter().find(|(column, _)| keys.contains(column)).or(marked.first()).copied();
+    let remember = match time {
+        Some((_, delay_ms)) if node.within_watermark => Remember::After(delay_ms.saturating_mul(1000)),
+        Some((column, _)) => match keys.iter().position(|key| *key == column) {
+            Some(key) => Remember::UntilKey(key),
+            None => Remember::Always,
+        },
+        None => Remember::Always,
+    };
+    let exchanged = exchange(Arc::clone(input), &keys, partitions);
+    Ok(Arc::new(DeduplicateExec::new(keys, time.map(|(column, _)| column), remember, exchanged)))
+}
+
+/// The operator for a limit over this input.
+pub(super) fn plan_limit(node: &StreamLimitNode, input: &Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+    Arc::new(StreamLimitExec::new(node.rows, exchange(Arc::clone(input), &[], 1)))
+}
+
+/// Brings rows together by some of their columns.
+fn exchange(input: Arc<dyn ExecutionPlan>, columns: &[usize], partitions: usize) -> Arc<dyn ExecutionPlan> {
+    let schema = input.schema();
+    let key = |&column: &usize| Arc::new(Column::new(schema.field(column).name(), column)) as Arc<dyn PhysicalExpr>;
+    let keys = columns.iter().map(key).collect();
+    Arc::new(ExchangeExec::new(input, keys, partitions))
+}
+
+/// Puts a [`StatefulAggregateExec`] in the place of the final step of every aggregation of a stream. Runs before
+/// DataFusion's own rules, which know the two steps only as they left the planner.
+#[derive(Debug)]
+pub(super) struct RememberGroups {
+    pub(super) mode: OutputMode,
+    pub(super) partitions: usize,
+}
+
+impl PhysicalOptimizerRule for RememberGroups {
+    fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        plan.transform_up(|plan| {
+            let steps = plan.downcast_ref::<AggregateExec>().and_then(|last| {
+                let first = last.input().downcast_ref::<AggregateExec>()?;
+                let are_two = matches!(last.mode(), AggregateMode::Final | AggregateMode::FinalPartitioned)
+                    && *first.mode() == AggregateMode::Partial;
+                (are_two && static_sides::is_streaming(first.input())).then_some((last, first))
+            });
+            match steps {
+                Some((last, first)) => Ok(Transformed::yes(self.remember(last, first)?)),
+                None => Ok(Transformed::no(plan)),
+            }
+        })
+        .data()
+    }
+
+    fn name(&self) -> &str {
+        "remember_groups"
+    }
+
+    fn schema_check(&self) -> bool {
+        true
+    }
+}
+
+impl RememberGroups {
+    fn remember(&self, last: &AggregateExec, first: &AggregateExec) -> Result<Arc<dyn ExecutionPlan>> {
+        let id = SharedId::default();
+        let schema = last.schema();
+        let keys = last.group_expr().num_group_exprs();
+        let marked = schema.fields().iter().take(keys).position(|field| event_time_delay_ms(field).is_some());
+        // In complete mode nothing is late and nothing final.
+        let time_key = marked.filter(|_| self.mode != OutputMode::Complete);
+        let mut partial = Arc::clone(last.input());
+        if let Some(key) = time_key
+            && let Some((time, _)) = first.group_expr().expr().get(key)
+        {
+            let field = Arc::new(schema.field(key).clone());
+            let in_time = LateRowsExec::new(id.clone(), Arc::clone(time), field, Arc::clone(first.input()));
+            let options = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute);
+            partial = partial.replace_children(vec![Arc::new(in_time)], options)?;
+        }
+        let columns: Vec<usize> = (0..keys).collect();
+        let input = exchange(partial, &columns, self.partitions);
+        let aggregate =
+            StatefulAggregateExec::try_new(id, self.mode, (keys, time_key), last.aggr_expr(), schema, input)?;
+        Ok(Arc::new(aggregate))
+    }
+}
+
+/// Numbers operators and exchanges. Operators count from the sink, as Spark's do; an exchange comes after those it needs.
+pub(super) fn number(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    let mut operators = 0;
+    let plan = plan.transform_down(|plan| {
+        let Some(operator) = stateful(plan.as_ref()) else { return Ok(Transformed::no(plan)) };
+        let id = OperatorId(operators);
+        operators += 1;
+        Ok(Transformed::yes(operator.with_id(id)))
+    })?;
+    let mut exchanges = 0;
+    plan.data
+        .transform_up(|plan| {
+            let Some(exchange) = plan.downcast_ref::<ExchangeExec>() else { return Ok(Transformed::no(plan)) };
+            let numbered = exchange.with_number(exchanges);
+            exchanges += 1;
+            Ok(Transformed::yes(Arc::new(numbered) as Arc<dyn ExecutionPlan>))
+        })
+        .data()
+}
+
+/// The stateful operators of a numbered plan, by number.
+pub(crate) fn operators(plan: &Arc<dyn ExecutionPlan>) -> Vec<&dyn StatefulOperator> {
+    let mut found = vec![];
+    collect_operators(plan, &mut found);
+    found
+}
+
+fn collect_operators<'a>(plan: &'a Arc<dyn ExecutionPlan>, found: &mut Vec<&'a dyn StatefulOperator>) {
+    found.extend(stateful(plan.as_ref()));
+    plan.children().into_iter().for_each(|child| collect_operators(child, found));
+}
+
+/// The exchanges of a numbered plan, by number.
+pub(crate) fn exchanges(plan: &Arc<dyn ExecutionPlan>) -> Vec<&ExchangeExec> {
+    let mut found = vec![];
+    collect_exchanges(plan, &mut found);
+    found
+}
+
+fn collect_exchanges<'a>(plan: &'a Arc<dyn ExecutionPlan>, found: &mut Vec<&'a ExchangeExec>) {
+    plan.children().into_iter().for_each(|child| collect_exchanges(child, found));
+    found.extend(plan.downcast_ref::<ExchangeExec>());
+}
+
+/// The way of the watermark through a numbered plan.
+pub(super) fn watermark_tree(plan: &Arc<dyn ExecutionPlan>) -> WatermarkTree {
+    fn visit(plan: &Arc<dyn ExecutionPlan>, operators: &mut usize) -> WatermarkTree {
+        let operator = stateful(plan.as_ref()).map(|operator| {
+            *operators += 1;
+            (OperatorId(*operators - 1), operator.watermark())
+        });
+        let inputs = plan.children().into_iter().map(|child| visit(child, operators)).collect();
+        match operator {
+            Some((operator, uses)) => WatermarkTree::Stateful { operator, uses, inputs },
+            None if plan.is::<EventTimeExec>() => WatermarkTree::Watermark,
+            None => WatermarkTree::Stateless(inputs),
+        }
+    }
+    visit(plan, &mut 0)
+}

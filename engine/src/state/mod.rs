@@ -1,0 +1,54 @@
+//! What outlives a batch, beside offsets and watermark.
+//!
+//! A stateful operator (an aggregation, say) keeps a [`Table`] of rows per partition: found by key, evicted by time, held in
+//! Arrow columns. A batch costs what it touches, however much lies there:
+//!
+//! ```text
+//! batch N ──▶ operator ──▶ rows out
+//!               │  ▲
+//!        puts,  │  │ finds                     state/0/…   the files of operator 0, named by commits/N
+//!      removals ▼  │                              ▲
+//!             Table of the partition              │ one file of changes per batch
+//!               └── StateSpec::change ──▶ OperatorRun ──▶ StateFiles
+//! ```
+//!
+//! - Which partition owns a key follows from the key alone ([`key_hash`]), so a query may be started again with any number
+//!   of partitions: each takes its rows from the same files.
+//! - A file of changes holds what the batch put and removed, as typed columns ([`StateSpec`]). What falls behind the
+//!   watermark is not written at all: the commit has the bound, and rows at or below it are gone.
+//! - Files are written under names no other attempt uses; only those that `commits/N` names are the state after batch N
+//!   ([`files`]). In the background many small files become few larger ones.
+//! - The first error ends a run, and with it what it had in memory: operators change their tables in place, and nothing
+//!   has to be undone. The next start loads the last committed version.
+
+pub(crate) mod file;
+
+pub(crate) mod files;
+
+pub(crate) mod key_hash;
+
+mod load;
+
+pub(crate) mod operator_state;
+
+mod spec;
+
+pub(crate) mod table;
+
+use std::fmt;
+
+pub(crate) use self::files::{OperatorCommit, StateCommit, StateFiles, path};
+pub(crate) use self::load::load;
+pub(crate) use self::operator_state::{Counts, OperatorRun, OperatorState, PartitionState};
+pub(crate) use self::spec::{StateSpec, ToldSpec, differences};
+pub(crate) use self::table::{NEVER, NewRows, SlotId, Table};
+
+/// The number of a stateful operator: its place in the plan, counted from the sink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct OperatorId(pub(crate) usize);
+
+impl fmt::Display for OperatorId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

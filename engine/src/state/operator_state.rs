@@ -1,0 +1,155 @@
+//! One operator's state while a query runs, and what it tells of one batch.
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use arrow::record_batch::RecordBatch;
+use datafusion::error::Result;
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
+
+use super::StateSpec;
+use crate::error::Error;
+
+/// What an operator keeps for one partition.
+pub(crate) trait PartitionState: Any + Send + Debug {
+    /// Takes in changes from a file, oldest first: only rows of this partition that are still alive, in the columns of
+    /// [`StateSpec::file_schema`].
+    fn load(&mut self, change: &RecordBatch) -> Result<()>;
+
+    /// How many rows it keeps.
+    fn rows(&self) -> usize;
+
+    /// The memory it holds, in bytes.
+    fn bytes(&self) -> usize;
+}
+
+/// The state of one operator, by partition. Each partition is worked on by one task at a time.
+#[derive(Debug)]
+pub(crate) struct OperatorState {
+    pub(crate) spec: StateSpec,
+    partitions: Vec<Mutex<Box<dyn PartitionState>>>,
+}
+
+impl OperatorState {
+    pub(crate) fn new(spec: StateSpec, partitions: Vec<Box<dyn PartitionState>>) -> Self {
+        OperatorState { spec, partitions: partitions.into_iter().map(Mutex::new).collect() }
+    }
+
+    pub(crate) fn partitions(&self) -> usize {
+        self.partitions.len()
+    }
+
+    pub(crate) fn load(&self, partition: usize, change: &RecordBatch) -> Result<()> {
+        match self.partitions.get(partition) {
+            Some(state) => state.lock().load(change),
+            None => Err(Error::internal("state has fewer partitions than its operator").into()),
+        }
+    }
+
+    /// Rows and bytes kept, in all partitions.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        self.partitions.iter().fold((0, 0), |(rows, bytes), state| {
+            let state = state.lock();
+            (rows + state.rows(), bytes + state.bytes())
+        })
+    }
+}
+
+/// What an operator did in a batch, in rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Rows of state that were added or changed.
+    pub(crate) rows_updated: u64,
+    /// Rows of state that were taken away.
+    pub(crate) rows_removed: u64,
+    /// Input rows that came too late.
+    pub(crate) rows_dropped_late: u64,
+    /// Input rows that were there before.
+    pub(crate) rows_dropped_duplicate: u64,
+}
+
+/// One operator in one batch: the watermarks it goes by, its state, and what it has to tell when it is done.
+#[derive(Debug)]
+pub(crate) struct OperatorRun {
+    /// Rows whose time is at or before this are late: the watermark of the batch before, in ms.
+    pub(crate) late_ms: i64,
+    /// Rows whose time is at or before this are final: the watermark of this batch, in ms.
+    pub(crate) evict_ms: i64,
+    pub(crate) state: Arc<OperatorState>,
+    told: Mutex<Told>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    /// By partition, in the order of the calls.
+    changes: Vec<(usize, RecordBatch)>,
+    evicted_us: Vec<i64>,
+    counts: Counts,
+}
+
+impl OperatorRun {
+    pub(crate) fn new(late_ms: i64, evict_ms: i64, state: Arc<OperatorState>) -> Self {
+        let told = Mutex::new(Told { evicted_us: vec![i64::MIN; state.spec.sides], ..Told::default() });
+        OperatorRun { late_ms, evict_ms, state, told }
+    }
+
+    /// Rows at or before this are late, in µs.
+    pub(crate) fn late_us(&self) -> i64 {
+        self.late_ms.saturating_mul(1000)
+    }
+
+    /// Rows at or before this are final, in µs.
+    pub(crate) fn evict_us(&self) -> i64 {
+        self.evict_ms.saturating_mul(1000)
+    }
+
+    /// The state of one partition.
+    pub(crate) fn state<S: PartitionState>(&self, partition: usize) -> Result<MappedMutexGuard<'_, S>> {
+        let foreign = || Error::internal("an operator found the state of another").into();
+        let Some(state) = self.state.partitions.get(partition) else { return Err(foreign()) };
+        let guard = MutexGuard::try_map(state.lock(), |state| (state.as_mut() as &mut dyn Any).downcast_mut::<S>());
+        guard.map_err(|_| foreign())
+    }
+
+    /// Adds to what the batch changes in the state.
+    pub(crate) fn change(&self, partition: usize, change: RecordBatch) {
+        if change.num_rows() > 0 {
+            self.told.lock().changes.push((partition, change));
+        }
+    }
+
+    /// Says up to when rows were evicted, in µs, by side.
+    pub(crate) fn evicted(&self, bounds_us: &[i64]) {
+        let mut told = self.told.lock();
+        for (known, bound) in told.evicted_us.iter_mut().zip(bounds_us) {
+            *known = (*known).max(*bound);
+        }
+    }
+
+    /// Adds to what is counted.
+    pub(crate) fn count(&self, more: Counts) {
+        let counts = &mut self.told.lock().counts;
+        counts.rows_updated += more.rows_updated;
+        counts.rows_removed += more.rows_removed;
+        counts.rows_dropped_late += more.rows_dropped_late;
+        counts.rows_dropped_duplicate += more.rows_dropped_duplicate;
+    }
+
+    /// All changes, those of the first partition first.
+    pub(crate) fn changes(&self) -> Vec<RecordBatch> {
+        let mut told = self.told.lock();
+        let mut changes = std::mem::take(&mut told.changes);
+        changes.sort_by_key(|(partition, _)| *partition);
+        changes.into_iter().map(|(_, change)| change).collect()
+    }
+
+    /// By side: up to when rows were evicted, in µs; `i64::MIN` for not at all.
+    pub(crate) fn evicted_us(&self) -> Vec<i64> {
+        self.told.lock().evicted_us.clone()
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.told.lock().counts
+    }
+}

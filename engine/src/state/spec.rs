@@ -1,0 +1,196 @@
+//! What an operator keeps: the columns of its files, and whether another release of the query can go on from them.
+//!
+//! ```text
+//! │ removed │ keys … │ id … │ time │ values … │        one row per change
+//! ```
+//!
+//! `removed` (Boolean): the row is taken away. `keys`: they decide the partition. `id`: what else makes a row unique.
+//! `time` (Int64): the µs since 1970 at which the row is due; null for never. `values`: null where `removed`.
+//!
+//! Of changes to one row (same keys and id) the newest counts. The time of a row never decreases from one change to the
+//! next, and a removal has the time of what it removes: so when the newest is behind the bound, all are.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BooleanArray, Int64Array, new_null_array};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::record_batch::RecordBatch;
+use datafusion::error::Result;
+use serde::{Deserialize, Serialize};
+
+use super::table::NEVER;
+
+/// See the [module](self).
+#[derive(Debug, Clone)]
+pub(crate) struct StateSpec {
+    /// What kind of operator it is.
+    pub(crate) operator: &'static str,
+    /// The columns that decide the partition.
+    pub(crate) keys: Vec<FieldRef>,
+    /// Further columns that make a row unique.
+    pub(crate) id: Vec<FieldRef>,
+    /// What is kept per row.
+    pub(crate) values: Vec<FieldRef>,
+    /// What the operator does, as far as it gives meaning to the values.
+    pub(crate) describe: Vec<String>,
+    /// How many bounds of eviction it has; with two, the first column of `id` (`UInt8`) says which.
+    pub(crate) sides: usize,
+}
+
+impl StateSpec {
+    /// The columns of a file of changes.
+    pub(crate) fn file_schema(&self) -> SchemaRef {
+        let plain = |name: String, field: &FieldRef| Field::new(name, field.data_type().clone(), true);
+        let mut fields = vec![Field::new("removed", DataType::Boolean, false)];
+        fields.extend(self.keys.iter().enumerate().map(|(i, f)| plain(format!("key.{i}.{}", f.name()), f)));
+        fields.extend(self.id.iter().map(|f| plain(format!("id.{}", f.name()), f)));
+        fields.push(Field::new("time", DataType::Int64, true));
+        fields.extend(self.values.iter().enumerate().map(|(i, f)| plain(format!("value.{i}.{}", f.name()), f)));
+        Arc::new(Schema::new(fields))
+    }
+
+    /// Which columns of a file are keys and id.
+    pub(crate) fn unique_columns(&self) -> std::ops::Range<usize> {
+        1..self.time_column()
+    }
+
+    /// The column of a file that has the time.
+    pub(crate) fn time_column(&self) -> usize {
+        1 + self.keys.len() + self.id.len()
+    }
+
+    /// Changes to some rows: as many keys, ids, times and values each. A removal has no values.
+    pub(crate) fn change(
+        &self,
+        removed: bool,
+        keys: Vec<ArrayRef>,
+        id: Vec<ArrayRef>,
+        times_us: &[i64],
+        values: Option<Vec<ArrayRef>>,
+    ) -> Result<RecordBatch> {
+        let rows = times_us.len();
+        let values =
+            values.unwrap_or_else(|| self.values.iter().map(|field| new_null_array(field.data_type(), rows)).collect());
+        let times: Int64Array = times_us.iter().map(|&us| (us != NEVER).then_some(us)).collect();
+        let mut columns: Vec<ArrayRef> = vec![Arc::new(BooleanArray::from(vec![removed; rows]))];
+        columns.extend(keys);
+        columns.extend(id);
+        columns.push(Arc::new(times));
+        columns.extend(values);
+        Ok(RecordBatch::try_new(self.file_schema(), columns)?)
+    }
+
+    /// What is remembered of it in the checkpoint.
+    pub(crate) fn told(&self) -> ToldSpec {
+        let told = |fields: &[FieldRef]| {
+            fields.iter().map(|f| ToldColumn { name: f.name().clone(), of_type: f.data_type().to_string() }).collect()
+        };
+        ToldSpec {
+            operator: self.operator.to_owned(),
+            keys: told(&self.keys),
+            id: told(&self.id),
+            values: told(&self.values),
+            describe: self.describe.clone(),
+        }
+    }
+}
+
+/// A [`StateSpec`] as the checkpoint tells it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ToldSpec {
+    pub(crate) operator: String,
+    pub(crate) keys: Vec<ToldColumn>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) id: Vec<ToldColumn>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) values: Vec<ToldColumn>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) describe: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ToldColumn {
+    pub(crate) name: String,
+    #[serde(rename = "type")]
+    pub(crate) of_type: String,
+}
+
+/// Why the state of `old` operators does not fit the `new` ones, line by line; empty if it does. Names may differ: columns
+/// are matched by position, like the aggregates they come from.
+pub(crate) fn differences(old: &[ToldSpec], new: &[ToldSpec]) -> Vec<String> {
+    let mut found = vec![];
+    if old.len() != new.len() {
+        let list = |specs: &[ToldSpec]| specs.iter().map(|s| s.operator.as_str()).collect::<Vec<_>>().join(", ");
+        found.push(format!(
+            "the checkpoint has {} stateful operators ({}), the query has {} ({}), counted from the sink",
+            old.len(),
+            list(old),
+            new.len(),
+            list(new)
+        ));
+        return found;
+    }
+    for (number, (old, new)) in old.iter().zip(new).enumerate() {
+        if old.operator != new.operator {
+            found.push(format!("operator {number} was {} and is {}", old.operator, new.operator));
+            continue;
+        }
+        let kind = &new.operator;
+        columns(&format!("operator {number} ({kind}): key"), &old.keys, &new.keys, &mut found);
+        columns(&format!("operator {number} ({kind}): identity"), &old.id, &new.id, &mut found);
+        if old.describe != new.describe {
+            found.push(format!(
+                "operator {number} ({kind}) computed [{}] and is to compute [{}]",
+                old.describe.join(", "),
+                new.describe.join(", ")
+            ));
+        } else {
+            columns(&format!("operator {number} ({kind}): kept column"), &old.values, &new.values, &mut found);
+        }
+    }
+    found
+}
+
+fn columns(what: &str, old: &[ToldColumn], new: &[ToldColumn], found: &mut Vec<String>) {
+    if old.len() != new.len() {
+        let list = |columns: &[ToldColumn]| columns.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ");
+        found.push(format!("{what}s were [{}] and are [{}]", list(old), list(new)));
+        return;
+    }
+    for (old, new) in old.iter().zip(new).filter(|(old, new)| old.of_type != new.of_type) {
+        found.push(format!("{what} `{}` was {} and is {}", new.name, old.of_type, new.of_type));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn aggregate(key_type: DataType, describe: &[&str]) -> ToldSpec {
+        StateSpec {
+            operator: "aggregate",
+            keys: vec![Arc::new(Field::new("k", key_type, true))],
+            id: vec![],
+            values: describe.iter().map(|d| Arc::new(Field::new(*d, DataType::Int64, true)) as _).collect(),
+            describe: describe.iter().map(ToString::to_string).collect(),
+            sides: 1,
+        }
+        .told()
+    }
+
+    #[test]
+    fn what_changed_is_named() {
+        let old = [aggregate(DataType::Utf8, &["count(1)"])];
+        assert!(differences(&old, &old).is_empty());
+        for (new, expected) in [
+            (vec![aggregate(DataType::Int64, &["count(1)"])], "operator 0 (aggregate): key `k` was Utf8 and is Int64"),
+            (
+                vec![aggregate(DataType::Utf8, &["count(1)", "sum(v)"])],
+                "operator 0 (aggregate) computed [count(1)] and is to compute [count(1), sum(v)]",
+            ),
+            (vec![], "the checkpoint has 1 stateful operators (aggregate), the query has 0 (), counted from the sink"),
+        ] {
+            assert_eq!(differences(&old, &new), [expected]);
+        }
+    }
+}
