@@ -1,7 +1,11 @@
-//! The figures of `benches/README.md`. Run one with `cargo bench --bench bench -- one_row`, all without a name.
+//! The figures of `benches/README.md`. Run one with `cargo bench --bench bench -- one_row`; without a name, those that
+//! take no more than minutes.
 
+mod made;
 mod one_row;
 mod scan;
+mod soak;
+mod state_cost;
 
 use std::process::ExitCode;
 
@@ -14,6 +18,15 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if wanted.first().is_some_and(|word| word == state_cost::CHILD) {
+        return match runtime.block_on(state_cost::run_child(&wanted)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{}: {error}", wanted.join(" "));
+                ExitCode::FAILURE
+            }
+        };
+    }
     let chosen = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
     let mut failed = false;
     let mut show = |name: &str, outcome: Result<(), Box<dyn std::error::Error>>| {
@@ -27,6 +40,13 @@ fn main() -> ExitCode {
     }
     if chosen("scan") {
         show("scan", runtime.block_on(scan::run()));
+    }
+    if chosen("state") {
+        show("state", state_cost::run());
+    }
+    // Long: only by its name.
+    if wanted.iter().any(|name| name == "soak") {
+        show("soak", runtime.block_on(soak::run()));
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

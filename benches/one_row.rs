@@ -8,23 +8,13 @@ use arrow::array::{Int64Array, RecordBatch};
 use datafusion::prelude::*;
 use tidewater::prelude::*;
 
+use crate::made::Collect;
 use crate::quantile;
 
 const WARM_UP: usize = 200;
 const BATCHES: usize = 2_000;
 /// Waits for storage, not work of the engine.
 const STORAGE: [&str; 2] = ["walCommit", "commitOffsets"];
-
-#[derive(Default)]
-struct Collect(parking_lot::Mutex<Vec<Arc<QueryProgress>>>);
-
-impl QueryListener for Collect {
-    fn on_event(&self, event: &QueryEvent) {
-        if let QueryEvent::Progress(progress) = event {
-            self.0.lock().push(Arc::clone(progress));
-        }
-    }
-}
 
 pub(crate) async fn run() -> Result<(), Box<dyn std::error::Error>> {
     println!("one row per batch, {BATCHES} batches after {WARM_UP} to warm up, milliseconds (median / p99)");
@@ -75,7 +65,7 @@ async fn measure(
         writer = writer.checkpoint(checkpoint);
     }
     writer.start().await?.await_termination().await?;
-    let progress = std::mem::take(&mut *listener.0.lock());
+    let progress = listener.take();
     assert_eq!(progress.len(), WARM_UP + BATCHES, "every add is a batch");
     Ok(progress)
 }

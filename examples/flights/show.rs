@@ -1,7 +1,7 @@
 //! What the person at the terminal sees: a line per batch, a bar where there is a terminal, a summary, a table of counts.
 
 use std::io::{IsTerminal, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use datafusion::functions_aggregate::expr_fn::{avg, count};
@@ -112,6 +112,26 @@ impl QueryListener for Show {
     }
 }
 
+/// Where the worst routes are printed: with the lines of the batches, above the bar.
+pub(crate) struct AboveBar(Arc<Show>);
+
+impl AboveBar {
+    pub(crate) fn new(show: &Arc<Show>) -> Self {
+        AboveBar(Arc::clone(show))
+    }
+}
+
+impl Write for AboveBar {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        self.0.line(String::from_utf8_lossy(text).trim_end().to_owned());
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 fn csv_files(directory: &str) -> u64 {
     let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
     entries.flatten().filter(|entry| entry.path().extension().is_some_and(|extension| extension == "csv")).count()
@@ -134,6 +154,18 @@ pub(crate) async fn counts(delays: DataFrame) -> Result<()> {
         .sort(vec![col("origin").sort(true, true), col("mean_delay").sort(true, true)])?;
     say(&counts.to_string().await?);
     Ok(())
+}
+
+/// How many rows of hourly statistics there are, up to when they are final, and what came too late for them.
+pub(crate) fn hours(rows: usize, output: &str, query: Option<&StreamingQuery>) {
+    let until = query.and_then(StreamingQuery::watermark_ms).and_then(chrono::DateTime::from_timestamp_millis);
+    let until = until.map_or(String::new(), |until| format!(", final up to {}", until.format("%Y-%m-%d %H:%M UTC")));
+    let late: u64 = query.map_or(0, |query| {
+        let progress = query.recent_progress();
+        progress.iter().flat_map(|p| &p.state_operators).map(|o| o.num_rows_dropped_by_watermark).sum()
+    });
+    let late = if late > 0 { format!("; {late} flights came too late for them") } else { String::new() };
+    say(&format!("Hourly statistics per airline: {rows} rows in {output}{until}{late}"));
 }
 
 pub(crate) fn how_to_look(output: &str) {

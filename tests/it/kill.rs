@@ -1,15 +1,20 @@
-//! `kill -9` of the running example at random moments, restarted each time, until its work is done.
+//! `kill -9` of the running example at random moments, restarted each time, until its work is done: the main job, which
+//! keeps nothing, and the hourly statistics, which keep open windows.
 //!
 //! `TIDEWATER_KILLS=N` says how often (50), `TIDEWATER_SEED=S` when (1).
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use arrow::datatypes::SchemaRef;
+use arrow::array::{AsArray, BooleanArray};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
+use arrow::record_batch::RecordBatch;
 use tidewater::testing::{assert_same_rows, table};
 use tidewater_book::events::Lcg;
-use tidewater_book::files::{Format, committed_rows, data_files, rows_of};
+use tidewater_book::files::{Format, committed_rows, data_files, put_file, rows_of};
 
 const DAYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/flights");
 
@@ -18,8 +23,17 @@ const DAYS_IN_JANUARY: u64 = 31;
 /// A run is killed this long after its start at the latest: far enough to commit some batches, not all of them.
 const LIFE_MS_MAX: u64 = 250;
 
-/// How often each day is added to the input, at first and whenever all was read before all kills were done.
+/// An hour of statistics is written when the stream is so far past its end: the delay of the example's `statistics.rs`.
+const DELAY_US: i64 = 2 * 3_600_000_000;
+
+/// How often January is added to the input, at first and whenever all was read before all kills were done.
 const COPIES_PER_REFILL: u64 = 8;
+
+fn hourly_schema() -> SchemaRef {
+    let times = ["hour_start", "hour_end"].map(|name| (name, "timestamp"));
+    let figures = [("flights", "long"), ("mean_delay", "double"), ("worst_delay", "int"), ("share_late", "double")];
+    table::schema(&[&times[..], &[("carrier", "string")], &figures].concat()).unwrap()
+}
 
 fn output_schema() -> SchemaRef {
     let texts = ["carrier", "airline", "tailnum", "origin", "dest", "band"].map(|name| (name, "string"));
@@ -31,6 +45,8 @@ struct Job {
     input: PathBuf,
     output: PathBuf,
     checkpoint: PathBuf,
+    /// Where standard error goes.
+    errors: PathBuf,
     copies: u64,
 }
 
@@ -45,18 +61,26 @@ impl Job {
 
     fn new(dir: &Path) -> Self {
         let path = |name: &str| dir.join(name);
-        Job { input: path("in"), output: path("out/delays"), checkpoint: path("out/checkpoint"), copies: 0 }
+        Job {
+            input: path("in"),
+            output: path("out/delays"),
+            checkpoint: path("out/checkpoint"),
+            errors: path("errors.txt"),
+            copies: 0,
+        }
     }
 
-    /// Adds every day's file a few more times, under other names.
+    /// Adds the month of flights a few more times, each a year later than the last: event time goes on, day by day, in
+    /// the order in which the files are made.
     fn refill(&mut self) {
         std::fs::create_dir_all(&self.input).unwrap();
+        let mut days: Vec<PathBuf> = std::fs::read_dir(DAYS).unwrap().map(|entry| entry.unwrap().path()).collect();
+        days.sort();
         for copy in self.copies..self.copies + COPIES_PER_REFILL {
-            for day in std::fs::read_dir(DAYS).unwrap().map(|entry| entry.unwrap().path()) {
-                let name = format!("{}-{copy}.csv", day.file_stem().unwrap().to_string_lossy());
-                let hidden = self.input.join(format!(".{name}"));
-                std::fs::copy(&day, &hidden).unwrap();
-                std::fs::rename(&hidden, self.input.join(name)).unwrap();
+            let year = |text: &str| text.replace("2013-", &format!("{}-", 2013 + copy));
+            for day in &days {
+                let name = year(&day.file_name().unwrap().to_string_lossy());
+                put_file(&self.input, &name, year(&std::fs::read_to_string(day).unwrap()).as_bytes()).unwrap();
             }
         }
         self.copies += COPIES_PER_REFILL;
@@ -73,14 +97,35 @@ impl Job {
             .args(["--partitions", "3"])
             .args(more)
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            // Not a pipe: nobody reads while it runs, and the live table would fill it.
+            .stderr(File::create(&self.errors).unwrap())
             .spawn()
             .unwrap()
     }
 
     fn finish(&self, more: &[&str]) {
-        let ended = self.start(more).wait_with_output().unwrap();
-        assert!(ended.status.success(), "flights {more:?} failed:\n{}", String::from_utf8_lossy(&ended.stderr));
+        let status = self.start(more).wait().unwrap();
+        assert!(status.success(), "flights {more:?} failed:\n{}", self.said());
+    }
+
+    /// What it wrote to standard error.
+    fn said(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.errors).unwrap()).into_owned()
+    }
+
+    /// Lets it live for so long, then kills it. Whether there was still something to kill.
+    fn kill_after(&self, mut running: Child, life: Duration) -> bool {
+        let started = Instant::now();
+        while started.elapsed() < life {
+            if let Some(status) = running.try_wait().unwrap() {
+                assert!(status.success(), "flights failed of itself:\n{}", self.said());
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        running.kill().unwrap();
+        running.wait().unwrap();
+        true
     }
 
     /// Files in the input.
@@ -88,28 +133,52 @@ impl Job {
         self.copies * DAYS_IN_JANUARY
     }
 
-    /// Batches committed so far, by the highest entry of the log.
+    /// Batches of the main job committed so far, by the highest entry of the log.
     fn committed(&self) -> u64 {
-        let Ok(entries) = std::fs::read_dir(self.checkpoint.join("commits")) else { return 0 };
-        let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_string_lossy().parse::<u64>().ok());
-        ids.max().map_or(0, |last| last + 1)
+        newest_commit(&self.checkpoint).map_or(0, |last| last + 1)
+    }
+
+    fn hourly_output(&self) -> PathBuf {
+        beside(&self.output, "hourly")
+    }
+
+    /// Input files that the hourly statistics have taken, by the newest batch they committed: some of their batches have
+    /// no rows, so they cannot be counted.
+    fn hourly_taken(&self) -> u64 {
+        let checkpoint = beside(&self.checkpoint, "hourly");
+        let Some(newest) = newest_commit(&checkpoint) else { return 0 };
+        let offsets = std::fs::read_to_string(checkpoint.join(format!("offsets/{newest}"))).unwrap();
+        let source: serde_json::Value = serde_json::from_str(offsets.lines().last().unwrap()).unwrap();
+        source["logOffset"].as_u64().unwrap() + 1
+    }
+
+    /// Whether both have more to do.
+    fn has_work(&self) -> bool {
+        self.committed() < self.files() && self.hourly_taken() < self.files()
     }
 }
 
-/// Lets it live for so long, then kills it. Whether there was still something to kill.
-fn kill_after(mut running: Child, life: Duration) -> bool {
-    let started = Instant::now();
-    while started.elapsed() < life {
-        if let Some(status) = running.try_wait().unwrap() {
-            let output = running.wait_with_output().unwrap();
-            assert!(status.success(), "flights failed of itself:\n{}", String::from_utf8_lossy(&output.stderr));
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    running.kill().unwrap();
-    running.wait().unwrap();
-    true
+/// `<place>-<name>`, as the example calls what is not of its main job.
+fn beside(place: &Path, name: &str) -> PathBuf {
+    PathBuf::from(format!("{}-{name}", place.display()))
+}
+
+fn newest_commit(checkpoint: &Path) -> Option<u64> {
+    let entries = std::fs::read_dir(checkpoint.join("commits")).ok()?;
+    entries.filter_map(|entry| entry.ok()?.file_name().to_string_lossy().parse::<u64>().ok()).max()
+}
+
+/// Of the hours that a batch gives, those that a stream knows to be over.
+fn final_hours(hours: &[RecordBatch]) -> Vec<RecordBatch> {
+    let times = |rows: &RecordBatch, column: usize| -> Vec<i64> {
+        rows.column(column).as_primitive::<TimestampMicrosecondType>().values().to_vec()
+    };
+    // Every flight is noted at the beginning of its hour.
+    let last = hours.iter().flat_map(|rows| times(rows, 0)).max().unwrap();
+    let over = |rows: &RecordBatch| -> BooleanArray {
+        times(rows, 1).into_iter().map(|end| Some(end <= last - DELAY_US)).collect()
+    };
+    hours.iter().map(|rows| filter_record_batch(rows, &over(rows)).unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -124,22 +193,22 @@ async fn killed_at_random_moments() {
     let mut moments = vec![];
     let mut after_commit = 0;
     while (moments.len() as u64) < kills {
-        if job.committed() == job.files() {
+        if !job.has_work() {
             job.refill();
         }
         let life = Duration::from_millis(5 + random.below(LIFE_MS_MAX));
-        let before = job.committed();
+        let before = job.hourly_taken();
         let running = job.start(&["--files-per-batch", "1"]);
-        let was_running = kill_after(running, life);
-        let after = job.committed();
-        // A kill counts if it came in the middle of the work, not after the last batch.
-        if was_running && after < job.files() {
+        let was_running = job.kill_after(running, life);
+        let after = job.hourly_taken();
+        // A kill counts if it came in the middle of the work of both, not after the last batch.
+        if was_running && job.has_work() {
             after_commit += u64::from(after > before);
-            moments.push(format!("{} ms ({after} batches)", life.as_millis()));
+            moments.push(format!("{} ms ({} files, {after} by the hour)", life.as_millis(), job.committed()));
         }
     }
     println!(
-        "kill -9, seed {seed}: {kills} kills hit a process with work to do, {after_commit} of them after it had committed a batch"
+        "kill -9, seed {seed}: {kills} kills hit a process with work to do, {after_commit} of them after a commit of windows"
     );
     println!("killed after: {}", moments.join(", "));
 
@@ -147,12 +216,21 @@ async fn killed_at_random_moments() {
     job.finish(&["--batch"]);
     let schema = output_schema();
     let written = committed_rows(&job.output, Format::Parquet, &schema).await.unwrap();
-    let batch = PathBuf::from(format!("{}-batch", job.output.display()));
-    let expected = rows_of(&batch, Format::Parquet, &schema).unwrap();
+    let expected = rows_of(&beside(&job.output, "batch"), Format::Parquet, &schema).unwrap();
     let rows: usize = expected.iter().map(|rows| rows.num_rows()).sum();
     println!("{} input files, {} batches, {rows} rows", job.files(), job.committed());
     println!("{} data files, some of them of batches that were killed", data_files(&job.output).len());
     assert!(rows > 0);
     assert_same_rows(&expected, &written);
     assert_eq!(job.committed(), job.files(), "one file per batch, each taken once");
+
+    assert_eq!(job.hourly_taken(), job.files(), "the statistics have taken each file, too");
+    let schema = hourly_schema();
+    let written = committed_rows(&job.hourly_output(), Format::Parquet, &schema).await.unwrap();
+    let expected = rows_of(&beside(&job.hourly_output(), "batch"), Format::Parquet, &schema).unwrap();
+    let expected = final_hours(&expected);
+    let rows: usize = expected.iter().map(|rows| rows.num_rows()).sum();
+    println!("{rows} hours of an airline, each written once when it was over");
+    assert!(rows > 1000);
+    assert_same_rows(&expected, &written);
 }

@@ -26,6 +26,16 @@ mod rows;
 
 mod spark_fixtures;
 
+mod state_cost;
+
+mod state_falls;
+
+mod state_partitions;
+
+mod stateful;
+
+mod stream_equals_batch;
+
 mod suites;
 
 mod tidy;

@@ -137,8 +137,7 @@ fn group_by(frame: DataFrame, keys: &[Key], aggs: &[String], time: Option<&str>)
     }
     if let Some(name) = time {
         let the_window = the_window.ok_or_else(|| Error::invalid("`window_time` without a window"))?;
-        // As long as no state is kept, such a query is refused before its times matter.
-        output.push(the_window.field("end").alias(name));
+        output.push(window_time(the_window).alias(name));
     }
     Ok(grouped.select(output)?)
 }

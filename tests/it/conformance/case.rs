@@ -166,87 +166,20 @@ pub(super) enum Phase {
 
 impl Case {
     pub(super) fn read(path: &Path) -> Result<Self, String> {
+        Self::read_with(path, None)
+    }
+
+    /// The case with some of its keys replaced, as a JSON object has them.
+    pub(super) fn read_with(path: &Path, instead: Option<&str>) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read the case: {e}"))?;
-        serde_json::from_str(&text).map_err(|e| format!("cannot understand the case: {e}"))
-    }
-
-    /// Whether an engine must remember something from one batch to the next to answer it. Decided by the query alone.
-    pub(super) fn needs_state(&self) -> bool {
-        self.expect_error.is_none() && self.query_needs_state(&self.query)
-    }
-
-    fn query_needs_state(&self, query: &Query) -> bool {
-        let mut streams = self.sources.contains_key(&query.from);
-        for op in &query.ops {
-            let stateful = match op {
-                Op::WithWatermark { .. } | Op::Filter(_) | Op::Select(_) | Op::WindowTime(_) => false,
-                Op::GroupBy { .. }
-                | Op::DropDuplicates(_)
-                | Op::DropDuplicatesWithinWatermark(_)
-                | Op::OrderBy(_)
-                | Op::Limit(_) => streams,
-                Op::Union(other) => {
-                    streams |= self.is_stream(other);
-                    self.query_needs_state(other)
-                }
-                Op::Join { right, .. } => {
-                    let both = streams && self.is_stream(right);
-                    streams |= self.is_stream(right);
-                    both || self.query_needs_state(right)
-                }
-            };
-            if stateful {
-                return true;
+        let mut case: Value = serde_json::from_str(&text).map_err(|e| format!("the case is no JSON: {e}"))?;
+        if let Some(instead) = instead {
+            let keys: BTreeMap<String, Value> =
+                serde_json::from_str(instead).map_err(|e| format!("what we answer instead is no JSON object: {e}"))?;
+            for (key, value) in keys {
+                case[key] = value;
             }
         }
-        false
-    }
-
-    fn is_stream(&self, query: &Query) -> bool {
-        self.sources.contains_key(&query.from)
-            || query.ops.iter().any(|op| match op {
-                Op::Union(other) | Op::Join { right: other, .. } => self.is_stream(other),
-                _ => false,
-            })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn case(query: Value) -> Case {
-        serde_json::from_value(json!({
-            "doc": "", "query": query, "output_mode": "append",
-            "sources": {"s": {"schema": [["k", "string"]]}, "r": {"schema": [["rk", "string"]]}},
-            "static": {"t": {"schema": [["tk", "string"]], "rows": []}},
-        }))
-        .unwrap()
-    }
-
-    #[test]
-    fn what_needs_state_is_seen_from_the_query() {
-        let join = |right: &str| json!({"join": {"right": {"from": right, "ops": []}, "how": "inner", "on": "k = tk"}});
-        for (ops, needs) in [
-            (
-                json!([{"filter": "k = 'a'"}, {"select": ["k"]}, {"with_watermark": {"column": "k", "delay": "1 s"}}]),
-                false,
-            ),
-            (json!([{"union": {"from": "r", "ops": []}}]), false),
-            (json!([join("t")]), false),
-            (json!([join("r")]), true),
-            (json!([{"drop_duplicates": []}]), true),
-            (json!([{"limit": 3}]), true),
-            (json!([{"group_by": {"keys": ["k"], "aggs": ["count(*) AS n"]}}]), true),
-            (json!([{"union": {"from": "r", "ops": [{"drop_duplicates": ["rk"]}]}}]), true),
-        ] {
-            assert_eq!(case(json!({"from": "s", "ops": ops})).needs_state(), needs, "{ops}");
-        }
-        let aggregated_table = json!({"from": "t", "ops": [{"group_by": {"keys": ["tk"], "aggs": []}}]});
-        let ops = json!([{"join": {"right": aggregated_table, "how": "left_outer", "on": "k = tk"}}]);
-        assert!(!case(json!({"from": "s", "ops": ops})).needs_state());
-        assert!(case(json!({"from": "t", "ops": [join("s"), {"limit": 1}]})).needs_state());
+        serde_json::from_value(case).map_err(|e| format!("cannot understand the case: {e}"))
     }
 }

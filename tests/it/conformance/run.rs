@@ -4,6 +4,7 @@
 //! found together, in all sources.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
@@ -22,23 +23,53 @@ use super::build::Inputs;
 use super::case::{Case, Expected, Phase, Step};
 use super::compare::compare;
 
-/// How cases are run.
+/// How a case is run.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Settings {
-    pub(super) partitions: usize,
+    /// Of the query: at its first start the first of these, at the next the second, and again from the front.
+    pub(super) partitions: Vec<usize>,
+    /// Whether the query is restarted before every step that processes.
     pub(super) restart_every_step: bool,
 }
 
 impl Settings {
-    pub(super) fn from_env() -> Self {
+    /// With one, two and five partitions, each without and with restarts; and with another number at every restart.
+    pub(super) fn all() -> Vec<Self> {
+        let mut all = vec![];
+        for restart_every_step in [false, true] {
+            all.extend([1, 2, 5].map(|n| Settings { partitions: vec![n], restart_every_step }));
+        }
+        all.push(Settings { partitions: vec![2, 5, 1], restart_every_step: true });
+        all
+    }
+
+    /// All, or what the environment says.
+    pub(super) fn from_env() -> Vec<Self> {
         let number = |name| std::env::var(name).ok().map(|text| text.parse::<usize>().expect(name));
-        Settings {
-            partitions: number("TIDEWATER_PARTITIONS").unwrap_or(2).max(1),
-            restart_every_step: number("TIDEWATER_RESTART_EVERY_STEP").is_some_and(|n| n > 0),
+        let partitions = number("TIDEWATER_PARTITIONS").map(|n| vec![n.max(1)]);
+        let restarts = number("TIDEWATER_RESTART_EVERY_STEP").map(|n| n > 0);
+        let wanted = |s: &Settings| {
+            partitions.as_ref().is_none_or(|p| *p == s.partitions)
+                && restarts.is_none_or(|restarts| restarts == s.restart_every_step)
+        };
+        match (Self::all().into_iter().filter(wanted).collect::<Vec<_>>(), partitions) {
+            (none, Some(partitions)) if none.is_empty() => {
+                vec![Settings { partitions, restart_every_step: restarts.unwrap_or(false) }]
+            }
+            (some, _) => some,
         }
     }
 }
 
-/// Runs all steps; the error says which one went wrong, and how.
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let partitions: Vec<String> = self.partitions.iter().map(usize::to_string).collect();
+        let restarts = if self.restart_every_step { ", restarted before every step" } else { "" };
+        write!(f, "{} partitions{restarts}", partitions.join(" → "))
+    }
+}
+
+/// Runs a case; the error says which of its steps went wrong, and how.
 pub(super) async fn run_case(case: &Case, settings: &Settings) -> Result<(), String> {
     let mut world = World::new(case, settings).map_err(|e| e.to_string())?;
     let outcome = match &case.expect_error {
@@ -49,15 +80,8 @@ pub(super) async fn run_case(case: &Case, settings: &Settings) -> Result<(), Str
     outcome.and(stopped)
 }
 
-/// Starts the case's query and stops it again.
-pub(super) async fn start_only(case: &Case, settings: &Settings) -> tidewater::error::Result<()> {
-    let mut world = World::new(case, settings)?;
-    world.start().await?;
-    match world.query.take() {
-        Some(query) => query.stop().await,
-        None => Ok(()),
-    }
-}
+/// Over so many partitions of a source rows are dealt, whatever the partitions of the query.
+const DEALT_OVER: usize = 2;
 
 struct World<'a> {
     case: &'a Case,
@@ -67,6 +91,7 @@ struct World<'a> {
     sink: MemorySink,
     checkpoint: Arc<dyn CheckpointStore>,
     query: Option<StreamingQuery>,
+    starts: usize,
     /// The last batch that an expectation has seen.
     seen: Option<BatchId>,
 }
@@ -76,7 +101,7 @@ impl<'a> World<'a> {
         let mut sources = BTreeMap::new();
         for (name, source) in &case.sources {
             let columns: Vec<(&str, &str)> = source.schema.iter().map(|(c, t)| (c.as_str(), t.as_str())).collect();
-            let source = MemorySource::new(table::schema(&columns)?).partitions(settings.partitions).adds_per_batch(1);
+            let source = MemorySource::new(table::schema(&columns)?).partitions(DEALT_OVER).adds_per_batch(1);
             sources.insert(name.clone(), source);
         }
         Ok(World {
@@ -87,12 +112,14 @@ impl<'a> World<'a> {
             sink: MemorySink::new(),
             checkpoint: memory_store(),
             query: None,
+            starts: 0,
             seen: None,
         })
     }
 
     async fn start(&mut self) -> tidewater::error::Result<()> {
-        let partitions = self.settings.partitions;
+        let partitions = self.settings.partitions[self.starts % self.settings.partitions.len()];
+        self.starts += 1;
         let inputs = Inputs { ctx: &self.ctx, case: self.case, sources: &self.sources, partitions };
         let frame = inputs.build(&self.case.query).await?;
         let mut writer = frame
@@ -118,23 +145,30 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Runs all steps. A wrong answer is remembered and the steps go on, so that all are told; an error ends the case.
     async fn steps(&mut self) -> Result<(), String> {
+        let mut wrong = vec![];
         for (i, step) in self.case.steps.iter().enumerate() {
             let outcome = match step {
                 Step::Add(rows) => self.add(rows).map_err(|e| e.to_string()),
                 Step::Restart(_) => self.stop().await,
-                Step::Process(expected) => self.process(expected).await,
+                Step::Process(expected) => self.process(expected).await.map(|complaints| {
+                    wrong.extend(complaints.into_iter().map(|complaint| format!("step {i}: {complaint}")));
+                }),
             };
-            outcome.map_err(|e| format!("step {i}: {e}"))?;
+            if let Err(e) = outcome {
+                wrong.push(format!("step {i}: {e}"));
+                break;
+            }
         }
-        Ok(())
+        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
     }
 
     /// Every source gets one add, be it empty: so all of them are read by the same batch.
     fn add(&self, rows: &BTreeMap<String, Value>) -> tidewater::error::Result<()> {
         for (name, source) in &self.sources {
             let rows = rows.get(name).cloned().unwrap_or(json!([]));
-            source.add(table::deal(&table::rows(&source.schema(), &rows)?, self.settings.partitions)?)?;
+            source.add(table::deal(&table::rows(&source.schema(), &rows)?, DEALT_OVER)?)?;
         }
         Ok(())
     }
@@ -152,7 +186,8 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    async fn process(&mut self, expected: &Expected) -> Result<(), String> {
+    /// What is wrong with the rows that came and with the watermark the next batch will have.
+    async fn process(&mut self, expected: &Expected) -> Result<Vec<String>, String> {
         if self.settings.restart_every_step {
             self.stop().await?;
         }
@@ -160,12 +195,12 @@ impl<'a> World<'a> {
         let case = self.case;
         let new = self.new_rows();
         let rows = expected.expect_rows.as_ref().ok_or("the case does not say what rows to expect")?;
-        compare(&case.columns, &case.column_types, rows, &new)?;
+        let mut wrong: Vec<String> = compare(&case.columns, &case.column_types, rows, &new).err().into_iter().collect();
         let found = self.query.as_ref().and_then(StreamingQuery::watermark_ms).map(timestamp);
         if found != expected.watermark_next {
-            return Err(format!("expected the next watermark {:?}, found {found:?}", expected.watermark_next));
+            wrong.push(format!("expected the next watermark {:?}, found {found:?}", expected.watermark_next));
         }
-        Ok(())
+        Ok(wrong)
     }
 
     /// The rows of the batches since the last look; in complete mode the sink keeps those of the last one only.
