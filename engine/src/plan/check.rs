@@ -10,7 +10,7 @@ use datafusion::logical_expr::{Aggregate, Distinct, Expr, Join, LogicalPlan, Tab
 use super::join_bounds::check_stream_join;
 use super::node::deduplicate::DeduplicateNode;
 use super::node::session::SessionNode;
-use super::node::watermark::event_time_delay_ms;
+use super::node::watermark::is_event_time;
 use crate::error::{Error, Result};
 use crate::query::OutputMode;
 use crate::query::window::{is_session_call, is_window_call};
@@ -156,7 +156,7 @@ fn check_aggregate(plan: &LogicalPlan, aggregate: &Aggregate, mode: OutputMode) 
     }
     let keyed_by_event_time = || {
         let keys = aggregate.group_expr.len();
-        plan.schema().fields().iter().take(keys).any(|key| event_time_delay_ms(key).is_some())
+        plan.schema().fields().iter().take(keys).any(|key| is_event_time(key))
     };
     if mode == OutputMode::Append && !keyed_by_event_time() {
         return Err(Error::unsupported(
@@ -224,7 +224,7 @@ fn check_chain(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
 /// Whether a node goes by event time or groups: what Spark calls a stateful operation.
 fn is_stateful(plan: &LogicalPlan) -> bool {
     let has_time =
-        |input: &LogicalPlan| input.schema().fields().iter().any(|field| event_time_delay_ms(field).is_some());
+        |input: &LogicalPlan| input.schema().fields().iter().any(|field| is_event_time(field));
     match plan {
         LogicalPlan::Aggregate(_) => true,
         LogicalPlan::Distinct(Distinct::All(input)) => has_time(input),
@@ -242,13 +242,13 @@ fn is_stateful(plan: &LogicalPlan) -> bool {
 fn keys_with_event_time(node: &DeduplicateNode) -> usize {
     let schema = node.input.schema();
     let is_marked = |key: &&datafusion::common::Column| {
-        schema.field_from_column(key).is_ok_and(|field| event_time_delay_ms(field).is_some())
+        schema.field_from_column(key).is_ok_and(|field| is_event_time(field))
     };
     node.keys.iter().filter(is_marked).count()
 }
 
 fn check_deduplicate(node: &DeduplicateNode) -> Result<()> {
-    let marked = node.input.schema().fields().iter().filter(|field| event_time_delay_ms(field).is_some()).count();
+    let marked = node.input.schema().fields().iter().filter(|field| is_event_time(field)).count();
     if node.within_watermark && marked == 0 {
         return Err(Error::unsupported("duplicates can be dropped within a watermark only where there is one")
             .hint("call `with_watermark` before, or use `drop_duplicates`, which remembers keys for ever"));

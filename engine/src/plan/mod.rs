@@ -313,14 +313,7 @@ fn without_marks(schema: &SchemaRef) -> SchemaRef {
     let fields: Vec<_> = schema
         .fields()
         .iter()
-        .map(|field| {
-            let mut metadata = field.metadata().clone();
-            metadata.remove(node::watermark::WINDOW_US);
-            match metadata.remove(node::watermark::EVENT_TIME_DELAY_MS) {
-                Some(_) => Arc::new(field.as_ref().clone().with_metadata(metadata)),
-                None => Arc::clone(field),
-            }
-        })
+        .map(node::watermark::without_marks)
         .collect();
     Arc::new(arrow::datatypes::Schema::new_with_metadata(fields, schema.metadata().clone()))
 }

@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
+use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{Distinct, Extension, FetchType, LogicalPlan};
 use datafusion::physical_expr::PhysicalExpr;
@@ -26,7 +26,7 @@ use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceC
 use super::check::{has_streaming_aggregate, is_streaming};
 use super::node::deduplicate::DeduplicateNode;
 use super::node::limit::StreamLimitNode;
-use super::node::watermark::event_time_delay_ms;
+use super::node::watermark::{WatermarkNode, is_event_time};
 use super::static_sides;
 use crate::operator::aggregate::StatefulAggregateExec;
 use crate::operator::deduplicate::{DeduplicateExec, Remember};
@@ -70,24 +70,38 @@ pub(super) fn plan_deduplicate(
 ) -> Result<Arc<dyn ExecutionPlan>> {
     let logical = node.input.schema();
     let keys = node.keys.iter().map(|key| logical.index_of_column(key)).collect::<Result<Vec<_>>>()?;
-    let marked: Vec<(usize, i64)> = logical
-        .fields()
-        .iter()
-        .enumerate()
-        .filter_map(|(column, field)| Some((column, event_time_delay_ms(field)?)))
-        .collect();
+    let marked = logical.fields().iter().enumerate().filter(|(_, field)| is_event_time(field));
+    let marked: Vec<usize> = marked.map(|(column, _)| column).collect();
     // Of several event times the one among the keys counts.
-    let time = marked.iter().find(|(column, _)| keys.contains(column)).or(marked.first()).copied();
+    let time = marked.iter().find(|column| keys.contains(column)).or(marked.first()).copied();
     let remember = match time {
-        Some((_, delay_ms)) if node.within_watermark => Remember::After(delay_ms.saturating_mul(1000)),
-        Some((column, _)) => match keys.iter().position(|key| *key == column) {
+        Some(column) if node.within_watermark => {
+            Remember::After(delay_ms(&node.input, logical.field(column).name()).saturating_mul(1000))
+        }
+        Some(column) => match keys.iter().position(|key| *key == column) {
             Some(key) => Remember::UntilKey(key),
             None => Remember::Always,
         },
         None => Remember::Always,
     };
     let exchanged = exchange(Arc::clone(input), &keys, partitions);
-    Ok(Arc::new(DeduplicateExec::new(keys, time.map(|(column, _)| column), remember, exchanged)))
+    Ok(Arc::new(DeduplicateExec::new(keys, time, remember, exchanged)))
+}
+
+/// The delay of an event-time column: that of the `with_watermark` below which named it; where it has another name by
+/// now, or several were united under one name, the longest.
+fn delay_ms(plan: &LogicalPlan, column: &str) -> i64 {
+    let mut delays: Vec<(bool, i64)> = vec![];
+    // The closure never fails.
+    let _ = plan.apply(|node| {
+        if let LogicalPlan::Extension(extension) = node
+            && let Some(watermark) = extension.node.as_any().downcast_ref::<WatermarkNode>()
+        {
+            delays.push((watermark.column.name == column, watermark.delay_ms));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    });
+    delays.into_iter().max().map_or(0, |(_, delay_ms)| delay_ms)
 }
 
 /// The operator for a limit over this input.
@@ -142,7 +156,7 @@ impl RememberGroups {
         let id = SharedId::default();
         let schema = last.schema();
         let keys = last.group_expr().num_group_exprs();
-        let marked = schema.fields().iter().take(keys).position(|field| event_time_delay_ms(field).is_some());
+        let marked = schema.fields().iter().take(keys).position(|field| is_event_time(field));
         // In complete mode nothing is late and nothing final.
         let time_key = marked.filter(|_| self.mode != OutputMode::Complete);
         let mut partial = Arc::clone(last.input());

@@ -169,7 +169,7 @@ impl Case {
         Self::read_with(path, None)
     }
 
-    /// The case with some of its keys replaced, as a JSON object has them.
+    /// The case with some of its keys replaced, as a JSON object has them; a key that begins with `/` is a JSON pointer.
     pub(super) fn read_with(path: &Path, instead: Option<&str>) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read the case: {e}"))?;
         let mut case: Value = serde_json::from_str(&text).map_err(|e| format!("the case is no JSON: {e}"))?;
@@ -177,7 +177,10 @@ impl Case {
             let keys: BTreeMap<String, Value> =
                 serde_json::from_str(instead).map_err(|e| format!("what we answer instead is no JSON object: {e}"))?;
             for (key, value) in keys {
-                case[key] = value;
+                match key.starts_with('/') {
+                    true => *case.pointer_mut(&key).ok_or_else(|| format!("the case has no `{key}`"))? = value,
+                    false => case[key] = value,
+                }
             }
         }
         serde_json::from_value(case).map_err(|e| format!("cannot understand the case: {e}"))

@@ -96,7 +96,7 @@ pub(crate) fn after_first(seconds: i64) -> i64 {
 /// An input of these columns, each list of rows one add; at last comes a closing row, with a key no other row has.
 pub(crate) fn input(columns: &[(&str, &str)], adds: Vec<Vec<Value>>) -> Input {
     let schema = table::schema(columns).unwrap();
-    let mut closing = vec![json!(CLOSING), json!(format!("closing {}", columns[1].0)), json!(0), json!(0.0)];
+    let mut closing = vec![json!(CLOSING), json!(format!("closing {}", columns[1].0)), json!(2), json!(0.0)];
     closing.truncate(columns.len());
     let adds = adds.into_iter().chain([vec![Value::Array(closing)]]);
     let adds = adds.map(|rows| table::rows(&schema, &Value::Array(rows)).unwrap()).collect();

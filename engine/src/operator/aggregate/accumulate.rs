@@ -31,7 +31,10 @@ impl Aggregates {
 
     /// The functions as a person would write them.
     pub(crate) fn describe(&self) -> Vec<String> {
-        self.functions.iter().map(|function| function.name().to_owned()).collect()
+        let describe = |function: &Arc<AggregateFunctionExpr>| {
+            function.human_display().unwrap_or_else(|| function.name()).to_owned()
+        };
+        self.functions.iter().map(describe).collect()
     }
 
     /// Fresh accumulators, one per function.

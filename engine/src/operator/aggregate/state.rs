@@ -70,15 +70,25 @@ impl AggregateState {
             groups.push(group as usize);
         }
 
+        // Groups that are known get the lowest numbers: accumulators expect that a call brings every group up to the total
+        // it names, and take those it does not bring for seen.
         let total = firsts.len();
         let slots: Vec<Option<SlotId>> =
             firsts.iter().map(|&row| self.table.find(hashes[row as usize], encoded.row(row as usize))).collect();
-        let (old_groups, old_slots): (Vec<usize>, Vec<SlotId>) =
-            slots.iter().enumerate().filter_map(|(group, slot)| slot.map(|slot| (group, slot))).unzip();
+        let mut order: Vec<usize> = (0..total).collect();
+        order.sort_by_key(|&group| slots[group].is_none());
+        let mut place = vec![0; total];
+        order.iter().enumerate().for_each(|(new, &old)| place[old] = new);
+        groups.iter_mut().for_each(|group| *group = place[*group]);
+        let firsts: Vec<u32> = order.iter().map(|&group| firsts[group]).collect();
+        let slots: Vec<Option<SlotId>> = order.iter().map(|&group| slots[group]).collect();
+        let known: Vec<SlotId> = slots.iter().map_while(|slot| *slot).collect();
+
         let mut accumulators = self.aggregates.accumulators()?;
-        // The old first: some aggregates depend on the order.
-        if !old_slots.is_empty() {
-            accumulators.merge(&self.table.values(&old_slots)?, &old_groups, total)?;
+        // What is known first: some aggregates depend on the order.
+        if !known.is_empty() {
+            let numbers: Vec<usize> = (0..known.len()).collect();
+            accumulators.merge(&self.table.values(&known)?, &numbers, known.len())?;
         }
         accumulators.merge(states, &groups, total)?;
         let values = accumulators.state()?;

@@ -12,8 +12,10 @@ pub(super) struct Stretch {
 /// What rows make of the sessions known before.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Merged {
-    /// The sessions that rows of the batch are part of.
+    /// The sessions that rows of the batch are part of, those first that known ones are part of, too.
     pub(super) sessions: Vec<Stretch>,
+    /// How many these are. Accumulators expect that a call brings every group up to the total it names.
+    pub(super) continued: usize,
     /// By known session: the one it is part of now; `None` if no row touches it.
     pub(super) of_known: Vec<Option<usize>>,
     /// By row: the session it is part of.
@@ -24,7 +26,7 @@ pub(super) struct Merged {
 pub(super) fn merge(known: &[Stretch], rows: &[Stretch]) -> Merged {
     let mut order: Vec<(Stretch, usize)> = known.iter().chain(rows).copied().zip(0..).collect();
     order.sort_unstable_by_key(|(stretch, number)| (stretch.key, stretch.start, *number));
-    let mut merged = Merged { sessions: vec![], of_known: vec![None; known.len()], of_row: vec![0; rows.len()] };
+    let mut merged = Merged { sessions: vec![], continued: 0, of_known: vec![None; known.len()], of_row: vec![0; rows.len()] };
     let mut rest = order.as_slice();
     while let Some((first, _)) = rest.first() {
         let mut session = *first;
@@ -49,7 +51,23 @@ pub(super) fn merge(known: &[Stretch], rows: &[Stretch]) -> Merged {
         }
         merged.sessions.push(session);
     }
+    merged.continued_first();
     merged
+}
+
+impl Merged {
+    fn continued_first(&mut self) {
+        let mut is_continued = vec![false; self.sessions.len()];
+        self.of_known.iter().flatten().for_each(|&session| is_continued[session] = true);
+        let mut order: Vec<usize> = (0..self.sessions.len()).collect();
+        order.sort_by_key(|&session| !is_continued[session]);
+        let mut place = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(new, &old)| place[old] = new);
+        self.sessions = order.iter().map(|&session| self.sessions[session]).collect();
+        self.of_known.iter_mut().flatten().for_each(|session| *session = place[*session]);
+        self.of_row.iter_mut().for_each(|session| *session = place[*session]);
+        self.continued = is_continued.into_iter().filter(|continued| *continued).count();
+    }
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ use super::{EventTime, StatefulOperator, WatermarkUse};
 use crate::batch::BatchContext;
 use crate::error::Error;
 use crate::plan::node::session::SessionNode;
-use crate::plan::node::watermark::event_time_delay_ms;
+use crate::plan::node::watermark::is_event_time;
 use crate::query::OutputMode;
 use crate::query::window::values::stretches;
 use crate::state::key_hash::can_be_key;
@@ -102,12 +102,14 @@ pub(crate) fn plan_session(
     for aggregate in &node.aggregates {
         let lowered =
             LoweredAggregateBuilder::new(aggregate, logical_schema, &physical_schema, props, planning).build()?;
-        if !lowered.order_bys.is_empty() {
-            return Err(Error::unsupported(format!("ORDER BY within an aggregate over sessions: `{aggregate}`"))
-                .hint("collect the values with their times, and sort them in `foreach_batch` or over what was written")
+        if lowered.aggregate.order_sensitivity().hard_requires() {
+            return Err(Error::unsupported(format!("sessions do not give their rows in the order of `{aggregate}`"))
+                .hint("collect the values with `array_agg(… ORDER BY …)`, and take from them what you need")
                 .into());
         }
-        arguments.push(lowered.aggregate.expressions());
+        // Aggregates that go by an order are given the values to order by, too.
+        let order_by = lowered.aggregate.order_bys().iter().map(|by| Arc::clone(&by.expr));
+        arguments.push(lowered.aggregate.expressions().into_iter().chain(order_by).collect());
         functions.push(lowered.aggregate);
         filters.push(lowered.filter);
     }
@@ -165,7 +167,7 @@ impl SessionWindowExec {
     fn rows_in(&self, rows: RecordBatch, run: &OperatorRun) -> Result<SessionRows> {
         let sessions = evaluate(&self.session, &rows)?;
         // Without a watermark, no row is late.
-        let marked = event_time_delay_ms(self.session_field()?).is_some();
+        let marked = is_event_time(self.session_field()?);
         let late_us = if marked { run.late_us() } else { i64::MIN };
         let (mut places, mut kept, mut late) = (vec![], vec![], 0);
         for (row, stretch) in stretches(&sessions)?.into_iter().enumerate() {

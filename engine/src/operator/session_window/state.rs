@@ -92,7 +92,7 @@ impl SessionState {
         let mut accumulators = self.aggregates.accumulators()?;
         // What was known first: some aggregates depend on the order.
         if !parts.is_empty() {
-            accumulators.merge(&self.table.values(&parts)?, &part_of, total)?;
+            accumulators.merge(&self.table.values(&parts)?, &part_of, merged.continued)?;
         }
         accumulators.update(&rows.arguments, &rows.wanted, &merged.of_row, total)?;
         let states = accumulators.state()?;

@@ -5,7 +5,7 @@ use datafusion::logical_expr::{Join, LogicalPlan};
 
 use super::{JoinBounds, SideBound};
 use crate::error::{Error, Result};
-use crate::plan::node::watermark::event_time_delay_ms;
+use crate::plan::node::watermark::is_event_time;
 use crate::query::OutputMode;
 
 /// Refuses what can be told from the user's plan already: joins that no stream answers, or not in this output mode, and
@@ -30,7 +30,7 @@ pub(crate) fn check_stream_join(join: &Join, mode: OutputMode) -> Result<()> {
         .hint("use append mode"));
     }
     let has_event_time =
-        |input: &LogicalPlan| input.schema().fields().iter().any(|field| event_time_delay_ms(field).is_some());
+        |input: &LogicalPlan| input.schema().fields().iter().any(|field| is_event_time(field));
     if join.join_type != JoinType::Inner && !has_event_time(&join.left) && !has_event_time(&join.right) {
         return Err(needs_bound(join));
     }

@@ -14,7 +14,6 @@ mod check;
 
 mod time;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{Field, FieldRef};
@@ -24,7 +23,7 @@ use datafusion::logical_expr::{Expr, Operator};
 
 pub(crate) use self::check::{check_stream_join, check_unmatched_rows_end};
 use self::time::{NANOS_PER_MS, Time};
-use super::node::watermark::{EVENT_TIME_DELAY_MS, WINDOW_US, event_time_delay_ms};
+use super::node::watermark::{WINDOW_US, is_event_time, marks};
 
 /// When the rows of one side are final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -132,7 +131,7 @@ fn event_time_column<'a>(
     filter: Option<&Expr>,
 ) -> Option<usize> {
     let side = Side { schema, time: None };
-    let marked = schema.fields().iter().enumerate().filter(|(_, field)| event_time_delay_ms(field).is_some());
+    let marked = schema.fields().iter().enumerate().filter(|(_, field)| is_event_time(field));
     let marked: Vec<usize> = marked.map(|(column, _)| column).collect();
     let keys: Vec<&Expr> = keys.collect();
     let in_keys = || marked.iter().find(|column| keys.iter().any(|key| side.mentioned_in(key, **column)));
@@ -154,7 +153,7 @@ fn key_time_field(left: &Side<'_>, left_key: &Expr, right: &Side<'_>, right_key:
         (None, Some(time)) if foreign(left, left_key) => time,
         _ => return None,
     };
-    let mut mark = HashMap::from([(EVENT_TIME_DELAY_MS.to_owned(), "0".to_owned())]);
+    let mut mark = marks();
     if time.shift_ns != 0 {
         mark.insert(WINDOW_US.to_owned(), (-time.shift_ns / 1000).to_string());
     }
@@ -217,17 +216,17 @@ mod tests {
     use datafusion::common::{ScalarValue, TableReference};
     use datafusion::logical_expr::{BinaryExpr, cast, col, lit};
 
+    use std::collections::HashMap;
+
     use super::*;
 
     const NO_ZONE: DataType = DataType::Timestamp(TimeUnit::Microsecond, None);
 
     /// A side with the columns `t` (event time if marked), `u` (a time without mark) and `k`.
     fn side(name: &str, marked: bool) -> DFSchema {
-        let mark = |on: bool| on.then(|| (EVENT_TIME_DELAY_MS.to_owned(), "1000".to_owned())).into_iter().collect();
-        let window = HashMap::from([
-            (EVENT_TIME_DELAY_MS.to_owned(), "0".to_owned()),
-            (WINDOW_US.to_owned(), "10000000".to_owned()),
-        ]);
+        let mark = |on: bool| if on { marks() } else { HashMap::new() };
+        let mut window = marks();
+        window.insert(WINDOW_US.to_owned(), "10000000".to_owned());
         let mut fields = vec![
             Field::new("t", NO_ZONE, true).with_metadata(mark(marked)),
             Field::new("u", NO_ZONE, true),

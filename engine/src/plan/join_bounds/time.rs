@@ -4,7 +4,7 @@ use arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::logical_expr::{Expr, Operator};
 
-use crate::plan::node::watermark::{event_time_delay_ms, window_us};
+use crate::plan::node::watermark::{is_event_time, window_us};
 
 pub(super) const NANOS_PER_MS: i128 = 1_000_000;
 const NANOS_PER_DAY: i128 = 86_400_000_000_000;
@@ -32,7 +32,7 @@ impl Time {
                 let field = schema.fields().get(column)?;
                 let is_time = match field.data_type() {
                     DataType::Timestamp(_, _) => true,
-                    DataType::Struct(_) => event_time_delay_ms(field).is_some(),
+                    DataType::Struct(_) => is_event_time(field),
                     _ => false,
                 };
                 // The start of a window lies before its event time.

@@ -131,11 +131,10 @@ mod tests {
 
     use super::*;
     use crate::error::ErrorKind;
-    use crate::plan::node::watermark::EVENT_TIME_DELAY_MS;
+    use crate::plan::node::watermark::marks;
 
     fn scan(name: &str, marked: bool) -> LogicalPlan {
-        let mark: HashMap<_, _> =
-            marked.then(|| (EVENT_TIME_DELAY_MS.to_owned(), "0".to_owned())).into_iter().collect();
+        let mark = if marked { marks() } else { HashMap::new() };
         let time = Field::new("t", DataType::Timestamp(TimeUnit::Microsecond, None), true).with_metadata(mark);
         let schema = Schema::new(vec![time, Field::new("k", DataType::Int64, true)]);
         table_scan(Some(name), &schema, None).unwrap().build().unwrap()

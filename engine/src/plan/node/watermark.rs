@@ -1,6 +1,6 @@
 //! `with_watermark` as a logical node: marks a column as event time, changes no row.
 //!
-//! The mark is metadata of the field, with the delay. It travels with the column through filters, projections, aliases,
+//! The mark is metadata of the field. It travels with the column through filters, projections, aliases,
 //! joins and grouping; an expression over the column loses it, as in Spark.
 
 use std::cmp::Ordering;
@@ -16,12 +16,30 @@ use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNodeCore};
 
 use crate::error::Error;
 
-/// The key of the mark in a field's metadata; its value is the delay in milliseconds.
-pub(crate) const EVENT_TIME_DELAY_MS: &str = "tidewater.event_time.delay_ms";
+/// The key of the mark in a field's metadata. Its value is always the same, so that it survives a union of inputs whose
+/// delays differ.
+const EVENT_TIME: &str = "tidewater.event_time";
 
-/// The delay of an event-time column; `None` if the column is not marked.
-pub(crate) fn event_time_delay_ms(field: &Field) -> Option<i64> {
-    field.metadata().get(EVENT_TIME_DELAY_MS)?.parse().ok()
+/// Whether a column is event time.
+pub(crate) fn is_event_time(field: &Field) -> bool {
+    field.metadata().contains_key(EVENT_TIME)
+}
+
+/// The marks of an event-time column.
+pub(crate) fn marks() -> HashMap<String, String> {
+    HashMap::from([(EVENT_TIME.to_owned(), "true".to_owned())])
+}
+
+/// The marks that a column computed from an event-time column takes over; none if it is none.
+pub(crate) fn marks_of(field: &Field) -> HashMap<String, String> {
+    if is_event_time(field) { marks() } else { HashMap::new() }
+}
+
+/// The field without marks.
+pub(crate) fn without_marks(field: &FieldRef) -> FieldRef {
+    let mut metadata = field.metadata().clone();
+    let marks = [EVENT_TIME, WINDOW_US].into_iter().filter_map(|mark| metadata.remove(mark)).count();
+    if marks == 0 { Arc::clone(field) } else { Arc::new(field.as_ref().clone().with_metadata(metadata)) }
 }
 
 /// The key of a further mark: the column is the start of a window of so many µs, and its time is the window's end.
@@ -72,7 +90,7 @@ impl WatermarkNode {
             ))
             .hint("convert the column first, with `to_timestamp` say"));
         }
-        if let Some(marked) = schema.fields().iter().find(|field| event_time_delay_ms(field).is_some()) {
+        if let Some(marked) = schema.fields().iter().find(|field| is_event_time(field)) {
             return Err(Error::invalid(format!("the query has a watermark already, on `{}`", marked.name()))
                 .hint("a watermark can be set once per input, and not changed downstream"));
         }
@@ -82,7 +100,7 @@ impl WatermarkNode {
     fn new(input: LogicalPlan, column: Column, delay_ms: i64, number: usize) -> Result<Self> {
         let mark = |field: &FieldRef| -> FieldRef {
             let mut metadata: HashMap<String, String> = field.metadata().clone();
-            metadata.insert(EVENT_TIME_DELAY_MS.to_owned(), delay_ms.to_string());
+            metadata.extend(marks());
             Arc::new(field.as_ref().clone().with_metadata(metadata))
         };
         let index = input.schema().index_of_column(&column)?;

@@ -16,7 +16,6 @@
 //! time is event time, so is the result: the mark passes on. A start has a second mark, the size of its window, as a
 //! row with it is only final when the window ends.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::ArrayRef;
@@ -31,7 +30,7 @@ use datafusion::scalar::ScalarValue;
 use super::WindowSpec;
 use super::spec::gap_us;
 use super::values::{Micros, between, micros, session, starts, window_type};
-use crate::plan::node::watermark::{EVENT_TIME_DELAY_MS, WINDOW_US};
+use crate::plan::node::watermark::{WINDOW_US, marks, marks_of};
 
 /// Which function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -104,10 +103,8 @@ impl ScalarUDFImpl for WindowFunction {
         };
         let bound = bound_type(self.name(), time.data_type())?;
         let lengths = args.scalar_arguments.get(1..).unwrap_or_default();
-        let mut marks = HashMap::new();
-        if let Some(delay) = time.metadata().get(EVENT_TIME_DELAY_MS) {
-            marks.insert(EVENT_TIME_DELAY_MS.to_owned(), delay.clone());
-        }
+        let mut own = marks_of(time);
+        let size_us = || literal_us(lengths.first().copied().flatten());
         let data_type = match self.kind {
             Kind::Window => {
                 WindowSpec::of_arguments(lengths)?;
@@ -123,22 +120,21 @@ impl ScalarUDFImpl for WindowFunction {
             Kind::FromStart | Kind::FromBounds => window_type(bound),
             Kind::WindowTime => bound,
             Kind::Start => {
-                marks.insert(WINDOW_US.to_owned(), literal_us(lengths.first().copied().flatten())?.to_string());
+                if !own.is_empty() {
+                    own.insert(WINDOW_US.to_owned(), size_us()?.to_string());
+                }
                 bound
             }
             Kind::MarkStart => {
-                marks.insert(WINDOW_US.to_owned(), literal_us(lengths.first().copied().flatten())?.to_string());
-                if let Some(ScalarValue::Int64(Some(delay_ms))) = lengths.get(1).copied().flatten() {
-                    marks.insert(EVENT_TIME_DELAY_MS.to_owned(), delay_ms.to_string());
+                if let Some(ScalarValue::Boolean(Some(true))) = lengths.get(1).copied().flatten() {
+                    own = marks();
+                    own.insert(WINDOW_US.to_owned(), size_us()?.to_string());
                 }
                 bound
             }
             Kind::Starts => DataType::List(Arc::new(Field::new_list_field(bound, true))),
         };
-        if !marks.contains_key(EVENT_TIME_DELAY_MS) {
-            marks.clear();
-        }
-        Ok(Arc::new(Field::new(self.name(), data_type, true).with_metadata(marks)))
+        Ok(Arc::new(Field::new(self.name(), data_type, true).with_metadata(own)))
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
@@ -270,8 +266,9 @@ mod tests {
     }
 
     fn column(array: ArrayRef) -> (Field, ColumnarValue) {
-        let marks = HashMap::from([(EVENT_TIME_DELAY_MS.to_owned(), "5000".to_owned()), ("other".into(), "x".into())]);
-        let field = Field::new("ts", array.data_type().clone(), true).with_metadata(marks);
+        let mut metadata = marks();
+        metadata.insert("other".into(), "x".into());
+        let field = Field::new("ts", array.data_type().clone(), true).with_metadata(metadata);
         (field, ColumnarValue::Array(array))
     }
 
@@ -293,7 +290,7 @@ mod tests {
             [Some((-10_000_000, 0)), None, Some((10_000_000, 20_000_000))],
             "floored before 1970"
         );
-        assert_eq!(field.metadata(), &HashMap::from([(EVENT_TIME_DELAY_MS.to_owned(), "5000".to_owned())]));
+        assert_eq!(field.metadata(), &marks());
 
         // A window that ends at 20 s belongs to the longer one that ends then.
         let (_, longer) = call(Kind::Window, vec![column(Arc::clone(&windows)), literal("20 seconds")]).unwrap();
@@ -304,7 +301,7 @@ mod tests {
             time.as_primitive::<TimestampMicrosecondType>().iter().collect::<Vec<_>>(),
             [Some(-1), None, Some(19_999_999)]
         );
-        assert!(field.metadata().contains_key(EVENT_TIME_DELAY_MS));
+        assert_eq!(field.metadata(), &marks());
     }
 
     #[test]
@@ -336,10 +333,10 @@ mod tests {
         assert_eq!(lists, [Some(2), None, Some(2)]);
 
         let unmarked = (Field::new("s", start.data_type().clone(), true), ColumnarValue::Array(Arc::clone(&start)));
-        let (field, _) = call(Kind::MarkStart, vec![unmarked.clone(), literal(10_i64), literal(5000_i64)]).unwrap();
+        let (field, _) = call(Kind::MarkStart, vec![unmarked.clone(), literal(10_i64), literal(true)]).unwrap();
         assert_eq!(field.metadata().len(), 2);
         let (field, _) =
-            call(Kind::MarkStart, vec![unmarked, literal(10_i64), literal(ScalarValue::Int64(None))]).unwrap();
+            call(Kind::MarkStart, vec![unmarked, literal(10_i64), literal(false)]).unwrap();
         assert!(field.metadata().is_empty());
         let (field, windows) = call(Kind::FromStart, vec![column(start), literal(10_i64)]).unwrap();
         assert_eq!(stretches(&windows).unwrap(), [Some((-3, 7)), None]);

@@ -32,8 +32,12 @@ pub(super) fn window_type(bound: DataType) -> DataType {
 /// The windows between these starts and ends; null where either is.
 pub(crate) fn between(bound: &DataType, start: Micros, end: Micros) -> Result<ArrayRef> {
     let nulls = NullBuffer::union(start.nulls(), end.nulls());
-    let bounds: Vec<ArrayRef> =
-        vec![Arc::new(start.with_data_type(bound.clone())), Arc::new(end.with_data_type(bound.clone()))];
+    // Whoever takes a bound out of a window does not look at the window's own nulls.
+    let masked = |bounds: Micros| Micros::try_new(bounds.values().clone(), nulls.clone());
+    let bounds: Vec<ArrayRef> = vec![
+        Arc::new(masked(start)?.with_data_type(bound.clone())),
+        Arc::new(masked(end)?.with_data_type(bound.clone())),
+    ];
     Ok(Arc::new(StructArray::try_new(window_fields(bound), bounds, nulls)?))
 }
 
