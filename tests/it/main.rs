@@ -11,6 +11,8 @@ mod every_fall;
 
 mod fencing;
 
+mod fixtures;
+
 #[path = "../../examples/flights/pipeline.rs"]
 mod flights;
 

@@ -490,7 +490,8 @@ async fn said_at_start(
 ) -> String {
     let log = Log::default();
     let writer = log.clone();
-    let listening = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish().set_default();
+    let listening =
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish().set_default();
     let ctx = SessionContext::new();
     let mut streams = vec![];
     for columns in columns {

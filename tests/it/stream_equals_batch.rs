@@ -255,8 +255,7 @@ fn gap(dice: &mut Dice) -> impl Fn() -> Result<Expr> + Send + Sync + use<> {
 }
 
 fn sessions(dice: &mut Dice, delay: String) -> Shape {
-    let (gap, mut aggregates) = (gap(dice), dice.aggregates());
-    aggregates.retain(|sql| !sql.starts_with("nth_value"));
+    let (gap, aggregates) = (gap(dice), dice.aggregates());
     appended(move |_, inputs| {
         let events = inputs[0].clone().with_watermark("ts", &delay)?;
         by_window(events, session_window(col("ts"), gap()?)?, &as_strs(&aggregates), false)

@@ -25,13 +25,14 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Pla
 use futures::TryStreamExt;
 use hashbrown::HashTable;
 
+use super::StatefulOperator;
 use super::event_time::{only_child, times_us};
 use super::late_rows::in_time;
 use super::output::when_done;
-use super::{EventTime, StatefulOperator, WatermarkUse};
 use crate::batch::BatchContext;
 use crate::state::key_hash::hash_keys;
 use crate::state::{Counts, NEVER, NewRows, OperatorId, OperatorRun, PartitionState, StateSpec, Table};
+use crate::watermark::{EventTime, WatermarkUse};
 
 /// How long a key is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,8 +123,8 @@ impl PartitionState for SeenKeys {
         let times: Vec<i64> = times.iter().map(|us| us.unwrap_or(NEVER)).collect();
         let hashes = hash_keys(keys, change.num_rows())?;
         let encoded = self.table.encode(keys)?;
-        let slots: Vec<_> =
-            hashes.iter().enumerate().map(|(row, &hash)| self.table.find(hash, encoded.row(row))).collect();
+        let all: Vec<u32> = (0..change.num_rows() as u32).collect();
+        let slots = self.table.find_all(&hashes, &encoded, &all);
         self.table.put(&slots, NewRows { keys: &encoded, hashes: &hashes, times_us: &times, values: vec![] })?;
         Ok(())
     }
@@ -157,12 +158,14 @@ impl DeduplicateExec {
         let keys: Vec<ArrayRef> = self.keys.iter().map(|&key| Arc::clone(rows.column(key))).collect();
         let hashes = hash_keys(&keys, count)?;
         let encoded = seen.table.encode(&keys)?;
+        let all: Vec<u32> = (0..count as u32).collect();
+        let known = seen.table.find_all(&hashes, &encoded, &all);
         let mut index: HashTable<(u64, u32)> = HashTable::with_capacity(count);
         let mut firsts: Vec<u32> = vec![];
         for (row, &hash) in hashes.iter().enumerate() {
             let key = encoded.row(row);
             let same = |entry: &(u64, u32)| entry.0 == hash && encoded.row(entry.1 as usize) == key;
-            if index.find(hash, same).is_none() && seen.table.find(hash, key).is_none() {
+            if known[row].is_none() && index.find(hash, same).is_none() {
                 index.insert_unique(hash, (hash, row as u32), |entry| entry.0);
                 firsts.push(row as u32);
             }

@@ -22,7 +22,7 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Exe
 use futures::StreamExt;
 
 use crate::batch::{BatchContext, EventTimeStats, restamp};
-use crate::plan::node::watermark::window_us;
+use crate::watermark::marks::window_us;
 
 /// The physical side of [`with_watermark`](crate::query::StreamingDataFrame::with_watermark).
 #[derive(Debug, Clone)]
@@ -39,8 +39,10 @@ pub(crate) struct EventTimeExec {
 
 impl EventTimeExec {
     pub(crate) fn new(node: usize, column: usize, schema: SchemaRef, input: Arc<dyn ExecutionPlan>) -> Self {
+        // The order of the input is that of the output: only a mark is added.
+        let ordered = input.equivalence_properties().clone().with_new_schema(Arc::clone(&schema));
         let properties = PlanProperties::new(
-            EquivalenceProperties::new(Arc::clone(&schema)),
+            ordered.unwrap_or_else(|_| EquivalenceProperties::new(Arc::clone(&schema))),
             input.output_partitioning().clone(),
             input.pipeline_behavior(),
             input.boundedness(),

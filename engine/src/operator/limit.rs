@@ -14,11 +14,12 @@ use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceC
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::TryStreamExt;
 
+use super::StatefulOperator;
 use super::event_time::only_child;
 use super::output::when_done;
-use super::{EventTime, StatefulOperator, WatermarkUse};
 use crate::batch::BatchContext;
 use crate::state::{Counts, NEVER, OperatorId, PartitionState, StateSpec};
+use crate::watermark::{EventTime, WatermarkUse};
 
 /// Lets so many rows pass in the query's life. Its input is one partition.
 #[derive(Debug, Clone)]

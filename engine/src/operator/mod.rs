@@ -38,8 +38,8 @@ use std::sync::Arc;
 use datafusion::error::Result;
 use datafusion::physical_plan::ExecutionPlan;
 
-use crate::plan::join_bounds::JoinBounds;
 use crate::state::{OperatorId, PartitionState, StateSpec};
+use crate::watermark::WatermarkUse;
 
 /// An operator that remembers rows from one batch to the next.
 pub(crate) trait StatefulOperator: ExecutionPlan {
@@ -59,24 +59,6 @@ pub(crate) trait StatefulOperator: ExecutionPlan {
     fn unbounded(&self) -> Option<String> {
         None
     }
-}
-
-/// What a stateful operator does with the watermark.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct WatermarkUse {
-    /// What operators after it see of the watermark.
-    pub(crate) output: EventTime,
-    /// Whether a watermark that moved is worth a batch of its own, because state may be emitted or evicted.
-    pub(crate) waits: bool,
-}
-
-/// What operators after a stateful one see of the watermark.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum EventTime {
-    /// The same.
-    Passes,
-    /// What a join can promise, given how long it keeps rows.
-    Join(JoinBounds),
 }
 
 /// The stateful operator that a node of a plan is, if it is one.

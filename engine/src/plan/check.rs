@@ -10,11 +10,11 @@ use datafusion::logical_expr::{Aggregate, Distinct, Expr, Join, LogicalPlan, Tab
 use super::join_bounds::check_stream_join;
 use super::node::deduplicate::DeduplicateNode;
 use super::node::session::SessionNode;
-use super::node::watermark::is_event_time;
 use crate::error::{Error, Result};
 use crate::query::OutputMode;
 use crate::query::window::{is_session_call, is_window_call};
 use crate::source::StreamTable;
+use crate::watermark::marks::is_event_time;
 
 /// The stream that a table scan reads, if it reads one.
 pub(crate) fn stream_of(scan: &TableScan) -> Option<std::sync::Arc<dyn crate::source::Source>> {
@@ -223,8 +223,7 @@ fn check_chain(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
 
 /// Whether a node goes by event time or groups: what Spark calls a stateful operation.
 fn is_stateful(plan: &LogicalPlan) -> bool {
-    let has_time =
-        |input: &LogicalPlan| input.schema().fields().iter().any(|field| is_event_time(field));
+    let has_time = |input: &LogicalPlan| input.schema().fields().iter().any(|field| is_event_time(field));
     match plan {
         LogicalPlan::Aggregate(_) => true,
         LogicalPlan::Distinct(Distinct::All(input)) => has_time(input),
@@ -241,9 +240,8 @@ fn is_stateful(plan: &LogicalPlan) -> bool {
 /// How many of the keys are event times.
 fn keys_with_event_time(node: &DeduplicateNode) -> usize {
     let schema = node.input.schema();
-    let is_marked = |key: &&datafusion::common::Column| {
-        schema.field_from_column(key).is_ok_and(|field| is_event_time(field))
-    };
+    let is_marked =
+        |key: &&datafusion::common::Column| schema.field_from_column(key).is_ok_and(|field| is_event_time(field));
     node.keys.iter().filter(is_marked).count()
 }
 

@@ -310,10 +310,6 @@ impl ExtensionPlanner for StreamPlanner {
 
 /// The schema as a sink sees it: without the marks of event time.
 fn without_marks(schema: &SchemaRef) -> SchemaRef {
-    let fields: Vec<_> = schema
-        .fields()
-        .iter()
-        .map(node::watermark::without_marks)
-        .collect();
+    let fields: Vec<_> = schema.fields().iter().map(crate::watermark::marks::without_marks).collect();
     Arc::new(arrow::datatypes::Schema::new_with_metadata(fields, schema.metadata().clone()))
 }

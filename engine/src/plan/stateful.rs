@@ -26,7 +26,7 @@ use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceC
 use super::check::{has_streaming_aggregate, is_streaming};
 use super::node::deduplicate::DeduplicateNode;
 use super::node::limit::StreamLimitNode;
-use super::node::watermark::{WatermarkNode, is_event_time};
+use super::node::watermark::WatermarkNode;
 use super::static_sides;
 use crate::operator::aggregate::StatefulAggregateExec;
 use crate::operator::deduplicate::{DeduplicateExec, Remember};
@@ -38,6 +38,7 @@ use crate::operator::{StatefulOperator, stateful};
 use crate::query::OutputMode;
 use crate::state::OperatorId;
 use crate::watermark::WatermarkTree;
+use crate::watermark::marks::is_event_time;
 
 /// Puts our nodes where rows are deduplicated or limited over all batches.
 pub(super) fn remember_rows(plan: LogicalPlan, mode: OutputMode) -> Result<LogicalPlan> {

@@ -32,10 +32,10 @@ use datafusion::optimizer::AnalyzerRule;
 
 use super::check::is_streaming;
 use super::node::session::SessionNode;
-use super::node::watermark::is_event_time;
 use crate::error::{Error, Result};
 use crate::query::window::functions::{Kind, udf};
 use crate::query::window::{WindowKey, WindowSpec, needs_grouping};
+use crate::watermark::marks::is_event_time;
 
 // Columns that exist between the nodes of one rewritten aggregation only.
 const START: &str = "__tidewater_window_start";

@@ -13,12 +13,17 @@
 //!
 //! What a batch sees moves the watermark of the *next* batch. It never goes back, and begins at 1970-01-01T00:00:00.
 
+mod bounds;
+
+pub(crate) mod marks;
+
 mod policy;
 
 mod propagate;
 
 mod tracker;
 
+pub(crate) use self::bounds::{JoinBounds, KeyTime, SideBound};
 pub use self::policy::WatermarkPolicy;
-pub(crate) use self::propagate::{WatermarkTree, is_due, propagate};
+pub(crate) use self::propagate::{EventTime, WatermarkTree, WatermarkUse, is_due, propagate};
 pub use self::tracker::WatermarkTracker;

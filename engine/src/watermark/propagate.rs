@@ -4,8 +4,26 @@
 //! input watermark is the least of its inputs'; what it passes on may be less: a join may give out a row as old as the
 //! oldest it still keeps. So operators in a row may each be at another time.
 
-use crate::operator::{EventTime, WatermarkUse};
+use super::JoinBounds;
 use crate::state::OperatorId;
+
+/// What a stateful operator does with the watermark.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct WatermarkUse {
+    /// What operators after it see of the watermark.
+    pub(crate) output: EventTime,
+    /// Whether a watermark that moved is worth a batch of its own, because state may be emitted or evicted.
+    pub(crate) waits: bool,
+}
+
+/// What operators after a stateful one see of the watermark.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum EventTime {
+    /// The same.
+    Passes,
+    /// What a join can promise, given how long it keeps rows.
+    Join(JoinBounds),
+}
 
 /// The plan, as far as watermarks go.
 #[derive(Debug, Clone, PartialEq)]

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, UInt32Array};
+use arrow::compute::take;
 use arrow::datatypes::FieldRef;
 use datafusion::common::internal_err;
 use datafusion::error::Result;
@@ -70,16 +71,28 @@ pub(crate) struct Accumulators {
 }
 
 impl Accumulators {
-    /// Takes in rows: row i into group `groups[i]`, of so many in total. By function: its arguments, and the rows it wants.
+    /// Takes in rows: row i into group `groups[i]`, of so many in total. By function: its arguments, the rows it wants, and
+    /// the order in which it wants them, if any.
     pub(crate) fn update(
         &mut self,
         arguments: &[Vec<ArrayRef>],
         wanted: &[Option<BooleanArray>],
+        sorted: &[Option<UInt32Array>],
         groups: &[usize],
         total: usize,
     ) -> Result<()> {
-        for ((accumulator, arguments), wanted) in self.accumulators.iter_mut().zip(arguments).zip(wanted) {
-            accumulator.update_batch(arguments, groups, wanted.as_ref(), total)?;
+        let by_function = self.accumulators.iter_mut().zip(arguments).zip(wanted).zip(sorted);
+        for (((accumulator, arguments), wanted), sorted) in by_function {
+            let Some(sorted) = sorted else {
+                accumulator.update_batch(arguments, groups, wanted.as_ref(), total)?;
+                continue;
+            };
+            let in_order = |array: &ArrayRef| take(array, sorted, None);
+            let arguments = arguments.iter().map(in_order).collect::<std::result::Result<Vec<_>, _>>()?;
+            let wanted = wanted.as_ref().map(|wanted| take(wanted, sorted, None)).transpose()?;
+            let wanted = wanted.as_ref().map(|wanted| wanted.as_boolean());
+            let groups: Vec<usize> = sorted.values().iter().map(|&row| groups[row as usize]).collect();
+            accumulator.update_batch(&arguments, &groups, wanted, total)?;
         }
         Ok(())
     }

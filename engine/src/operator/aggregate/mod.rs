@@ -37,13 +37,14 @@ use futures::TryStreamExt;
 
 pub(crate) use self::accumulate::Aggregates;
 use self::state::AggregateState;
+use super::StatefulOperator;
 use super::event_time::only_child;
 use super::late_rows::SharedId;
 use super::output::when_done;
-use super::{EventTime, StatefulOperator, WatermarkUse};
 use crate::batch::BatchContext;
 use crate::query::OutputMode;
 use crate::state::{OperatorId, PartitionState, StateSpec};
+use crate::watermark::{EventTime, WatermarkUse};
 
 /// See the [module](self).
 #[derive(Debug, Clone)]
@@ -205,7 +206,7 @@ impl ExecutionPlan for StatefulAggregateExec {
                     Ok(out)
                 }
                 OutputMode::Update => {
-                    let out = state.rows_out(&touched, &schema)?;
+                    let out = state.touched_out(touched, &schema)?;
                     let due = state.due(run.evict_us());
                     state.evict(due, &run);
                     Ok(out)

@@ -13,7 +13,16 @@ use super::Aggregates;
 use crate::operator::event_time::times_us;
 use crate::operator::output::{OUTPUT_ROWS, rows_of};
 use crate::state::key_hash::hash_keys;
+use crate::state::table::one_spelling;
 use crate::state::{Counts, NEVER, NewRows, OperatorRun, PartitionState, SlotId, StateSpec, Table};
+
+/// The groups that a batch touched, and their state after it.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    keys: Vec<ArrayRef>,
+    values: Vec<ArrayRef>,
+    groups: usize,
+}
 
 #[derive(Debug)]
 pub(super) struct AggregateState {
@@ -36,15 +45,15 @@ impl AggregateState {
     }
 
     /// Takes in the partial state of a batch. Returns the groups it touched.
-    pub(super) fn merge(&mut self, rows: &RecordBatch, run: &OperatorRun, partition: usize) -> Result<Vec<SlotId>> {
+    pub(super) fn merge(&mut self, rows: &RecordBatch, run: &OperatorRun, partition: usize) -> Result<Touched> {
         if rows.num_rows() == 0 {
-            return Ok(vec![]);
+            return Ok(Touched::default());
         }
         let (keys, states): (Vec<ArrayRef>, &[ArrayRef]) = if self.global {
             (vec![Arc::new(UInt8Array::from(vec![0; rows.num_rows()]))], rows.columns())
         } else {
             let (keys, states) = rows.columns().split_at(self.spec.keys.len());
-            (keys.to_vec(), states)
+            (one_spelling(keys), states)
         };
         let hashes = hash_keys(&keys, rows.num_rows())?;
         let encoded = self.table.encode(&keys)?;
@@ -73,8 +82,7 @@ impl AggregateState {
         // Groups that are known get the lowest numbers: accumulators expect that a call brings every group up to the total
         // it names, and take those it does not bring for seen.
         let total = firsts.len();
-        let slots: Vec<Option<SlotId>> =
-            firsts.iter().map(|&row| self.table.find(hashes[row as usize], encoded.row(row as usize))).collect();
+        let slots = self.table.find_all(&hashes, &encoded, &firsts);
         let mut order: Vec<usize> = (0..total).collect();
         order.sort_by_key(|&group| slots[group].is_none());
         let mut place = vec![0; total];
@@ -98,9 +106,11 @@ impl AggregateState {
         let times = self.times(&keys, total)?;
         let hashes: Vec<u64> = firsts.values().iter().map(|&row| hashes[row as usize]).collect();
         let encoded = self.table.encode(&keys)?;
-        run.change(partition, self.spec.change(false, keys, vec![], &times, Some(values.clone()))?);
+        run.change(partition, self.spec.change(false, keys.clone(), vec![], &times, Some(values.clone()))?);
         run.count(Counts { rows_updated: total as u64, ..Counts::default() });
-        self.table.put(&slots, NewRows { keys: &encoded, hashes: &hashes, times_us: &times, values })
+        let rows = NewRows { keys: &encoded, hashes: &hashes, times_us: &times, values: values.clone() };
+        self.table.put(&slots, rows)?;
+        Ok(Touched { keys: if self.global { vec![] } else { keys }, values, groups: total })
     }
 
     /// When each group is final.
@@ -129,6 +139,16 @@ impl AggregateState {
         due.into_iter().for_each(|slot| self.table.remove(slot));
     }
 
+    /// The groups a batch touched as rows: keys, then values.
+    pub(super) fn touched_out(&self, touched: Touched, schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
+        if touched.groups == 0 {
+            return Ok(vec![]);
+        }
+        let mut columns = touched.keys;
+        columns.extend(self.aggregates.evaluate(&touched.values, touched.groups)?);
+        Ok(vec![rows_of(schema, columns, touched.groups)?])
+    }
+
     /// Groups as rows: keys, then values.
     pub(super) fn rows_out(&self, slots: &[SlotId], schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
         slots
@@ -148,8 +168,8 @@ impl PartitionState for AggregateState {
         let values = change.columns()[self.spec.time_column() + 1..].to_vec();
         let hashes = hash_keys(keys, change.num_rows())?;
         let encoded = self.table.encode(keys)?;
-        let slots: Vec<Option<SlotId>> =
-            hashes.iter().enumerate().map(|(row, &hash)| self.table.find(hash, encoded.row(row))).collect();
+        let all: Vec<u32> = (0..change.num_rows() as u32).collect();
+        let slots = self.table.find_all(&hashes, &encoded, &all);
         let times = self.times(keys, change.num_rows())?;
         self.table.put(&slots, NewRows { keys: &encoded, hashes: &hashes, times_us: &times, values })?;
         Ok(())

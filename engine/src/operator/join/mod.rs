@@ -40,11 +40,12 @@ use futures::stream;
 use self::run::Running;
 use self::shape::Shape;
 use self::side::JoinState;
+use super::StatefulOperator;
 use super::exchange::ExchangeExec;
-use super::{EventTime, StatefulOperator, WatermarkUse};
 use crate::batch::BatchContext;
 use crate::plan::node::join::StreamJoinNode;
 use crate::state::{OperatorId, PartitionState, StateSpec};
+use crate::watermark::{EventTime, WatermarkUse};
 
 /// See the [module](self).
 #[derive(Debug, Clone)]

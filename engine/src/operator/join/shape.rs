@@ -15,10 +15,10 @@ use datafusion::physical_expr::expressions::cast;
 
 use crate::error::Error;
 use crate::operator::output::rows_of;
-use crate::plan::join_bounds::{JoinBounds, SideBound};
 use crate::plan::node::join::StreamJoinNode;
 use crate::state::StateSpec;
 use crate::state::key_hash::can_be_key;
+use crate::watermark::{JoinBounds, SideBound};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
@@ -97,12 +97,15 @@ pub(super) struct Shape {
     pub(super) bounds: JoinBounds,
 }
 
+/// Makes an expression of one side physical.
+type Planned<'a> = &'a dyn Fn(&Expr, &DFSchema) -> Result<Arc<dyn PhysicalExpr>>;
+
 impl Shape {
     /// `physical` makes a physical expression over the columns of a schema.
     pub(super) fn try_new(
         node: &StreamJoinNode,
         (left, right): (SchemaRef, SchemaRef),
-        physical: &dyn Fn(&Expr, &DFSchema) -> Result<Arc<dyn PhysicalExpr>>,
+        physical: Planned<'_>,
     ) -> Result<Shape> {
         let StreamJoinNode { join, bounds } = node;
         let (left_schema, right_schema) = (join.left.schema(), join.right.schema());

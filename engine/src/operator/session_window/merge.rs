@@ -26,7 +26,8 @@ pub(super) struct Merged {
 pub(super) fn merge(known: &[Stretch], rows: &[Stretch]) -> Merged {
     let mut order: Vec<(Stretch, usize)> = known.iter().chain(rows).copied().zip(0..).collect();
     order.sort_unstable_by_key(|(stretch, number)| (stretch.key, stretch.start, *number));
-    let mut merged = Merged { sessions: vec![], continued: 0, of_known: vec![None; known.len()], of_row: vec![0; rows.len()] };
+    let mut merged =
+        Merged { sessions: vec![], continued: 0, of_known: vec![None; known.len()], of_row: vec![0; rows.len()] };
     let mut rest = order.as_slice();
     while let Some((first, _)) = rest.first() {
         let mut session = *first;

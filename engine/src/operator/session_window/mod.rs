@@ -26,7 +26,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, UInt32Array};
-use arrow::compute::{concat_batches, take_record_batch};
+use arrow::compute::{concat_batches, lexsort_to_indices, take_record_batch};
 use arrow::datatypes::{DataType, Field, FieldRef, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::catalog::Session;
@@ -37,7 +37,7 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::UserDefinedLogicalNodeCore;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::physical_expr::aggregate::LoweredAggregateBuilder;
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, create_physical_expr};
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, PhysicalSortExpr, create_physical_expr};
 use datafusion::physical_plan::execution_plan::{
     ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions, apply_expression_roots,
 };
@@ -45,19 +45,20 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Exe
 use futures::TryStreamExt;
 
 use self::state::{SessionRows, SessionState};
+use super::StatefulOperator;
 use super::aggregate::Aggregates;
 use super::event_time::only_child;
 use super::exchange::ExchangeExec;
 use super::output::when_done;
-use super::{EventTime, StatefulOperator, WatermarkUse};
 use crate::batch::BatchContext;
 use crate::error::Error;
 use crate::plan::node::session::SessionNode;
-use crate::plan::node::watermark::is_event_time;
 use crate::query::OutputMode;
 use crate::query::window::values::stretches;
 use crate::state::key_hash::can_be_key;
 use crate::state::{Counts, OperatorId, OperatorRun, PartitionState, StateSpec};
+use crate::watermark::marks::is_event_time;
+use crate::watermark::{EventTime, WatermarkUse};
 
 /// See the [module](self).
 #[derive(Debug, Clone)]
@@ -75,6 +76,8 @@ pub(crate) struct SessionWindowExec {
     arguments: Vec<Vec<Arc<dyn PhysicalExpr>>>,
     /// By aggregate: its FILTER.
     filters: Vec<Option<Arc<dyn PhysicalExpr>>>,
+    /// By aggregate: the order in which it wants its rows; empty for any.
+    orders: Vec<Vec<PhysicalSortExpr>>,
     schema: SchemaRef,
     input: Arc<dyn ExecutionPlan>,
     properties: Arc<PlanProperties>,
@@ -98,18 +101,16 @@ pub(crate) fn plan_session(
     }
     let session = keys.remove(node.session);
 
-    let (mut functions, mut arguments, mut filters) = (vec![], vec![], vec![]);
+    let (mut functions, mut arguments, mut filters, mut orders) = (vec![], vec![], vec![], vec![]);
     for aggregate in &node.aggregates {
         let lowered =
             LoweredAggregateBuilder::new(aggregate, logical_schema, &physical_schema, props, planning).build()?;
-        if lowered.aggregate.order_sensitivity().hard_requires() {
-            return Err(Error::unsupported(format!("sessions do not give their rows in the order of `{aggregate}`"))
-                .hint("collect the values with `array_agg(… ORDER BY …)`, and take from them what you need")
-                .into());
-        }
-        // Aggregates that go by an order are given the values to order by, too.
-        let order_by = lowered.aggregate.order_bys().iter().map(|by| Arc::clone(&by.expr));
-        arguments.push(lowered.aggregate.expressions().into_iter().chain(order_by).collect());
+        // Aggregates that go by an order are given the values to order by, too; some want their rows sorted.
+        let order_by = lowered.aggregate.order_bys();
+        let values = order_by.iter().map(|by| Arc::clone(&by.expr));
+        arguments.push(lowered.aggregate.expressions().into_iter().chain(values).collect());
+        let sorted = lowered.aggregate.order_sensitivity().hard_requires();
+        orders.push(if sorted { order_by.to_vec() } else { vec![] });
         functions.push(lowered.aggregate);
         filters.push(lowered.filter);
     }
@@ -140,6 +141,7 @@ pub(crate) fn plan_session(
         aggregates: Aggregates::try_new(&functions)?,
         arguments,
         filters,
+        orders,
         schema,
         input,
         properties: Arc::new(properties),
@@ -189,11 +191,19 @@ impl SessionWindowExec {
         let wanted = |filter: &Option<_>| -> Result<Option<BooleanArray>> {
             filter.as_ref().map(|filter| Ok(evaluate(filter, &rows)?.as_boolean().clone())).transpose()
         };
+        let sorted = |order: &Vec<PhysicalSortExpr>| -> Result<Option<UInt32Array>> {
+            if order.is_empty() {
+                return Ok(None);
+            }
+            let columns = order.iter().map(|by| by.evaluate_to_sort_column(&rows)).collect::<Result<Vec<_>>>()?;
+            Ok(Some(lexsort_to_indices(&columns, None)?))
+        };
         Ok(SessionRows {
             keys: all(&self.keys)?,
             stretches: kept,
             arguments: self.arguments.iter().map(all).collect::<Result<_>>()?,
             wanted: self.filters.iter().map(wanted).collect::<Result<_>>()?,
+            sorted: self.orders.iter().map(sorted).collect::<Result<_>>()?,
         })
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct SessionRows {
     pub(super) arguments: Vec<Vec<ArrayRef>>,
     /// By aggregate: the rows its FILTER lets through.
     pub(super) wanted: Vec<Option<BooleanArray>>,
+    /// By aggregate: the rows in the order it wants them; `None` for any.
+    pub(super) sorted: Vec<Option<UInt32Array>>,
 }
 
 /// See the [module](self).
@@ -94,7 +96,7 @@ impl SessionState {
         if !parts.is_empty() {
             accumulators.merge(&self.table.values(&parts)?, &part_of, merged.continued)?;
         }
-        accumulators.update(&rows.arguments, &rows.wanted, &merged.of_row, total)?;
+        accumulators.update(&rows.arguments, &rows.wanted, &rows.sorted, &merged.of_row, total)?;
         let states = accumulators.state()?;
 
         self.take_away(&gone, run, partition)?;

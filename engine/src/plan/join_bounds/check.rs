@@ -3,10 +3,10 @@
 use datafusion::common::JoinType;
 use datafusion::logical_expr::{Join, LogicalPlan};
 
-use super::{JoinBounds, SideBound};
 use crate::error::{Error, Result};
-use crate::plan::node::watermark::is_event_time;
 use crate::query::OutputMode;
+use crate::watermark::marks::is_event_time;
+use crate::watermark::{JoinBounds, SideBound};
 
 /// Refuses what can be told from the user's plan already: joins that no stream answers, or not in this output mode, and
 /// outer joins without any event time. The rest is told when the plan is optimised.
@@ -29,8 +29,7 @@ pub(crate) fn check_stream_join(join: &Join, mode: OutputMode) -> Result<()> {
         ))
         .hint("use append mode"));
     }
-    let has_event_time =
-        |input: &LogicalPlan| input.schema().fields().iter().any(|field| is_event_time(field));
+    let has_event_time = |input: &LogicalPlan| input.schema().fields().iter().any(|field| is_event_time(field));
     if join.join_type != JoinType::Inner && !has_event_time(&join.left) && !has_event_time(&join.right) {
         return Err(needs_bound(join));
     }

@@ -4,7 +4,7 @@ use arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::logical_expr::{Expr, Operator};
 
-use crate::plan::node::watermark::{is_event_time, window_us};
+use crate::watermark::marks::{is_event_time, window_us};
 
 pub(super) const NANOS_PER_MS: i128 = 1_000_000;
 const NANOS_PER_DAY: i128 = 86_400_000_000_000;

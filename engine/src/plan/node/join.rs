@@ -14,8 +14,9 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{Expr, Extension, Join, LogicalPlan, UserDefinedLogicalNodeCore};
 
 use crate::error::Error;
-use crate::plan::join_bounds::{JoinBounds, SideBound, check_stream_join, check_unmatched_rows_end, join_bounds};
+use crate::plan::join_bounds::{check_stream_join, check_unmatched_rows_end, join_bounds};
 use crate::query::OutputMode;
+use crate::watermark::{JoinBounds, SideBound};
 
 /// See the [module](self).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -131,7 +132,7 @@ mod tests {
 
     use super::*;
     use crate::error::ErrorKind;
-    use crate::plan::node::watermark::marks;
+    use crate::watermark::marks::marks;
 
     fn scan(name: &str, marked: bool) -> LogicalPlan {
         let mark = if marked { marks() } else { HashMap::new() };

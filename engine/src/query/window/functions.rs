@@ -30,7 +30,7 @@ use datafusion::scalar::ScalarValue;
 use super::WindowSpec;
 use super::spec::gap_us;
 use super::values::{Micros, between, micros, session, starts, window_type};
-use crate::plan::node::watermark::{WINDOW_US, marks, marks_of};
+use crate::watermark::marks::{WINDOW_US, marks, marks_of};
 
 /// Which function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -335,8 +335,7 @@ mod tests {
         let unmarked = (Field::new("s", start.data_type().clone(), true), ColumnarValue::Array(Arc::clone(&start)));
         let (field, _) = call(Kind::MarkStart, vec![unmarked.clone(), literal(10_i64), literal(true)]).unwrap();
         assert_eq!(field.metadata().len(), 2);
-        let (field, _) =
-            call(Kind::MarkStart, vec![unmarked, literal(10_i64), literal(false)]).unwrap();
+        let (field, _) = call(Kind::MarkStart, vec![unmarked, literal(10_i64), literal(false)]).unwrap();
         assert!(field.metadata().is_empty());
         let (field, windows) = call(Kind::FromStart, vec![column(start), literal(10_i64)]).unwrap();
         assert_eq!(stretches(&windows).unwrap(), [Some((-3, 7)), None]);

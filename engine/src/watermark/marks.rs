@@ -1,0 +1,40 @@
+//! The marks by which a column is known as event time: metadata of its field.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::datatypes::{Field, FieldRef};
+
+/// The key of the mark in a field's metadata. Its value is always the same, so that it survives a union of inputs whose
+/// delays differ.
+const EVENT_TIME: &str = "tidewater.event_time";
+
+/// Whether a column is event time.
+pub(crate) fn is_event_time(field: &Field) -> bool {
+    field.metadata().contains_key(EVENT_TIME)
+}
+
+/// The marks of an event-time column.
+pub(crate) fn marks() -> HashMap<String, String> {
+    HashMap::from([(EVENT_TIME.to_owned(), "true".to_owned())])
+}
+
+/// The marks that a column computed from an event-time column takes over; none if it is none.
+pub(crate) fn marks_of(field: &Field) -> HashMap<String, String> {
+    if is_event_time(field) { marks() } else { HashMap::new() }
+}
+
+/// The field without marks.
+pub(crate) fn without_marks(field: &FieldRef) -> FieldRef {
+    let mut metadata = field.metadata().clone();
+    let marks = [EVENT_TIME, WINDOW_US].into_iter().filter_map(|mark| metadata.remove(mark)).count();
+    if marks == 0 { Arc::clone(field) } else { Arc::new(field.as_ref().clone().with_metadata(metadata)) }
+}
+
+/// The key of a further mark: the column is the start of a window of so many µs, and its time is the window's end.
+pub(crate) const WINDOW_US: &str = "tidewater.event_time.window_us";
+
+/// The length of the window that a marked column is the start of.
+pub(crate) fn window_us(field: &Field) -> Option<i64> {
+    field.metadata().get(WINDOW_US)?.parse().ok()
+}
