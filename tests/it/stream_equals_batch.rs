@@ -97,7 +97,7 @@ impl Dice {
     fn window(&mut self, sliding: bool) -> Window {
         let size_ms = self.one_of(&[2_000, 5_000, 7_500, 10_000, 30_000]);
         let slide_ms = sliding.then(|| size_ms * self.between(1, 9) / 10);
-        let offset_ms = [0, 0, 700, 4_000][self.below(4)];
+        let offset_ms = [0, 0, 700, 4_000][self.below(4)] % slide_ms.unwrap_or(size_ms);
         let window = Window { size_ms, slide_ms, offset_ms };
         self.tell(format!("{window:?}"));
         window

@@ -52,6 +52,15 @@ impl StateKeeper {
             };
             check_specs(&old, &specs)?;
         }
+        if let Some(known) = known.filter(|known| known.operators.len() != found.len()) {
+            return Err(Error::damaged(format!(
+                "the newest commit has the state of {} operators, and the query keeps that of {}",
+                known.operators.len(),
+                found.len()
+            ))
+            .file("commits")
+            .hint("restore the folder `commits` from a backup, or start with a new checkpoint"));
+        }
         let mut states = vec![];
         let mut files = vec![];
         for (number, operator) in found.into_iter().enumerate() {
@@ -218,7 +227,7 @@ fn check_specs(old: &[ToldSpec], new: &[ToldSpec]) -> Result<()> {
         format!("the state in the checkpoint is not that of this query: {}", found.join("; ")),
     )
     .hint(
-        "put the query back as it was, or start the changed one with a new checkpoint; columns may be renamed, and delays, \
+        "put the query back as it was, or start the changed one with a new checkpoint; output columns may be renamed, and delays, \
          filters and the number of partitions may change",
     ))
 }

@@ -245,10 +245,10 @@ impl Driver {
         self.ends = entry.ends;
         self.next = batch.next();
         self.batches_run += 1;
-        if self.batches_run == 1 {
-            self.tidy_state();
-        }
         self.last_trigger_ms = Some(started_ms);
+        if self.batches_run == 1 {
+            self.tidy();
+        }
         self.forget_old_batches();
         Ok(())
     }
@@ -353,7 +353,13 @@ impl Driver {
     }
 
     /// Deletes what earlier runs left behind. What cannot be deleted now is only untidy.
-    fn tidy_state(&self) {
+    fn tidy(&self) {
+        // Earlier runs may have kept more batches.
+        match (self.last_old_batch(), self.runtime.block_on(self.commits.batches())) {
+            (Some(last), Ok(batches)) => batches.into_iter().filter(|b| *b < last).for_each(|b| self.forget_batch(b)),
+            (None, _) => {}
+            (_, Err(error)) => tracing::warn!(%error, "the commit log could not be listed"),
+        }
         if let Err(error) = self.runtime.block_on(self.state.tidy(&self.commits)) {
             tracing::warn!(%error, "files of state that an earlier run left behind could not be deleted");
         }
@@ -361,15 +367,25 @@ impl Driver {
 
     /// Deletes log entries that no kept batch needs. What cannot be deleted now is only untidy.
     fn forget_old_batches(&self) {
+        if let Some(old) = self.last_old_batch() {
+            self.forget_batch(old);
+        }
+    }
+
+    /// The newest batch that nothing needs any more.
+    fn last_old_batch(&self) -> Option<BatchId> {
         let newest = self.next.0.saturating_sub(1);
-        let Some(old) = newest.checked_sub(self.config.min_batches_to_retain + 1) else { return };
+        newest.checked_sub(self.config.min_batches_to_retain + 1).map(BatchId)
+    }
+
+    fn forget_batch(&self, old: BatchId) {
         // The files of state first: the commits tell which they are.
-        if let Err(error) = self.runtime.block_on(self.state.forget(&self.commits, BatchId(old))) {
-            tracing::warn!(%error, batch = old, "old files of state could not be deleted");
+        if let Err(error) = self.runtime.block_on(self.state.forget(&self.commits, old)) {
+            tracing::warn!(%error, batch = %old, "old files of state could not be deleted");
         }
         for log in [&self.offsets, &self.commits] {
-            if let Err(error) = self.runtime.block_on(log.delete(BatchId(old))) {
-                tracing::warn!(%error, batch = old, "an old log entry could not be deleted");
+            if let Err(error) = self.runtime.block_on(log.delete(old)) {
+                tracing::warn!(%error, batch = %old, "an old log entry could not be deleted");
             }
         }
     }

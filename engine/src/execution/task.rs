@@ -41,7 +41,7 @@ async fn deal(run: &Run<'_>, exchange: &ExchangeExec, partition: PartitionId) ->
         }
         batch.check_cancelled()?;
         dealt += next.num_rows();
-        for (target, own) in exchange.split(next)? {
+        for (target, own) in exchange.split(partition.0, next)? {
             batch.deal(exchange.number(), target, partition.0, own)?;
         }
     }

@@ -1,5 +1,8 @@
 //! Brings the rows of one key together in one partition.
 //!
+//! An exchange may also leave rows [in their partition](ExchangeExec::in_place): then it only makes sure that all that is
+//! below runs to its end, though what is above may stop reading early, as a limit does.
+//!
 //! Here a plan is cut: everything below runs first, partition by partition, and its rows are dealt out by the
 //! [hash](crate::state::key_hash) of their keys; then what is above reads what was dealt to it. Which partition owns a key
 //! follows from the key alone, so it is the partition whose state knows it.
@@ -27,12 +30,21 @@ use super::event_time::only_child;
 use crate::batch::BatchContext;
 use crate::state::key_hash::{hash_keys, partition_of};
 
+/// By what rows are dealt out.
+#[derive(Debug, Clone)]
+enum Deals {
+    /// The key; without one, all rows go to the first partition.
+    ByKey(Vec<Arc<dyn PhysicalExpr>>),
+    /// Each stays in the partition it is in.
+    InPlace,
+}
+
 /// See the [module](self).
 #[derive(Debug, Clone)]
 pub(crate) struct ExchangeExec {
     /// Its place among the exchanges of the plan, those below others first.
     number: usize,
-    keys: Vec<Arc<dyn PhysicalExpr>>,
+    deals: Deals,
     input: Arc<dyn ExecutionPlan>,
     properties: Arc<PlanProperties>,
 }
@@ -41,6 +53,16 @@ impl ExchangeExec {
     /// Deals the rows of `input` to so many partitions. Without keys, everything goes to the first.
     pub(crate) fn new(input: Arc<dyn ExecutionPlan>, keys: Vec<Arc<dyn PhysicalExpr>>, partitions: usize) -> Self {
         let partitions = if keys.is_empty() { 1 } else { partitions.max(1) };
+        Self::dealing(input, Deals::ByKey(keys), partitions)
+    }
+
+    /// Leaves every row in its partition.
+    pub(crate) fn in_place(input: Arc<dyn ExecutionPlan>) -> Self {
+        let partitions = input.output_partitioning().partition_count();
+        Self::dealing(input, Deals::InPlace, partitions)
+    }
+
+    fn dealing(input: Arc<dyn ExecutionPlan>, deals: Deals, partitions: usize) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(input.schema()),
             Partitioning::UnknownPartitioning(partitions),
@@ -48,7 +70,7 @@ impl ExchangeExec {
             input.boundedness(),
         )
         .with_scheduling_type(SchedulingType::Cooperative);
-        ExchangeExec { number: 0, keys, input, properties: Arc::new(properties) }
+        ExchangeExec { number: 0, deals, input, properties: Arc::new(properties) }
     }
 
     pub(crate) fn number(&self) -> usize {
@@ -67,14 +89,15 @@ impl ExchangeExec {
         &self.input
     }
 
-    /// The rows of a batch by the partition they belong to.
-    pub(crate) fn split(&self, rows: RecordBatch) -> Result<Vec<(usize, RecordBatch)>> {
+    /// The rows that a producer made, by the partition they belong to.
+    pub(crate) fn split(&self, producer: usize, rows: RecordBatch) -> Result<Vec<(usize, RecordBatch)>> {
         let partitions = self.partitions();
-        if partitions == 1 {
-            return Ok(vec![(0, rows)]);
-        }
-        let keys = self
-            .keys
+        let keys = match &self.deals {
+            Deals::InPlace => return Ok(vec![(producer, rows)]),
+            Deals::ByKey(_) if partitions == 1 => return Ok(vec![(0, rows)]),
+            Deals::ByKey(keys) => keys,
+        };
+        let keys = keys
             .iter()
             .map(|key| key.evaluate(&rows)?.into_array(rows.num_rows()))
             .collect::<Result<Vec<ArrayRef>>>()?;
@@ -94,8 +117,13 @@ impl ExchangeExec {
 
 impl DisplayAs for ExchangeExec {
     fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
-        let keys: Vec<String> = self.keys.iter().map(ToString::to_string).collect();
-        write!(f, "ExchangeExec: keys=[{}], partitions={}", keys.join(", "), self.partitions())
+        match &self.deals {
+            Deals::InPlace => write!(f, "ExchangeExec: in place, partitions={}", self.partitions()),
+            Deals::ByKey(keys) => {
+                let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
+                write!(f, "ExchangeExec: keys=[{}], partitions={}", keys.join(", "), self.partitions())
+            }
+        }
     }
 }
 
@@ -120,7 +148,8 @@ impl ExecutionPlan for ExchangeExec {
         &self,
         f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
     ) -> Result<TreeNodeRecursion> {
-        for key in &self.keys {
+        let Deals::ByKey(keys) = &self.deals else { return Ok(TreeNodeRecursion::Continue) };
+        for key in keys {
             if f(key)? == TreeNodeRecursion::Stop {
                 return Ok(TreeNodeRecursion::Stop);
             }
@@ -133,7 +162,11 @@ impl ExecutionPlan for ExchangeExec {
         children: Vec<Arc<dyn ExecutionPlan>>,
         _options: ReplaceChildrenOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let exchange = ExchangeExec::new(only_child(children)?, self.keys.clone(), self.partitions());
+        let input = only_child(children)?;
+        let exchange = match &self.deals {
+            Deals::InPlace => ExchangeExec::in_place(input),
+            Deals::ByKey(keys) => ExchangeExec::new(input, keys.clone(), self.partitions()),
+        };
         Ok(Arc::new(exchange.with_number(self.number)))
     }
 

@@ -237,8 +237,11 @@ fn session_for_streams(user: SessionState, mode: OutputMode, partitions: usize) 
         .set_usize("datafusion.optimizer.hash_join_single_partition_threshold_rows", usize::MAX);
     // It splits count(distinct) into two aggregates; the outer one would count each value again whenever it is touched.
     let logical_rules = user.optimizers().iter().filter(|rule| rule.name() != SINGLE_DISTINCT).cloned().collect();
-    let mut physical_rules: Vec<_> =
-        vec![Arc::new(KeepStaticSides) as _, Arc::new(stateful::RememberGroups { mode, partitions }) as _];
+    let mut physical_rules: Vec<_> = vec![
+        Arc::new(KeepStaticSides) as _,
+        Arc::new(stateful::RememberGroups { mode, partitions }) as _,
+        Arc::new(stateful::RunToTheEnd) as _,
+    ];
     physical_rules.extend(user.physical_optimizers().iter().cloned());
     Ok(SessionStateBuilder::new_from_existing(user)
         .with_config(config)
@@ -288,7 +291,7 @@ impl ExtensionPlanner for StreamPlanner {
                 } else if let Some(deduplicate) = node.downcast_ref::<DeduplicateNode>() {
                     stateful::plan_deduplicate(deduplicate, input, self.partitions)?
                 } else if let Some(limit) = node.downcast_ref::<StreamLimitNode>() {
-                    stateful::plan_limit(limit, input)
+                    stateful::plan_limit(limit, input)?
                 } else if let Some(sessions) = node.downcast_ref::<SessionNode>() {
                     plan_session(sessions, Arc::clone(input), session, planning, self.partitions, self.mode)?
                 } else {

@@ -22,21 +22,25 @@ use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
+use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
 
 use super::check::{has_streaming_aggregate, is_streaming};
 use super::node::deduplicate::DeduplicateNode;
 use super::node::limit::StreamLimitNode;
 use super::node::watermark::WatermarkNode;
 use super::static_sides;
+use crate::error::Error;
 use crate::operator::aggregate::StatefulAggregateExec;
 use crate::operator::deduplicate::{DeduplicateExec, Remember};
 use crate::operator::event_time::EventTimeExec;
 use crate::operator::exchange::ExchangeExec;
 use crate::operator::late_rows::{LateRowsExec, SharedId};
 use crate::operator::limit::StreamLimitExec;
+use crate::operator::static_side::StaticSideExec;
 use crate::operator::{StatefulOperator, stateful};
 use crate::query::OutputMode;
 use crate::state::OperatorId;
+use crate::state::key_hash::can_be_key;
 use crate::watermark::WatermarkTree;
 use crate::watermark::marks::is_event_time;
 
@@ -85,7 +89,7 @@ pub(super) fn plan_deduplicate(
         },
         None => Remember::Always,
     };
-    let exchanged = exchange(Arc::clone(input), &keys, partitions);
+    let exchanged = exchange(Arc::clone(input), &keys, partitions)?;
     Ok(Arc::new(DeduplicateExec::new(keys, time, remember, exchanged)))
 }
 
@@ -106,16 +110,25 @@ fn delay_ms(plan: &LogicalPlan, column: &str) -> i64 {
 }
 
 /// The operator for a limit over this input.
-pub(super) fn plan_limit(node: &StreamLimitNode, input: &Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
-    Arc::new(StreamLimitExec::new(node.rows, exchange(Arc::clone(input), &[], 1)))
+pub(super) fn plan_limit(node: &StreamLimitNode, input: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    Ok(Arc::new(StreamLimitExec::new(node.rows, exchange(Arc::clone(input), &[], 1)?)))
 }
 
 /// Brings rows together by some of their columns.
-fn exchange(input: Arc<dyn ExecutionPlan>, columns: &[usize], partitions: usize) -> Arc<dyn ExecutionPlan> {
+fn exchange(input: Arc<dyn ExecutionPlan>, columns: &[usize], partitions: usize) -> Result<Arc<dyn ExecutionPlan>> {
     let schema = input.schema();
+    if let Some(key) = columns.iter().map(|&c| schema.field(c)).find(|key| !can_be_key(key.data_type())) {
+        return Err(Error::unsupported(format!(
+            "`{}` is of type {}, whose values cannot be keys of a stream's state",
+            key.name(),
+            key.data_type()
+        ))
+        .hint("cast it to a text or a number first")
+        .into());
+    }
     let key = |&column: &usize| Arc::new(Column::new(schema.field(column).name(), column)) as Arc<dyn PhysicalExpr>;
     let keys = columns.iter().map(key).collect();
-    Arc::new(ExchangeExec::new(input, keys, partitions))
+    Ok(Arc::new(ExchangeExec::new(input, keys, partitions)))
 }
 
 /// Puts a [`StatefulAggregateExec`] in the place of the final step of every aggregation of a stream. Runs before
@@ -133,7 +146,9 @@ impl PhysicalOptimizerRule for RememberGroups {
                 let first = last.input().downcast_ref::<AggregateExec>()?;
                 let are_two = matches!(last.mode(), AggregateMode::Final | AggregateMode::FinalPartitioned)
                     && *first.mode() == AggregateMode::Partial;
-                (are_two && static_sides::is_streaming(first.input())).then_some((last, first))
+                // In complete mode every batch brings the whole answer to what comes after an aggregation.
+                let of_one_batch = self.mode == OutputMode::Complete && has_operator(first.input());
+                (are_two && !of_one_batch && static_sides::is_streaming(first.input())).then_some((last, first))
             });
             match steps {
                 Some((last, first)) => Ok(Transformed::yes(self.remember(last, first)?)),
@@ -152,16 +167,20 @@ impl PhysicalOptimizerRule for RememberGroups {
     }
 }
 
+fn has_operator(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    stateful(plan.as_ref()).is_some() || plan.children().into_iter().any(has_operator)
+}
+
 impl RememberGroups {
     fn remember(&self, last: &AggregateExec, first: &AggregateExec) -> Result<Arc<dyn ExecutionPlan>> {
         let id = SharedId::default();
         let schema = last.schema();
         let keys = last.group_expr().num_group_exprs();
         let marked = schema.fields().iter().take(keys).position(|field| is_event_time(field));
-        // In complete mode nothing is late and nothing final.
-        let time_key = marked.filter(|_| self.mode != OutputMode::Complete);
         let mut partial = Arc::clone(last.input());
-        if let Some(key) = time_key
+        // In complete mode nothing is late.
+        if let Some(key) = marked
+            && self.mode != OutputMode::Complete
             && let Some((time, _)) = first.group_expr().expr().get(key)
         {
             let field = Arc::new(schema.field(key).clone());
@@ -170,11 +189,49 @@ impl RememberGroups {
             partial = partial.replace_children(vec![Arc::new(in_time)], options)?;
         }
         let columns: Vec<usize> = (0..keys).collect();
-        let input = exchange(partial, &columns, self.partitions);
-        let aggregate =
-            StatefulAggregateExec::try_new(id, self.mode, (keys, time_key), last.aggr_expr(), schema, input)?;
+        let input = exchange(partial, &columns, self.partitions)?;
+        let aggregate = StatefulAggregateExec::try_new(id, self.mode, (keys, marked), last.aggr_expr(), schema, input)?;
         Ok(Arc::new(aggregate))
     }
+}
+
+/// Puts an exchange between operators that remember something and a node above that may stop reading before its input has
+/// ended: a limit, or a join whose table has no rows. What is below then sees its whole batch all the same. Runs after
+/// [`RememberGroups`].
+#[derive(Debug)]
+pub(super) struct RunToTheEnd;
+
+impl PhysicalOptimizerRule for RunToTheEnd {
+    fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        plan.transform_up(|plan| {
+            let is_limit = plan.is::<LocalLimitExec>() || plan.is::<GlobalLimitExec>();
+            let children: Vec<Arc<dyn ExecutionPlan>> = plan.children().into_iter().map(Arc::clone).collect();
+            let joins_a_table = children.iter().any(|child| child.is::<StaticSideExec>());
+            if !(is_limit || joins_a_table) || !children.iter().any(remembers) {
+                return Ok(Transformed::no(plan));
+            }
+            let whole = |child: Arc<dyn ExecutionPlan>| match remembers(&child) && !child.is::<ExchangeExec>() {
+                true => Arc::new(ExchangeExec::in_place(child)) as Arc<dyn ExecutionPlan>,
+                false => child,
+            };
+            let options = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute);
+            Ok(Transformed::yes(plan.replace_children(children.into_iter().map(whole).collect(), options)?))
+        })
+        .data()
+    }
+
+    fn name(&self) -> &str {
+        "run_to_the_end"
+    }
+
+    fn schema_check(&self) -> bool {
+        true
+    }
+}
+
+/// Whether a node, or any below, must see its whole input.
+fn remembers(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.is::<EventTimeExec>() || stateful(plan.as_ref()).is_some() || plan.children().into_iter().any(remembers)
 }
 
 /// Numbers operators and exchanges. Operators count from the sink, as Spark's do; an exchange comes after those it needs.

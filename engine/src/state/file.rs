@@ -73,6 +73,17 @@ pub(crate) fn decode(spec: &StateSpec, contents: Bytes, file: &str) -> Result<Ve
                 .hint("restore it from a backup, or start with a new checkpoint"));
         }
     }
+    if schema.metadata().get(OPERATOR_KEY).map(String::as_str) != Some(spec.operator) {
+        return Err(Error::damaged(format!(
+            "the file is of an operator of kind {}, not {}",
+            schema.metadata().get(OPERATOR_KEY).map_or("unknown", String::as_str),
+            spec.operator
+        ))
+        .file(file)
+        .hint(
+            "the file belongs to another operator or checkpoint: restore it from a backup, or start with a new one",
+        ));
+    }
     let wanted = spec.file_schema();
     let same = schema.fields().len() == wanted.fields().len()
         && schema.fields().iter().zip(wanted.fields()).all(|(a, b)| a.data_type() == b.data_type());

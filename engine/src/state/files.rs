@@ -20,6 +20,7 @@ use arrow::array::{Array, AsArray, UInt32Array};
 use arrow::compute::{concat_batches, take_record_batch};
 use arrow::record_batch::RecordBatch;
 use arrow::row::{RowConverter, SortField};
+use futures::FutureExt;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -32,6 +33,9 @@ use crate::id::{BatchId, RunId};
 
 /// So many files of a level are merged into one of the next.
 const FILES_PER_LEVEL: usize = 16;
+
+/// After a merge that failed, so many batches pass before the next.
+const BATCHES_BETWEEN_FAILURES: u64 = 256;
 
 /// The state of all operators after a batch, as `commits/N` names it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -65,7 +69,7 @@ pub(crate) struct FileEntry {
     /// How often its rows have been merged.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) level: u32,
-    /// By side: the latest time of its rows, in µs; null where there is none or one is never due.
+    /// By side: the latest time of its rows, in µs, the least number where there is none; null where one is never due.
     #[serde(default)]
     pub(crate) last_us: Vec<Option<i64>>,
 }
@@ -91,6 +95,8 @@ pub(crate) struct StateFiles {
     now: OperatorCommit,
     merging: Option<Merging>,
     merges: u64,
+    /// After a merge that failed: the batch before which none is tried.
+    no_merge_before: u64,
     /// Written while batches waited, and in the background.
     written: Arc<Written>,
 }
@@ -118,7 +124,17 @@ impl StateFiles {
         run: RunId,
         now: OperatorCommit,
     ) -> Self {
-        StateFiles { operator, spec, store, run, now, merging: None, merges: 0, written: Arc::default() }
+        StateFiles {
+            operator,
+            spec,
+            store,
+            run,
+            now,
+            merging: None,
+            merges: 0,
+            no_merge_before: 0,
+            written: Arc::default(),
+        }
     }
 
     /// Bytes written so far: changes and merges.
@@ -134,7 +150,7 @@ impl StateFiles {
         evicted_us: &[i64],
         runtime: &Handle,
     ) -> Result<OperatorCommit> {
-        self.take_merged(runtime);
+        self.take_merged(batch);
         let known = self.now.bounds_us(self.spec.sides);
         let bounds: Vec<i64> = known.iter().zip(evicted_us).map(|(known, new)| *known.max(new)).collect();
         self.now.evicted_us = bounds.iter().map(|us| (*us != i64::MIN).then_some(*us)).collect();
@@ -152,12 +168,10 @@ impl StateFiles {
     }
 
     /// Puts a finished merge in the place of its parts. A failed one is tried again later.
-    fn take_merged(&mut self, runtime: &Handle) {
+    fn take_merged(&mut self, batch: BatchId) {
         let Some(merging) = self.merging.take_if(|merging| merging.job.is_finished()) else { return };
         // It is finished: this does not wait.
-        let merged = futures::FutureExt::now_or_never(merging.job);
-        let _ = runtime;
-        match merged {
+        match merging.job.now_or_never() {
             Some(Ok(Ok(entry))) => {
                 let place = self.now.files.iter().position(|file| merging.parts.contains(&file.name));
                 self.now.files.retain(|file| !merging.parts.contains(&file.name));
@@ -166,6 +180,7 @@ impl StateFiles {
                 }
             }
             Some(Ok(Err(error))) => {
+                self.no_merge_before = batch.0 + BATCHES_BETWEEN_FAILURES;
                 tracing::warn!(operator = %self.operator, %error, "files of state could not be merged; tried again later");
             }
             other => {
@@ -175,7 +190,7 @@ impl StateFiles {
     }
 
     fn begin_merge(&mut self, batch: BatchId, runtime: &Handle) {
-        if self.merging.is_some() {
+        if self.merging.is_some() || batch.0 < self.no_merge_before {
             return;
         }
         let Some(range) = to_merge(&self.now.files) else { return };
@@ -219,7 +234,7 @@ async fn write(
             .file(store.full_name(&path))
             .hint("something else writes to the checkpoint: give each query a folder of its own"));
     }
-    let last_us = last_us.iter().map(|us| (*us != super::NEVER && *us != i64::MIN).then_some(*us)).collect();
+    let last_us = last_us.iter().map(|us| (*us != super::NEVER).then_some(*us)).collect();
     Ok(FileEntry { name, bytes, level, last_us })
 }
 
@@ -257,10 +272,7 @@ impl Merge {
     fn run(self, runtime: &Handle) -> Result<FileEntry> {
         let mut changes = vec![];
         for part in &self.parts {
-            let path = path(self.operator, &part.name);
-            let contents =
-                runtime.block_on(self.store.read(&path))?.ok_or_else(|| missing(self.store.as_ref(), &path))?;
-            changes.extend(file::decode(&self.spec, contents, &self.store.full_name(&path))?);
+            changes.extend(runtime.block_on(read(self.store.as_ref(), self.operator, &self.spec, part))?);
         }
         let merged = newest_of_each(&self.spec, &changes, &self.bounds_us, self.nothing_older)?;
         let last_us = file::last_times_us(&self.spec, std::slice::from_ref(&merged));
@@ -271,11 +283,27 @@ impl Merge {
     }
 }
 
-/// What is said of a file that a commit names and that is not there.
-pub(crate) fn missing(store: &dyn CheckpointStore, path: &str) -> Error {
-    Error::damaged("a file of state that the newest commit names does not exist")
-        .file(store.full_name(path))
-        .hint("restore it from a backup, or start with a new checkpoint")
+/// The changes in a file that a commit names.
+pub(super) async fn read(
+    store: &dyn CheckpointStore,
+    operator: OperatorId,
+    spec: &StateSpec,
+    entry: &FileEntry,
+) -> Result<Vec<RecordBatch>> {
+    let path = path(operator, &entry.name);
+    let name = store.full_name(&path);
+    let damaged = |what: String| {
+        Error::damaged(what).file(&name).hint("restore it from a backup, or start with a new checkpoint")
+    };
+    let contents = store.read(&path).await?;
+    let contents =
+        contents.ok_or_else(|| damaged("a file of state that the newest commit names does not exist".to_owned()))?;
+    let bytes = contents.len() as u64;
+    let changes = file::decode(spec, contents, &name)?;
+    if bytes != entry.bytes {
+        return Err(damaged(format!("the file has {bytes} bytes, and the commit that names it says {}", entry.bytes)));
+    }
+    Ok(changes)
 }
 
 /// The newest change to each row that is alive.

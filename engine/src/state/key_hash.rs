@@ -17,7 +17,7 @@
 //! | structs | hashed field by field, like columns |
 //! | null | none, with the seed's bits inverted |
 //!
-//! Widening a key's type (32 to 64 bits, say) moves no row to another group. Other types (lists, maps) cannot be keys.
+//! Widening a key's type (32 to 64 bits, say) moves no row to another group. Other types (lists, maps, dictionaries) cannot be keys.
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::kernels::cast::cast;
@@ -47,7 +47,6 @@ pub(crate) fn partition_of(hash: u64, partitions: usize) -> usize {
 pub(crate) fn can_be_key(data_type: &DataType) -> bool {
     match data_type {
         DataType::Struct(fields) => fields.iter().all(|field| can_be_key(field.data_type())),
-        DataType::Dictionary(_, value) => can_be_key(value),
         other => {
             other.is_integer()
                 || other.is_floating()
@@ -110,7 +109,6 @@ fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
                 hashes[row] = of_null(seed);
             }
         }
-        DataType::Dictionary(_, value) => hash_column(&cast(column, value)?, hashes)?,
         DataType::LargeUtf8 => hash_column(&cast(column, &DataType::Utf8View)?, hashes)?,
         DataType::Binary | DataType::LargeBinary | DataType::FixedSizeBinary(_) => {
             hash_column(&cast(column, &DataType::BinaryView)?, hashes)?;

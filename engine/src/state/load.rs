@@ -7,7 +7,7 @@ use arrow::compute::take_record_batch;
 use arrow::record_batch::RecordBatch;
 use rayon::prelude::*;
 
-use super::files::{missing, path};
+use super::files::read;
 use super::key_hash::{hash_keys, partition_of};
 use super::{OperatorCommit, OperatorId, OperatorState, file};
 use crate::checkpoint::CheckpointStore;
@@ -23,10 +23,7 @@ pub(crate) async fn load(
     let spec = &state.spec;
     let bounds_us = commit.bounds_us(spec.sides);
     for entry in &commit.files {
-        let path = path(operator, &entry.name);
-        let name = store.full_name(&path);
-        let contents = store.read(&path).await?.ok_or_else(|| missing(store.as_ref(), &path))?;
-        for change in file::decode(spec, contents, &name)? {
+        for change in read(store.as_ref(), operator, spec, entry).await? {
             let rows = rows_by_partition(state, &change, &bounds_us)?;
             rows.into_par_iter().enumerate().filter(|(_, rows)| !rows.is_empty()).try_for_each(
                 |(partition, rows)| {

@@ -18,7 +18,7 @@ use arrow::record_batch::RecordBatch;
 use datafusion::error::Result;
 use serde::{Deserialize, Serialize};
 
-use super::table::NEVER;
+use super::table::{NEVER, one_spelling};
 
 /// See the [module](self).
 #[derive(Debug, Clone)]
@@ -73,7 +73,7 @@ impl StateSpec {
             values.unwrap_or_else(|| self.values.iter().map(|field| new_null_array(field.data_type(), rows)).collect());
         let times: Int64Array = times_us.iter().map(|&us| (us != NEVER).then_some(us)).collect();
         let mut columns: Vec<ArrayRef> = vec![Arc::new(BooleanArray::from(vec![removed; rows]))];
-        columns.extend(keys);
+        columns.extend(one_spelling(&keys));
         columns.extend(id);
         columns.push(Arc::new(times));
         columns.extend(values);

@@ -86,6 +86,8 @@ pub(crate) struct Table {
     chunks: Vec<Option<Chunk>>,
     /// Time, coarsely → slots that may be due then. What became of them since is seen from the slot.
     by_time: BTreeMap<i64, Vec<u32>>,
+    /// How many entries these are.
+    timed: usize,
     alive: usize,
     bytes: usize,
 }
@@ -101,6 +103,7 @@ impl Table {
             free: vec![],
             chunks: vec![],
             by_time: BTreeMap::new(),
+            timed: 0,
             alive: 0,
             bytes: 0,
         })
@@ -263,8 +266,19 @@ impl Table {
     }
 
     fn remember_time(&mut self, id: u32, time_us: i64) {
-        if time_us != NEVER {
-            self.by_time.entry(time_us >> BUCKET_BITS).or_default().push(id);
+        if time_us == NEVER {
+            return;
+        }
+        self.by_time.entry(time_us >> BUCKET_BITS).or_default().push(id);
+        self.timed += 1;
+        if self.timed > 2 * self.alive + 1024 {
+            // Most entries are of times that rows no longer have.
+            self.by_time.clear();
+            self.timed = 0;
+            for (id, slot) in self.slots.iter().enumerate().filter(|(_, s)| s.chunk != NONE && s.time_us != NEVER) {
+                self.by_time.entry(slot.time_us >> BUCKET_BITS).or_default().push(id as u32);
+                self.timed += 1;
+            }
         }
     }
 
@@ -315,6 +329,7 @@ impl Table {
         while let Some(entry) = self.by_time.first_entry().filter(|entry| *entry.key() <= last) {
             let bucket = *entry.key();
             let ids = entry.remove();
+            self.timed -= ids.len();
             let mut later = vec![];
             for id in ids {
                 let Some(slot) = self.slots.get(id as usize) else { continue };
@@ -325,6 +340,7 @@ impl Table {
                 if slot.time_us <= bound_us { due.push(SlotId(id)) } else { later.push(id) }
             }
             if !later.is_empty() {
+                self.timed += later.len();
                 self.by_time.insert(bucket, later);
             }
             if bucket == last {
@@ -393,7 +409,7 @@ impl Table {
 
     /// Memory held, in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        let times: usize = self.by_time.len() * 48 + self.alive * size_of::<u32>();
+        let times: usize = self.by_time.len() * 48 + self.timed * size_of::<u32>();
         self.bytes
             + self.index.capacity() * (size_of::<(u64, u32)>() + 1)
             + self.slots.capacity() * size_of::<Slot>()
@@ -495,7 +511,7 @@ fn one_zero(array: &ArrayRef) -> ArrayRef {
         }
         DataType::Float32 => {
             let values = array.as_primitive::<Float32Type>();
-            Arc::new(unary::<_, _, Float32Type>(values, |v| if v == 0.0 { 0.0 } else { v }))
+            Arc::new(unary::<_, _, Float32Type>(values, |v| super::key_hash::canonical(v.into()) as f32))
         }
         DataType::Float16 => {
             let values = array.as_primitive::<Float16Type>();
@@ -506,112 +522,4 @@ fn one_zero(array: &ArrayRef) -> ArrayRef {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use arrow::array::{Int64Array, StringViewArray};
-    use arrow::datatypes::{Field, Int64Type};
-    use proptest::prelude::*;
-
-    use super::super::key_hash::hash_keys;
-    use super::*;
-
-    fn table() -> Table {
-        Table::new(
-            &[Arc::new(Field::new("k", DataType::Int64, true))],
-            &[Arc::new(Field::new("v", DataType::Int64, true)), Arc::new(Field::new("text", DataType::Utf8View, true))],
-        )
-        .unwrap()
-    }
-
-    /// Puts (key, time, value), replacing the newest row of the key if `replace`.
-    fn put(table: &mut Table, rows: &[(i64, i64, i64)], replace: bool) -> Vec<SlotId> {
-        let keys: ArrayRef = Arc::new(rows.iter().map(|r| Some(r.0)).collect::<Int64Array>());
-        let hashes = hash_keys(&[Arc::clone(&keys)], rows.len()).unwrap();
-        let keys = table.encode(&[keys]).unwrap();
-        let slots: Vec<Option<SlotId>> =
-            (0..rows.len()).map(|i| if replace { table.find(hashes[i], keys.row(i)) } else { None }).collect();
-        let times: Vec<i64> = rows.iter().map(|r| r.1).collect();
-        let values: Vec<ArrayRef> = vec![
-            Arc::new(rows.iter().map(|r| Some(r.2)).collect::<Int64Array>()),
-            Arc::new(rows.iter().map(|r| Some(format!("a text of some length, {}", r.2))).collect::<StringViewArray>()),
-        ];
-        table.put(&slots, NewRows { keys: &keys, hashes: &hashes, times_us: &times, values }).unwrap()
-    }
-
-    fn contents(table: &Table) -> Vec<(i64, i64, i64)> {
-        let slots: Vec<SlotId> = table.slots().collect();
-        let (keys, values) = (table.keys(&slots).unwrap(), table.values(&slots).unwrap());
-        let (keys, numbers) = (keys[0].as_primitive::<Int64Type>(), values[0].as_primitive::<Int64Type>());
-        let texts = values[1].as_string_view();
-        let mut rows: Vec<_> = (0..slots.len())
-            .map(|i| {
-                assert_eq!(texts.value(i), format!("a text of some length, {}", numbers.value(i)));
-                (keys.value(i), table.time_us(slots[i]), numbers.value(i))
-            })
-            .collect();
-        rows.sort_unstable();
-        rows
-    }
-
-    #[test]
-    fn a_key_may_have_several_rows() {
-        let mut table = table();
-        let slots = put(&mut table, &[(1, 10, 100), (2, 10, 200), (1, 20, 101)], false);
-        let newest = slots[2];
-        assert_eq!(table.older(newest), Some(slots[0]));
-        assert_eq!(table.older(slots[0]), None);
-        table.remove(newest);
-        assert_eq!(contents(&table), [(1, 10, 100), (2, 10, 200)]);
-        table.remove(slots[0]);
-        assert_eq!(put(&mut table, &[(1, 5, 102)], true).len(), 1);
-        assert_eq!(contents(&table), [(1, 5, 102), (2, 10, 200)]);
-    }
-
-    #[test]
-    fn memory_does_not_grow_with_the_number_of_batches() {
-        let mut table = table();
-        for batch in 0..2000 {
-            put(&mut table, &[(batch % 10, NEVER, batch)], true);
-        }
-        assert_eq!(table.len(), 10);
-        assert!(table.chunks.iter().flatten().count() <= 2 * CHUNKS_PER_SIZE, "{}", table.chunks.len());
-        assert!(table.bytes() < 200_000, "{}", table.bytes());
-    }
-
-    proptest! {
-        /// Whatever is put, removed and falls due, the table holds what a map of rows would hold.
-        #[test]
-        fn it_is_a_map(steps in proptest::collection::vec((0u8..3, 0i64..20, 0i64..300_000, 0i64..1000), 1..200)) {
-            let mut table = table();
-            let mut model: HashMap<i64, (i64, i64)> = HashMap::new();
-            for (what, key, time, value) in steps {
-                match what {
-                    0 => {
-                        put(&mut table, &[(key, time, value), (key + 100, time, value)], true);
-                        model.insert(key, (time, value));
-                        model.insert(key + 100, (time, value));
-                    }
-                    1 => {
-                        let keys: ArrayRef = Arc::new(Int64Array::from(vec![key]));
-                        let hash = hash_keys(&[Arc::clone(&keys)], 1).unwrap()[0];
-                        let encoded = table.encode(&[keys]).unwrap();
-                        let found = table.find(hash, encoded.row(0));
-                        prop_assert_eq!(found.is_some(), model.remove(&key).is_some());
-                        found.into_iter().for_each(|slot| table.remove(slot));
-                    }
-                    _ => {
-                        let due = table.due(time);
-                        prop_assert_eq!(due.len(), model.values().filter(|row| row.0 <= time).count());
-                        due.into_iter().for_each(|slot| table.remove(slot));
-                        model.retain(|_, row| row.0 > time);
-                    }
-                }
-                let mut expected: Vec<_> = model.iter().map(|(k, (t, v))| (*k, *t, *v)).collect();
-                expected.sort_unstable();
-                prop_assert_eq!(contents(&table), expected);
-                prop_assert_eq!(table.len(), model.len());
-            }
-        }
-    }
-}
+mod tests;

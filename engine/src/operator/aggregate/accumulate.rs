@@ -33,7 +33,11 @@ impl Aggregates {
     /// The functions as a person would write them.
     pub(crate) fn describe(&self) -> Vec<String> {
         let describe = |function: &Arc<AggregateFunctionExpr>| {
-            function.human_display().unwrap_or_else(|| function.name()).to_owned()
+            let distinct = if function.is_distinct() { "DISTINCT " } else { "" };
+            let arguments: Vec<String> = function.expressions().iter().map(without_places).collect();
+            let order: Vec<String> = function.order_bys().iter().map(without_places).collect();
+            let order = if order.is_empty() { String::new() } else { format!(" ORDER BY {}", order.join(", ")) };
+            format!("{}({distinct}{}{order})", function.fun().name(), arguments.join(", "))
         };
         self.functions.iter().map(describe).collect()
     }
@@ -61,6 +65,14 @@ impl Aggregates {
         accumulators.merge(states, &(0..groups).collect::<Vec<_>>(), groups)?;
         accumulators.evaluate()
     }
+}
+
+/// An expression over columns, without the places these have among others.
+fn without_places(expr: &impl ToString) -> String {
+    let text = expr.to_string();
+    let mut parts = text.split('@');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + part.trim_start_matches(|c: char| c.is_ascii_digit()))
 }
 
 /// One accumulator per aggregate.

@@ -44,6 +44,7 @@ use super::output::when_done;
 use crate::batch::BatchContext;
 use crate::query::OutputMode;
 use crate::state::{OperatorId, PartitionState, StateSpec};
+use crate::watermark::marks::window_us;
 use crate::watermark::{EventTime, WatermarkUse};
 
 /// See the [module](self).
@@ -104,12 +105,15 @@ impl StatefulOperator for StatefulAggregateExec {
     }
 
     fn spec(&self) -> StateSpec {
+        // The length of windows gives meaning to their starts.
+        let windows = self.keys.iter().filter_map(|key| Some(format!("windows of {} µs", window_us(key)?)));
+        let describe = windows.chain(self.aggregates.describe()).collect();
         StateSpec {
             operator: "aggregate",
             keys: if self.keys.is_empty() { vec![only_group()] } else { self.keys.clone() },
             id: vec![],
             values: self.aggregates.state_fields(),
-            describe: self.aggregates.describe(),
+            describe,
             sides: 1,
         }
     }
@@ -124,7 +128,7 @@ impl StatefulOperator for StatefulAggregateExec {
     }
 
     fn watermark(&self) -> WatermarkUse {
-        WatermarkUse { output: EventTime::Passes, waits: self.mode != OutputMode::Complete && self.time_key.is_some() }
+        WatermarkUse { output: EventTime::Passes, waits: self.mode != OutputMode::Complete }
     }
 
     fn unbounded(&self) -> Option<String> {

@@ -125,6 +125,13 @@ impl Shape {
             key_fields.push(Arc::new(Field::new(name, of_type, true)));
         }
 
+        let coded = |field: &&Arc<Field>| matches!(field.data_type(), DataType::Dictionary(_, _));
+        if let Some(field) = left.fields().iter().chain(right.fields()).find(coded) {
+            return Err(Error::unsupported(format!("a join of streams cannot keep `{}`, a dictionary", field.name()))
+                .hint("cast it to the type of its values first")
+                .into());
+        }
+
         let (mut left_gate, mut right_gate, mut of_pairs) = (vec![], vec![], vec![]);
         for condition in join.filter.iter().flat_map(split_conjunction) {
             let speaks_of = |schema: &DFSchema| {

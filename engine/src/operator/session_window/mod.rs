@@ -123,6 +123,7 @@ pub(crate) fn plan_session(
             key.name(),
             key.data_type()
         ))
+        .hint("cast it to a text or a number first")
         .into());
     }
     let input: Arc<dyn ExecutionPlan> = Arc::new(ExchangeExec::new(input, keys.clone(), partitions));

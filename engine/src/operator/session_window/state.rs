@@ -91,13 +91,17 @@ impl SessionState {
                 false => gone.push((slot, stretch.start)),
             }
         }
-        let mut accumulators = self.aggregates.accumulators()?;
-        // What was known first: some aggregates depend on the order.
+        let mut of_rows = self.aggregates.accumulators()?;
+        of_rows.update(&rows.arguments, &rows.wanted, &rows.sorted, &merged.of_row, total)?;
+        let mut states = of_rows.state()?;
         if !parts.is_empty() {
-            accumulators.merge(&self.table.values(&parts)?, &part_of, merged.continued)?;
+            // What was known first: some aggregates depend on the order. State is merged with state only: an aggregate that
+            // goes by an order takes the rows it is given for the next in that order.
+            let mut all = self.aggregates.accumulators()?;
+            all.merge(&self.table.values(&parts)?, &part_of, merged.continued)?;
+            all.merge(&states, &(0..total).collect::<Vec<_>>(), total)?;
+            states = all.state()?;
         }
-        accumulators.update(&rows.arguments, &rows.wanted, &rows.sorted, &merged.of_row, total)?;
-        let states = accumulators.state()?;
 
         self.take_away(&gone, run, partition)?;
         let key_rows = UInt32Array::from_iter_values(merged.sessions.iter().map(|session| first_rows[session.key]));

@@ -10,6 +10,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, FieldRef};
+use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{Column, DFSchema, DFSchemaRef};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNodeCore};
@@ -60,6 +61,14 @@ impl WatermarkNode {
         if let Some(marked) = schema.fields().iter().find(|field| is_event_time(field)) {
             return Err(Error::invalid(format!("the query has a watermark already, on `{}`", marked.name()))
                 .hint("a watermark can be set once per input, and not changed downstream"));
+        }
+        let is_watermark = |node: &LogicalPlan| match node {
+            LogicalPlan::Extension(extension) => extension.node.as_any().is::<WatermarkNode>(),
+            _ => false,
+        };
+        if input.exists(|node| Ok(is_watermark(node)))? {
+            return Err(Error::invalid("the query has a watermark already, whose column was dropped or computed with")
+                .hint("a watermark can be set once per input, and not changed downstream: keep the column as it is"));
         }
         Ok(Self::new(input, column, delay_ms, 0)?)
     }

@@ -33,6 +33,10 @@ impl WindowSpec {
                 "a window's slide must not be longer than its size: rows between would be lost",
             ));
         }
+        if offset_us.unsigned_abs() >= slide_us.unsigned_abs() {
+            return Err(Error::invalid("a window's offset must be shorter than its slide, or its size if it has none")
+                .hint("an offset of a whole slide changes nothing: take off as many slides as it has"));
+        }
         Ok(WindowSpec { size_us, slide_us, offset_us })
     }
 
