@@ -5,8 +5,8 @@
 //! SELECT window(ts, '10 minutes', '5 minutes'), k, count(*) FROM t GROUP BY window(ts, '10 minutes', '5 minutes'), k
 //! ```
 //!
-//! What the functions compute for a row is in [`functions`]; how a query that groups by them is planned is in
-//! [`plan::windows`](crate::plan::windows).
+//! What the functions compute for a row is in `functions`; how a query that groups by them is planned is in
+//! `plan::windows`.
 
 pub(crate) mod functions;
 
