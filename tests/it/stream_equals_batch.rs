@@ -88,6 +88,9 @@ impl Dice {
         if drawn.iter().filter(|sql| sql.contains("ORDER BY")).count() > 1 {
             drawn.retain(|sql| !sql.starts_with("nth_value"));
         }
+        if drawn.is_empty() {
+            drawn.push("count(*)");
+        }
         let named: Vec<String> = drawn.iter().enumerate().map(|(i, sql)| format!("{sql} AS a{i}")).collect();
         self.tell(named.join(", "));
         named
