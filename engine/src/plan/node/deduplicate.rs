@@ -1,7 +1,7 @@
 //! `drop_duplicates` and `drop_duplicates_within_watermark` as a logical node.
 //!
-//! On a batch the former is DataFusion's `distinct_on`; on a stream both need state. The node lets such a query be
-//! written, checked and refused with a reason.
+//! On a batch the former is DataFusion's `distinct_on`; on a stream both need state, and the node becomes a
+//! [`DeduplicateExec`](crate::operator::deduplicate::DeduplicateExec). `DISTINCT` becomes one, too.
 
 use std::cmp::Ordering;
 use std::fmt;
