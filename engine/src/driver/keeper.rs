@@ -112,10 +112,7 @@ impl StateKeeper {
         batch: BatchId,
         runs: &[Arc<OperatorRun>],
         runtime: &Handle,
-    ) -> Result<Option<StateCommit>> {
-        if self.is_empty() {
-            return Ok(None);
-        }
+    ) -> Result<StateCommit> {
         self.account()?;
         let schema = match &self.schema {
             Some(schema) => schema.clone(),
@@ -130,7 +127,7 @@ impl StateKeeper {
         for (files, run) in self.files.iter_mut().zip(runs) {
             operators.push(files.add(batch, &run.changes(), &run.evicted_us(), runtime).await?);
         }
-        Ok(Some(StateCommit { schema, operators }))
+        Ok(StateCommit { schema, operators })
     }
 
     /// Claims the memory that state holds from the session's pool.

@@ -221,7 +221,7 @@ impl Driver {
         if !self.state.is_empty() {
             watch.enter(Phase::StateCommit);
             let written = self.runtime.block_on(self.state.write(batch, &operators, &self.runtime));
-            state = written.map_err(|e| e.batch(batch))?;
+            state = Some(written.map_err(|e| e.batch(batch))?);
             watch.enter(Phase::AddBatch);
         }
         let rows = self.commit_sink(batch, filled).map_err(|e| e.batch(batch))?;

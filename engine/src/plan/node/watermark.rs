@@ -10,13 +10,12 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, FieldRef};
-use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{Column, DFSchema, DFSchemaRef};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNodeCore};
 
 use crate::error::Error;
-use crate::watermark::marks::{is_event_time, marks};
+use crate::watermark::marks::marks;
 
 /// See the [module](self).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +29,7 @@ pub(crate) struct WatermarkNode {
 }
 
 impl WatermarkNode {
-    /// Checks what Spark checks: a top-level column, a timestamp (or a window), a delay that is not negative, no earlier mark.
+    /// Checks what Spark checks: a top-level column, a timestamp (or a window), a delay that is not negative, no earlier watermark.
     pub(crate) fn try_new(input: LogicalPlan, column: &str, delay: &str) -> Result<Self, Error> {
         let delay_ms = crate::config::parse_interval_ms(delay)?;
         if delay_ms < 0 {
@@ -58,19 +57,20 @@ impl WatermarkNode {
             ))
             .hint("convert the column first, with `to_timestamp` say"));
         }
-        if let Some(marked) = schema.fields().iter().find(|field| is_event_time(field)) {
-            return Err(Error::invalid(format!("the query has a watermark already, on `{}`", marked.name()))
+        if let Some(earlier) = Self::first_in(&input) {
+            return Err(Error::invalid(format!("the query has a watermark already, on `{}`", earlier.column.name))
                 .hint("a watermark can be set once per input, and not changed downstream"));
         }
-        let is_watermark = |node: &LogicalPlan| match node {
-            LogicalPlan::Extension(extension) => extension.node.as_any().is::<WatermarkNode>(),
-            _ => false,
-        };
-        if input.exists(|node| Ok(is_watermark(node)))? {
-            return Err(Error::invalid("the query has a watermark already, whose column was dropped or computed with")
-                .hint("a watermark can be set once per input, and not changed downstream: keep the column as it is"));
-        }
         Ok(Self::new(input, column, delay_ms, 0)?)
+    }
+
+    /// The first watermark of a plan, from the top, whether its mark is still to be seen or not.
+    fn first_in(plan: &LogicalPlan) -> Option<&WatermarkNode> {
+        let own = match plan {
+            LogicalPlan::Extension(extension) => extension.node.as_any().downcast_ref::<WatermarkNode>(),
+            _ => None,
+        };
+        own.or_else(|| plan.inputs().into_iter().find_map(Self::first_in))
     }
 
     fn new(input: LogicalPlan, column: Column, delay_ms: i64, number: usize) -> Result<Self> {
