@@ -1,6 +1,7 @@
 //! The figures of `benches/README.md`. Run one with `cargo bench --bench bench -- one_row`; without a name, those that
 //! take no more than minutes.
 
+mod kafka;
 mod made;
 mod one_row;
 mod scan;
@@ -44,7 +45,10 @@ fn main() -> ExitCode {
     if chosen("state") {
         show("state", state_cost::run());
     }
-    // Long: only by its name.
+    // These need a broker, or long: only by their names.
+    if wanted.iter().any(|name| name == "kafka") {
+        show("kafka", runtime.block_on(kafka::run()));
+    }
     if wanted.iter().any(|name| name == "soak") {
         show("soak", runtime.block_on(soak::run()));
     }

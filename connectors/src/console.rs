@@ -254,6 +254,7 @@ mod tests {
     async fn printed(sink: impl FnOnce(ConsoleSink) -> ConsoleSink, partitions: &[i64]) -> String {
         let page = Page::default();
         let context = SinkContext {
+            name: tidewater::sink::SinkName::Output,
             schema: rows(0).schema(),
             output_mode: OutputMode::Update,
             query_id: QueryId::random(),

@@ -1,12 +1,15 @@
-//! Where Tidewater's rows come from and go to: files, a rate, the console.
+//! Where Tidewater's rows come from and go to: files, Kafka, a rate, the console.
 //!
 //! | Name | Source | Sink | Feature |
 //! |---|---|---|---|
 //! | `csv`, `json`, `parquet` | [`FileSource`](file::FileSource): each new file of a folder, once | [`FileSink`](file::FileSink): exactly once, readable by Apache Spark | `file` |
 //! | `rate` | [`RateSource`](rate::RateSource): so many rows a second | | `rate` |
 //! | `rate-micro-batch` | [`RatePerBatchSource`](rate::RatePerBatchSource): so many rows a batch, the same in every run | | `rate` |
+//! | `kafka` | [`KafkaSource`](kafka::KafkaSource): topics, by offsets kept in the checkpoint | [`KafkaSink`](kafka::KafkaSink): exactly once, by transactions | `kafka`, with TLS and SASL `kafka-ssl` |
 //! | `console` | | [`ConsoleSink`](console::ConsoleSink): prints each batch, at least once | `console` |
 //! | `discard`, `noop` | | [`DiscardSink`](tidewater::sink::DiscardSink) of the engine: counts rows and drops them | |
+//!
+//! What the bytes of messages say is read and written by [`formats`]: JSON, and with the feature `avro` Avro.
 //!
 //! In Rust, connectors are made by their own builders; by name and text options, by [`registry`].
 //!
@@ -25,6 +28,9 @@
 pub mod console;
 #[cfg(feature = "file")]
 pub mod file;
+pub mod formats;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod options;
 #[cfg(feature = "rate")]
 pub mod rate;

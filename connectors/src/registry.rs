@@ -32,6 +32,8 @@ pub const SOURCES: &[&str] = &[
     "json",
     #[cfg(feature = "file")]
     "parquet",
+    #[cfg(feature = "kafka")]
+    "kafka",
     #[cfg(feature = "rate")]
     "rate",
     #[cfg(feature = "rate")]
@@ -46,6 +48,8 @@ pub const SINKS: &[&str] = &[
     "json",
     #[cfg(feature = "file")]
     "parquet",
+    #[cfg(feature = "kafka")]
+    "kafka",
     #[cfg(feature = "console")]
     "console",
     "discard",
@@ -72,6 +76,8 @@ pub fn source(
             };
             Ok(Arc::new(crate::file::FileSource::from_options(name, path, options)?.schema(schema)))
         }
+        #[cfg(feature = "kafka")]
+        "kafka" => Ok(Arc::new(crate::kafka::KafkaSource::from_options(options)?)),
         #[cfg(feature = "rate")]
         "rate" => Ok(Arc::new(crate::rate::RateSource::from_options(options)?)),
         #[cfg(feature = "rate")]
@@ -90,6 +96,8 @@ pub fn sink(
     match canonical(format).as_str() {
         #[cfg(feature = "file")]
         name @ ("csv" | "json" | "parquet") => Ok(Arc::new(crate::file::FileSink::from_options(name, path, options)?)),
+        #[cfg(feature = "kafka")]
+        "kafka" => Ok(Arc::new(crate::kafka::KafkaSink::from_options(options)?)),
         #[cfg(feature = "console")]
         "console" => Ok(Arc::new(crate::console::ConsoleSink::from_options(options)?)),
         "discard" | "noop" => {

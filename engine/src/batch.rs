@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::BatchId;
+use crate::sink::dead_letter_schema;
 use crate::source::LeafId;
 use crate::state::{OperatorId, OperatorRun};
 
@@ -28,6 +29,8 @@ pub struct BatchContext {
     event_times: Vec<Mutex<EventTimeStats>>,
     operators: Vec<Arc<OperatorRun>>,
     exchanges: Vec<Exchanged>,
+    /// Kept until the plan has run; none if the query has no sink for them.
+    dead_letters: Option<Mutex<Vec<RecordBatch>>>,
     cancelled: Arc<AtomicBool>,
 }
 
@@ -42,6 +45,8 @@ pub(crate) struct BatchParts {
     pub(crate) operators: Vec<Arc<OperatorRun>>,
     /// By exchange: into how many partitions it deals.
     pub(crate) exchanges: Vec<usize>,
+    /// Whether the query has a sink for dead letters.
+    pub(crate) takes_dead_letters: bool,
 }
 
 /// The rows that an exchange has dealt out: by target partition, what each producer gave.
@@ -78,6 +83,7 @@ impl BatchContext {
             event_times,
             operators: parts.operators,
             exchanges,
+            dead_letters: parts.takes_dead_letters.then(Mutex::default),
             cancelled,
         }
     }
@@ -141,6 +147,37 @@ impl BatchContext {
     fn exchanged(&self, exchange: usize, partition: usize) -> Result<&Mutex<Vec<(usize, RecordBatch)>>> {
         let found = self.exchanges.get(exchange).and_then(|exchange| exchange.partitions.get(partition));
         found.ok_or_else(|| Error::internal("the plan has an exchange the batch does not know"))
+    }
+
+    /// For plans of sources: these records, which could not be read, go to the dead letters of the batch. The columns are
+    /// those of [`dead_letter_schema`]; [`DeadLetters`](crate::sink::DeadLetters) makes them. Any task may call this, as often
+    /// as it likes.
+    ///
+    /// Dead letters stay in memory until the plan has run. They are meant to be few: a batch of which no record can be read
+    /// is in memory whole.
+    ///
+    /// # Errors
+    ///
+    /// If the columns are others, or if the query has no sink for dead letters, which a source that
+    /// [announces](crate::source::Source::has_dead_letters) them never meets.
+    pub fn dead_letter(&self, rows: RecordBatch) -> Result<()> {
+        let Some(dead_letters) = &self.dead_letters else {
+            return Err(Error::internal("a source sent dead letters to a query that has no sink for them")
+                .hint("the source must announce them: `Source::has_dead_letters`"));
+        };
+        if rows.schema().fields() != dead_letter_schema().fields() {
+            return Err(Error::internal(format!("a source sent dead letters of {:?}", rows.schema().fields()))
+                .hint("the source must give them the columns of `dead_letter_schema`"));
+        }
+        if rows.num_rows() > 0 {
+            dead_letters.lock().push(rows);
+        }
+        Ok(())
+    }
+
+    /// Takes the dead letters that have come so far.
+    pub(crate) fn take_dead_letters(&self) -> Vec<RecordBatch> {
+        self.dead_letters.as_ref().map(|letters| std::mem::take(&mut *letters.lock())).unwrap_or_default()
     }
 
     /// Fails if the query was asked to drop this batch. Tasks ask between record batches.

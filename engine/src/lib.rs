@@ -22,7 +22,8 @@
 //!    ([`watermark`]).
 //! 7. **Sink.** Each partition that has rows fills a [`PartitionWriter`](sink::PartitionWriter) and ends with a
 //!    [`Receipt`](sink::Receipt). [`commit`](sink::SinkWriter::commit) makes the batch visible, once: a second commit of the
-//!    same batch changes nothing.
+//!    same batch changes nothing. Records that a source could not read may go to a second sink, as
+//!    [dead letters](sink::DeadLetters), in the same way.
 //! 8. **Commit.** `commits/N` is created, with the watermark of the next batch and the names of the files that are the
 //!    state after it. Batch N is done.
 //! 9. **Progress.** A [`QueryProgress`](progress::QueryProgress) tells what happened, to handles and listeners.

@@ -6,6 +6,7 @@
 mod bad_input;
 
 mod conformance;
+mod dead_letters;
 
 mod every_fall;
 

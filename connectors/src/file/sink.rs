@@ -249,6 +249,7 @@ mod tests {
 
     fn going_on_with(batch: u64, may_be_taken: bool) -> SinkContext {
         SinkContext {
+            name: tidewater::sink::SinkName::Output,
             next_batch: BatchId(batch),
             next_batch_may_be_taken: may_be_taken,
             schema: rows(&[], 0).schema(),

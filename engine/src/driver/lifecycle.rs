@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
 use super::keeper::StateKeeper;
+use super::sinks::{self, Sinks};
 use super::{Driver, Shared, State};
 use crate::checkpoint::resume::{Resume, resume};
 use crate::checkpoint::{
@@ -26,7 +27,7 @@ use crate::id::{BatchId, RunId};
 use crate::plan::plan_query;
 use crate::progress::{EventQueue, QueryEvent, QueryListener, timestamp};
 use crate::query::{OutputMode, QueryStatus, Reservation};
-use crate::sink::{Sink, SinkContext};
+use crate::sink::{Sink, SinkContext, SinkName};
 use crate::source::{Source, SourceContext, SourceReader};
 use crate::trigger::Trigger;
 use crate::watermark::{WatermarkPolicy, WatermarkTracker};
@@ -36,6 +37,8 @@ pub(crate) struct Start {
     pub(crate) session: SessionState,
     pub(crate) plan: LogicalPlan,
     pub(crate) sink: Arc<dyn Sink>,
+    /// Where records go that sources cannot read.
+    pub(crate) dead_letters: Option<Arc<dyn Sink>>,
     pub(crate) name: Option<String>,
     pub(crate) output_mode: OutputMode,
     pub(crate) trigger: Trigger,
@@ -64,18 +67,12 @@ struct Position {
     commit: Option<CommitEntry>,
 }
 
-/// Plans the query, reads the checkpoint, opens sources and sink, and lets the driver's thread run.
+/// Plans the query, reads the checkpoint, opens sources and sinks, and lets the driver's thread run.
 pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
     let partitions = start.config.partitions.max(1);
     let plan = plan_query(start.session, start.plan, start.output_mode, partitions).await?;
-    if !start.sink.supports(start.output_mode) {
-        return Err(Error::unsupported(format!(
-            "{} takes no rows in {} mode",
-            start.sink.description(),
-            start.output_mode
-        ))
-        .hint("use append mode, or another sink"));
-    }
+    let (output, dead_letters) = (start.sink.as_ref(), start.dead_letters.as_deref());
+    sinks::check(output, dead_letters, start.output_mode, &plan.sources)?;
 
     let offsets = BatchLog::new(Arc::clone(&start.checkpoint), "offsets");
     let commits = BatchLog::new(Arc::clone(&start.checkpoint), "commits");
@@ -117,6 +114,7 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
         );
     }
     let context = SinkContext {
+        name: SinkName::Output,
         schema: Arc::clone(&plan.schema),
         output_mode: start.output_mode,
         query_id: id,
@@ -127,8 +125,8 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
         clock: Arc::clone(&start.clock),
         durable: start.config.durable,
     };
-    let sink = match start.sink.open(context).await {
-        Ok(sink) => sink,
+    let sinks = match Sinks::open(output, dead_letters, context).await {
+        Ok(sinks) => sinks,
         Err(error) => return Err(with_query(overtaken(&offsets, &commits, position.tails, error).await)),
     };
 
@@ -136,7 +134,7 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
         id,
         run_id,
         name: start.name,
-        guarantee: start.sink.guarantee(),
+        guarantee: sinks.guarantee,
         plan: displayable(plan.physical.as_ref()).indent(true).to_string(),
         unbounded_state: plan.unbounded.clone(),
         state: watch::Sender::new(State {
@@ -153,8 +151,8 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
     let now_ms = start.clock.now_ms();
     let started = QueryEvent::Started { id, run_id, name: shared.name.clone(), timestamp: timestamp(now_ms) };
     events.tell(|| started);
-    tracing::info!(query = %id, run = %run_id, next_batch = %position.next, sink = %start.sink.description(),
-        guarantee = %start.sink.guarantee(), "query started");
+    tracing::info!(query = %id, run = %run_id, next_batch = %position.next, sink = %sinks.description,
+        dead_letters = ?dead_letters.map(|sink| sink.description()), guarantee = %sinks.guarantee, "query started");
 
     for state in &plan.unbounded {
         tracing::warn!(query = %id, "{state}: a watermark on what it goes by would bound that");
@@ -169,8 +167,7 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
         trigger: start.trigger,
         plan,
         readers,
-        sink,
-        sink_description: start.sink.description(),
+        sinks,
         offsets,
         commits,
         tracker,
@@ -303,7 +300,7 @@ fn live(mut driver: Driver) {
     }
     let (id, run_id) = (shared.id, shared.run_id);
     driver.events.tell(|| QueryEvent::Terminated { id, run_id, error: error.clone() });
-    // Sources, sink, listeners and the reservation are let go before anyone hears that the run is over.
+    // Sources, sinks, listeners and the reservation are let go before anyone hears that the run is over.
     drop(driver);
     shared.state.send_modify(|state| {
         state.status = QueryStatus {

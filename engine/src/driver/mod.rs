@@ -1,9 +1,9 @@
 //! The conductor: visits the rooms in the order of a batch's life.
 //!
-//! One thread per query owns everything that changes: sources, sink, logs, watermark. It runs rounds:
+//! One thread per query owns everything that changes: sources, sinks, logs, watermark. It runs rounds:
 //!
 //! ```text
-//! round:  latest offsets → decide ─┬─ run:   offsets/N → bind → run the plan → state → sink → commits/N → progress
+//! round:  latest offsets → decide ─┬─ run:   offsets/N → bind → run the plan → state → sinks → commits/N → progress
 //!                                  ├─ wait:  until the trigger says so
 //!                                  └─ finish
 //! ```
@@ -21,8 +21,9 @@ mod report;
 
 mod shared;
 
+mod sinks;
+
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
@@ -32,19 +33,19 @@ use self::decide::{Decision, Found, decide};
 use self::keeper::StateKeeper;
 pub(crate) use self::lifecycle::{Start, start};
 pub(crate) use self::shared::{Shared, State};
+use self::sinks::Sinks;
 use crate::batch::{BatchContext, BatchParts};
 use crate::checkpoint::{BatchLog, CommitEntry, OffsetEntry};
 use crate::clock::Clock;
 use crate::config::QueryConfig;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::execution;
-use crate::id::{BatchId, PartitionId};
+use crate::id::BatchId;
 use crate::plan::QueryPlan;
 use crate::plan::stateful::exchanges;
 use crate::plan::static_sides::{Keep, reset};
 use crate::progress::{EventQueue, Phase, Stopwatch};
 use crate::query::Reservation;
-use crate::sink::{Begin, PartitionWriter, Receipt, SinkWriter, discarding_writer};
 use crate::source::{Latest, Offset, OffsetRange, ReadLimit, SourceReader};
 use crate::trigger::Trigger;
 use crate::watermark::WatermarkTracker;
@@ -62,8 +63,7 @@ pub(crate) struct Driver {
     trigger: Trigger,
     plan: QueryPlan,
     readers: Vec<Box<dyn SourceReader>>,
-    sink: Box<dyn SinkWriter>,
-    sink_description: String,
+    sinks: Sinks,
     offsets: BatchLog,
     commits: BatchLog,
     tracker: WatermarkTracker,
@@ -86,12 +86,6 @@ pub(crate) struct Driver {
     last_idle_event_ms: i64,
     /// Frees the checkpoint for another run when this one ends.
     _reservation: Reservation,
-}
-
-/// What a run of the plan left to be committed.
-struct Filled {
-    begin: Begin,
-    receipts: Vec<Receipt>,
 }
 
 /// What a round did.
@@ -209,13 +203,19 @@ impl Driver {
             watermark_nodes: self.plan.watermark_delays_ms.len(),
             operators: operators.clone(),
             exchanges: exchanges(&self.plan.physical).into_iter().map(|exchange| exchange.partitions()).collect(),
+            takes_dead_letters: self.sinks.takes_dead_letters(),
         };
         let cancelled = Arc::clone(&self.shared.cancelled);
         let context = Arc::new(BatchContext::new(batch, entry.time_ms, entry.watermark_ms, parts, cancelled));
         let task_context = self.prepare(&context, started_ms)?;
 
         watch.enter(Phase::AddBatch);
-        let filled = self.fill_sink(batch, &task_context, bound_partitions > 1).map_err(|e| e.batch(batch))?;
+        let (plan, runtime) = (&self.plan.physical, &self.runtime);
+        let parallel = bound_partitions > 1;
+        let filled = self.sinks.fill(&context, runtime, |writers| {
+            execution::run(&execution::Run { batch, plan, context: &task_context, writers, runtime, parallel })
+        });
+        let filled = filled.map_err(|e| e.batch(batch))?;
 
         let mut state = None;
         if !self.state.is_empty() {
@@ -224,7 +224,7 @@ impl Driver {
             state = Some(written.map_err(|e| e.batch(batch))?);
             watch.enter(Phase::AddBatch);
         }
-        let rows = self.commit_sink(batch, filled).map_err(|e| e.batch(batch))?;
+        let rows = self.sinks.commit(&context, &self.runtime, filled).map_err(|e| e.batch(batch))?;
 
         watch.enter(Phase::CommitOffsets);
         for (node, seen) in context.event_times().iter().enumerate().filter(|(_, seen)| seen.count > 0) {
@@ -315,41 +315,6 @@ impl Driver {
             Default::default(),
             Arc::clone(session.runtime_env()),
         )))
-    }
-
-    /// Runs the plan into the sink. If the sink took the batch before, the plan runs all the same, for what its operators
-    /// learn from it.
-    fn fill_sink(&self, batch: BatchId, context: &Arc<TaskContext>, parallel: bool) -> Result<Filled> {
-        let begin = self.runtime.block_on(self.sink.begin(batch))?;
-        let writer = |partition: PartitionId| -> Result<Box<dyn PartitionWriter>> {
-            match begin {
-                Begin::Open => self.sink.partition(batch, partition),
-                Begin::Taken => Ok(discarding_writer()),
-            }
-        };
-        let receipts: Vec<Receipt> = execution::run(&execution::Run {
-            batch,
-            plan: &self.plan.physical,
-            context,
-            writers: &writer,
-            runtime: &self.runtime,
-            parallel,
-        })?;
-        Ok(Filled { begin, receipts })
-    }
-
-    /// Makes the batch visible in the sink. Returns the number of rows.
-    fn commit_sink(&self, batch: BatchId, filled: Filled) -> Result<u64> {
-        let Filled { begin, receipts } = filled;
-        let rows = receipts.iter().map(|receipt| receipt.rows).sum();
-        if self.shared.cancelled.load(Ordering::Acquire) {
-            return Err(Error::new(ErrorKind::Stopped, "the query was asked to drop the running batch"));
-        }
-        match begin {
-            Begin::Open => self.runtime.block_on(self.sink.commit(batch, receipts))?,
-            Begin::Taken => tracing::info!("the sink had taken this batch before the restart"),
-        }
-        Ok(rows)
     }
 
     /// Deletes what earlier runs left behind. What cannot be deleted now is only untidy.

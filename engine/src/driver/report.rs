@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::Driver;
 use super::shared::Bound;
+use super::sinks::RowsGiven;
 use crate::batch::{BatchContext, EventTimeStats};
 use crate::checkpoint::OffsetEntry;
 use crate::progress::{
@@ -26,7 +27,7 @@ impl Driver {
         latest: &[Latest],
         context: &BatchContext,
         leaves: Vec<Option<Arc<dyn ExecutionPlan>>>,
-        output_rows: u64,
+        given: RowsGiven,
         state_operators: Vec<StateOperatorProgress>,
         watch: &Stopwatch,
     ) {
@@ -57,6 +58,7 @@ impl Driver {
             })
             .collect();
         let rows = sources.iter().map(|source| source.num_input_rows).sum();
+        let dead_letters = given.dead_letters.map(|rows| ("deadLetterRows".to_owned(), rows.to_string()));
         let progress = Arc::new(QueryProgress {
             id: self.shared.id,
             run_id: self.shared.run_id,
@@ -72,12 +74,12 @@ impl Driver {
             state_operators,
             sources,
             sink: SinkProgress {
-                description: self.sink_description.clone(),
-                num_output_rows: output_rows,
-                metrics: BTreeMap::new(),
+                description: self.sinks.description.clone(),
+                num_output_rows: given.output,
+                metrics: dead_letters.into_iter().collect(),
             },
         });
-        tracing::debug!(rows, output_rows, took_ms, "batch done");
+        tracing::debug!(rows, output_rows = given.output, dead_letter_rows = given.dead_letters, took_ms, "batch done");
         self.events.tell(|| QueryEvent::Progress(Arc::clone(&progress)));
         self.shared.state.send_modify(|state| {
             state.status.message = format!("batch {} is done", self.next);

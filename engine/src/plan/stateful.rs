@@ -39,6 +39,7 @@ use crate::operator::limit::StreamLimitExec;
 use crate::operator::static_side::StaticSideExec;
 use crate::operator::{StatefulOperator, stateful};
 use crate::query::OutputMode;
+use crate::source::StreamScanExec;
 use crate::state::OperatorId;
 use crate::state::key_hash::can_be_key;
 use crate::watermark::WatermarkTree;
@@ -195,9 +196,9 @@ impl RememberGroups {
     }
 }
 
-/// Puts an exchange between operators that remember something and a node above that may stop reading before its input has
-/// ended: a limit, or a join whose table has no rows. What is below then sees its whole batch all the same. Runs after
-/// [`RememberGroups`].
+/// Puts an exchange between what must see its whole batch and a node above that may stop reading before its input has
+/// ended: a limit, or a join whose table has no rows. Operators that remember something must, and so must sources that tell
+/// of records they cannot read. Runs after [`RememberGroups`].
 #[derive(Debug)]
 pub(super) struct RunToTheEnd;
 
@@ -207,10 +208,10 @@ impl PhysicalOptimizerRule for RunToTheEnd {
             let is_limit = plan.is::<LocalLimitExec>() || plan.is::<GlobalLimitExec>();
             let children: Vec<Arc<dyn ExecutionPlan>> = plan.children().into_iter().map(Arc::clone).collect();
             let joins_a_table = children.iter().any(|child| child.is::<StaticSideExec>());
-            if !(is_limit || joins_a_table) || !children.iter().any(remembers) {
+            if !(is_limit || joins_a_table) || !children.iter().any(must_finish) {
                 return Ok(Transformed::no(plan));
             }
-            let whole = |child: Arc<dyn ExecutionPlan>| match remembers(&child) && !child.is::<ExchangeExec>() {
+            let whole = |child: Arc<dyn ExecutionPlan>| match must_finish(&child) && !child.is::<ExchangeExec>() {
                 true => Arc::new(ExchangeExec::in_place(child)) as Arc<dyn ExecutionPlan>,
                 false => child,
             };
@@ -230,8 +231,11 @@ impl PhysicalOptimizerRule for RunToTheEnd {
 }
 
 /// Whether a node, or any below, must see its whole input.
-fn remembers(plan: &Arc<dyn ExecutionPlan>) -> bool {
-    plan.is::<EventTimeExec>() || stateful(plan.as_ref()).is_some() || plan.children().into_iter().any(remembers)
+fn must_finish(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.is::<EventTimeExec>()
+        || stateful(plan.as_ref()).is_some()
+        || plan.downcast_ref::<StreamScanExec>().is_some_and(StreamScanExec::has_dead_letters)
+        || plan.children().into_iter().any(must_finish)
 }
 
 /// Numbers operators and exchanges. Operators count from the sink, as Spark's do; an exchange comes after those it needs.

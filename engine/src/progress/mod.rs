@@ -118,7 +118,7 @@ pub struct SinkProgress {
     pub description: String,
     /// Rows the batch produced for it.
     pub num_output_rows: u64,
-    /// The sink's own figures.
+    /// Further figures. `deadLetterRows`, where the query has a sink for dead letters: how many of the batch it was given.
     pub metrics: BTreeMap<String, String>,
 }
 

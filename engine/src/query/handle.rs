@@ -46,7 +46,8 @@ impl StreamingQuery {
         self.shared.name.as_deref()
     }
 
-    /// What readers of the output can rely on, from source to sink. Sources are replayable, so it is the sink's word.
+    /// What readers of the output can rely on, from source to sink. Sources are replayable, so it is the sink's word; with a
+    /// sink for dead letters, the weaker one of both.
     pub fn guarantee(&self) -> Guarantee {
         self.shared.guarantee
     }

@@ -48,6 +48,7 @@ use crate::watermark::WatermarkPolicy;
 pub struct StreamWriter {
     stream: DataFrame,
     sink: Arc<dyn Sink>,
+    dead_letters: Option<Arc<dyn Sink>>,
     name: Option<String>,
     output_mode: OutputMode,
     trigger: Trigger,
@@ -70,6 +71,7 @@ impl StreamWriter {
         StreamWriter {
             stream,
             sink,
+            dead_letters: None,
             name: None,
             output_mode: OutputMode::default(),
             trigger: Trigger::default(),
@@ -85,6 +87,21 @@ impl StreamWriter {
     /// A name for people; two running queries of a session cannot have the same.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
+        self
+    }
+
+    /// A second sink, for the records that a source cannot read: each goes there with the reason and its place, in the same
+    /// commit as the rows of its batch, as a row of [`dead_letter_schema`](crate::sink::dead_letter_schema). A source sends
+    /// them only if it was told to; then [`start`](Self::start) fails where this sink is missing.
+    ///
+    /// It takes part in every batch, whatever the output mode is, always in append mode. Let it write to a place of its own,
+    /// and be there from the query's first batch: a sink that remembers its batches may refuse to begin with a later one.
+    /// The query's [guarantee](StreamingQuery::guarantee) is the weaker one of both sinks. How many records went there is in
+    /// the progress: `deadLetterRows` among the metrics of the sink.
+    ///
+    /// The dead letters of a batch are kept in memory until its rows are written.
+    pub fn dead_letters(mut self, sink: impl Sink + 'static) -> Self {
+        self.dead_letters = Some(Arc::new(sink));
         self
     }
 
@@ -193,6 +210,7 @@ impl StreamWriter {
             session,
             plan,
             sink: self.sink,
+            dead_letters: self.dead_letters,
             name: self.name,
             output_mode: self.output_mode,
             trigger: self.trigger,

@@ -7,7 +7,7 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
+use super::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkName, SinkWriter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BatchId, PartitionId, RunId};
 use crate::query::OutputMode;
@@ -23,8 +23,15 @@ pub struct MemorySink {
 
 #[derive(Debug)]
 struct Taken {
-    by: RunId,
+    by: Committer,
     rows: Vec<RecordBatch>,
+}
+
+/// Who committed a batch. One sink cannot be both of a query's: it would take the second commit for a repetition.
+#[derive(Debug, Clone, Copy)]
+struct Committer {
+    run: RunId,
+    name: SinkName,
 }
 
 impl MemorySink {
@@ -81,7 +88,8 @@ impl Sink for MemorySink {
             )
             .hint("use a new sink with a new checkpoint"));
         }
-        Ok(Box::new(MemoryWriter { sink: self.clone(), mode: context.output_mode, run: context.run_id }))
+        let own = Committer { run: context.run_id, name: context.name };
+        Ok(Box::new(MemoryWriter { sink: self.clone(), mode: context.output_mode, own }))
     }
 }
 
@@ -89,14 +97,30 @@ impl Sink for MemorySink {
 struct MemoryWriter {
     sink: MemorySink,
     mode: OutputMode,
-    run: RunId,
+    own: Committer,
+}
+
+impl MemoryWriter {
+    /// Fails if the batch was taken under the name of the query's other sink.
+    fn check_name(&self, batch: BatchId, earlier: &Taken) -> Result<()> {
+        if earlier.by.name == self.own.name {
+            return Ok(());
+        }
+        Err(Error::invalid("one memory sink is both the output of the query and its sink for dead letters")
+            .batch(batch)
+            .hint("give each a sink of its own, and start with a new checkpoint"))
+    }
 }
 
 #[async_trait]
 impl SinkWriter for MemoryWriter {
     async fn begin(&self, batch: BatchId) -> Result<Begin> {
-        let taken = self.sink.last_batch().is_some_and(|last| batch <= last);
-        Ok(if taken { Begin::Taken } else { Begin::Open })
+        let taken = self.sink.taken.lock();
+        if let Some(earlier) = taken.get(&batch) {
+            self.check_name(batch, earlier)?;
+        }
+        let is_taken = taken.keys().next_back().is_some_and(|last| batch <= *last);
+        Ok(if is_taken { Begin::Taken } else { Begin::Open })
     }
 
     fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
@@ -106,7 +130,8 @@ impl SinkWriter for MemoryWriter {
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
         let mut taken = self.sink.taken.lock();
         if let Some(earlier) = taken.get(&batch) {
-            return if earlier.by == self.run {
+            self.check_name(batch, earlier)?;
+            return if earlier.by.run == self.own.run {
                 Ok(())
             } else {
                 Err(Error::new(ErrorKind::Fenced, "another run committed this batch to the memory sink").batch(batch))
@@ -118,7 +143,7 @@ impl SinkWriter for MemoryWriter {
             }
         }
         let rows = receipts.into_iter().filter_map(Receipt::into_contents::<Vec<RecordBatch>>).flatten().collect();
-        taken.insert(batch, Taken { by: self.run, rows });
+        taken.insert(batch, Taken { by: self.own, rows });
         Ok(())
     }
 }

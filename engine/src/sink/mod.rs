@@ -13,6 +13,17 @@
 //! is all that reaches `commit`. A writer that is dropped without `finish` belongs to a failed batch: what it wrote must
 //! stay invisible.
 //!
+//! A query may have a second sink, for [dead letters](DeadLetters): the records that its sources could not read. It is told
+//! by its [name](SinkName) that it is the second. Both take part in every batch:
+//!
+//! ```text
+//! begin(N) of both ─ the plan fills the output ─ dead letters fill the other, as its partition 0
+//!                  ─ commit(N) of the dead letters ─ commit(N) of the output ─ commits/N
+//! ```
+//!
+//! The second is told of every batch, those without dead letters too. A crash anywhere repeats the batch for both, and each
+//! takes it once by its own promise.
+//!
 //! What every sink promises:
 //!
 //! 1. Nothing of batch N is visible to readers before `commit(N)`, where [`Sink::guarantee`] says exactly once.
@@ -21,6 +32,8 @@
 //! 3. If another run committed N in the meantime, `commit(N)` fails with [`ErrorKind::Fenced`] and changes nothing.
 //!
 //! [`ErrorKind::Fenced`]: crate::error::ErrorKind::Fenced
+
+mod dead_letters;
 
 mod discard;
 
@@ -37,6 +50,7 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use datafusion::execution::SessionState;
 
+pub use self::dead_letters::{DeadLetter, DeadLetters, dead_letter_schema};
 pub use self::discard::DiscardSink;
 pub use self::foreach_batch::ForeachBatchSink;
 pub use self::memory::MemorySink;
@@ -55,11 +69,40 @@ pub enum Guarantee {
     AtLeastOnce,
 }
 
+impl Guarantee {
+    /// What holds of two sinks together: the weaker one.
+    pub(crate) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Guarantee::ExactlyOnce, Guarantee::ExactlyOnce) => Guarantee::ExactlyOnce,
+            _ => Guarantee::AtLeastOnce,
+        }
+    }
+}
+
 impl std::fmt::Display for Guarantee {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Guarantee::ExactlyOnce => "exactly once",
             Guarantee::AtLeastOnce => "at least once",
+        })
+    }
+}
+
+/// Which of a query's sinks one is. A sink that keeps a record of its batches outside, under the query's id, keeps one per
+/// name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SinkName {
+    /// It takes the rows that the query produces.
+    Output,
+    /// It takes the records that the query's sources could not read.
+    DeadLetters,
+}
+
+impl std::fmt::Display for SinkName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            SinkName::Output => "output",
+            SinkName::DeadLetters => "dead-letters",
         })
     }
 }
@@ -83,6 +126,8 @@ pub trait Sink: std::fmt::Debug + Send + Sync {
 /// What a sink is told of the query that opens it.
 #[derive(Debug, Clone)]
 pub struct SinkContext {
+    /// Which of the query's sinks it is.
+    pub name: SinkName,
     /// The columns of every row that will come.
     pub schema: SchemaRef,
     /// How rows relate to those of earlier batches.

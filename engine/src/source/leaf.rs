@@ -125,6 +125,7 @@ impl TableProvider for StreamLeaf {
 pub(crate) struct StreamScanExec {
     leaf: LeafId,
     description: String,
+    has_dead_letters: bool,
     request: ScanRequest,
     properties: Arc<PlanProperties>,
 }
@@ -143,9 +144,15 @@ impl StreamScanExec {
         StreamScanExec {
             leaf: leaf.id,
             description: leaf.source.description(),
+            has_dead_letters: leaf.source.has_dead_letters(),
             request,
             properties: Arc::new(properties),
         }
+    }
+
+    /// Whether what is read here may bring dead letters.
+    pub(crate) fn has_dead_letters(&self) -> bool {
+        self.has_dead_letters
     }
 
     fn partitions(&self) -> usize {

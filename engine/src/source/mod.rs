@@ -53,6 +53,17 @@ pub trait Source: std::fmt::Debug + Send + Sync {
     /// The columns of every row this source will ever give.
     fn schema(&self) -> SchemaRef;
 
+    /// Whether this source sends records that it cannot read to the query's [dead letters](crate::sink::DeadLetters), by
+    /// [`BatchContext::dead_letter`](crate::batch::BatchContext::dead_letter), while what it bound runs. A query of such a
+    /// source needs a sink for them and is refused without.
+    ///
+    /// A batch that is repeated gives the same dead letters again, in any order; the sink takes them once, with the batch.
+    /// A source that is read at several places of a plan is bound for each, and still tells of a record once: its reader
+    /// lets one place of a batch speak, and the others leave the record out in silence.
+    fn has_dead_letters(&self) -> bool {
+        false
+    }
+
     /// Begins one run of one query. Reads back what an earlier run left in [`SourceContext::log`].
     async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>>;
 }

@@ -96,6 +96,7 @@ impl FallingSource {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl Source for FallingSource {
     fn description(&self) -> String {
         self.inner.description()
@@ -103,6 +104,10 @@ impl Source for FallingSource {
 
     fn schema(&self) -> SchemaRef {
         self.inner.schema()
+    }
+
+    fn has_dead_letters(&self) -> bool {
+        self.inner.has_dead_letters()
     }
 
     async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>> {

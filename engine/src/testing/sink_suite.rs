@@ -16,7 +16,7 @@ use crate::clock::ManualClock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BatchId, PartitionId, QueryId, RunId};
 use crate::query::OutputMode;
-use crate::sink::{Begin, Guarantee, Receipt, Sink, SinkContext, SinkWriter};
+use crate::sink::{Begin, Guarantee, Receipt, Sink, SinkContext, SinkName, SinkWriter};
 
 /// What the suite needs of the sink it examines.
 #[async_trait]
@@ -80,6 +80,7 @@ impl<'a> Examined<'a> {
 
     async fn try_open(&self, next: u64, repeats: bool) -> Result<Box<dyn SinkWriter>> {
         let context = SinkContext {
+            name: SinkName::Output,
             schema: schema(),
             output_mode: OutputMode::Append,
             query_id: self.query_id,

@@ -1,0 +1,215 @@
+//! What the broker is asked: which partitions there are, where they begin and end.
+//!
+//! Every question is one request to each broker that leads a partition, however many partitions there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::metadata::MetadataTopic;
+use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
+use rdkafka::{Offset, TopicPartitionList};
+use regex::Regex;
+use tidewater::error::{Error, ErrorKind, Result};
+
+use super::settings::{Settings, Topics};
+use crate::kafka::client::Context;
+use crate::kafka::offsets::PartitionOffsets;
+use crate::kafka::problem::failed;
+
+/// How long one question may take; whoever asks asks again.
+pub(super) const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The partitions of each topic.
+pub(super) type Partitions = BTreeMap<String, BTreeSet<i32>>;
+
+/// A place in a partition that the broker knows by name. Numbers are those of Kafka's protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The first record there is.
+    Earliest,
+    /// Behind the last record (that is committed, where only committed ones are read).
+    Latest,
+    /// The first record at or after this time, in milliseconds since 1970.
+    At(i64),
+}
+
+/// Why there was no answer.
+#[derive(Debug)]
+pub(super) enum Silence {
+    /// Nobody answers now; asking again may help.
+    Away(Error),
+    /// Asking again does not help.
+    Refused(Error),
+}
+
+impl From<Silence> for Error {
+    fn from(silence: Silence) -> Self {
+        match silence {
+            Silence::Away(error) | Silence::Refused(error) => error,
+        }
+    }
+}
+
+/// Asks the cluster. Answers come at once or within [`QUESTION_TIMEOUT`].
+pub(super) struct Questions<'a> {
+    pub(super) consumer: &'a BaseConsumer<Context>,
+    pub(super) settings: &'a Settings,
+}
+
+impl Questions<'_> {
+    fn silence(&self, action: &str, error: &KafkaError) -> Silence {
+        let told = failed(action, &self.settings.client, self.consumer.context(), error);
+        match error.rdkafka_error_code() {
+            Some(code) if may_pass(code) => Silence::Away(told),
+            _ => Silence::Refused(told),
+        }
+    }
+
+    /// The partitions of all topics that the source reads, as they are now. A topic that is not there is left out.
+    pub(super) fn partitions(&self) -> Result<Partitions, Silence> {
+        match &self.settings.topics {
+            Topics::Assign(assigned) => {
+                let mut found = Partitions::new();
+                for (topic, wanted) in assigned {
+                    if let Some(there) = self.partitions_of(topic)? {
+                        found.insert(topic.clone(), wanted.intersection(&there).copied().collect());
+                    }
+                }
+                Ok(found)
+            }
+            Topics::Subscribe(topics) => {
+                let mut found = Partitions::new();
+                for topic in topics {
+                    if let Some(there) = self.partitions_of(topic)? {
+                        found.insert(topic.clone(), there);
+                    }
+                }
+                Ok(found)
+            }
+            Topics::Pattern(pattern) => self.matching(pattern),
+        }
+    }
+
+    fn partitions_of(&self, topic: &str) -> Result<Option<BTreeSet<i32>>, Silence> {
+        let action = format!("ask for the partitions of topic `{topic}`");
+        let metadata =
+            self.consumer.fetch_metadata(Some(topic), QUESTION_TIMEOUT).map_err(|e| self.silence(&action, &e))?;
+        match metadata.topics().iter().find(|found| found.name() == topic) {
+            Some(found) => self.of_topic(&action, found),
+            None => Ok(None),
+        }
+    }
+
+    fn matching(&self, pattern: &str) -> Result<Partitions, Silence> {
+        let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|e| {
+            Silence::Refused(Error::invalid(format!("`{pattern}` is not a regular expression: {e}")).caused_by(e))
+        })?;
+        let action = format!("ask which topics match `{pattern}`");
+        let metadata = self.consumer.fetch_metadata(None, QUESTION_TIMEOUT).map_err(|e| self.silence(&action, &e))?;
+        let mut found = Partitions::new();
+        for topic in metadata.topics() {
+            // Topics of Kafka itself are never meant.
+            if regex.is_match(topic.name())
+                && !topic.name().starts_with("__")
+                && let Some(partitions) = self.of_topic(&action, topic)?
+            {
+                found.insert(topic.name().to_owned(), partitions);
+            }
+        }
+        Ok(found)
+    }
+
+    fn of_topic(&self, action: &str, topic: &MetadataTopic) -> Result<Option<BTreeSet<i32>>, Silence> {
+        match topic.error() {
+            None | Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR) => {
+                Ok(Some(topic.partitions().iter().map(|partition| partition.id()).collect()))
+            }
+            Some(
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+                | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
+            ) => Ok(None),
+            Some(other) => Err(self.silence(action, &KafkaError::MetadataFetch(other.into()))),
+        }
+    }
+
+    /// Where `place` is in each of these partitions. A partition without a record at or after [`Place::At`] is left out.
+    pub(super) fn offsets(&self, partitions: &Partitions, place: Place) -> Result<PartitionOffsets, Silence> {
+        let places =
+            partitions.iter().flat_map(|(topic, ids)| ids.iter().map(move |id| (topic.as_str(), *id, place))).collect();
+        self.offsets_at(places)
+    }
+
+    /// As [`offsets`](Self::offsets), with a place for each partition.
+    pub(super) fn offsets_at(&self, places: Vec<(&str, i32, Place)>) -> Result<PartitionOffsets, Silence> {
+        if places.is_empty() {
+            return Ok(PartitionOffsets::new());
+        }
+        let action = "ask for the offsets of its partitions";
+        let mut list = TopicPartitionList::with_capacity(places.len());
+        for (topic, partition, place) in places {
+            let raw = match place {
+                Place::Earliest => Offset::Beginning,
+                Place::Latest => Offset::End,
+                Place::At(time_ms) => Offset::Offset(time_ms.max(0)),
+            };
+            list.add_partition_offset(topic, partition, raw).map_err(|e| self.silence(action, &e))?;
+        }
+        let answer = self.consumer.offsets_for_times(list, QUESTION_TIMEOUT).map_err(|e| self.silence(action, &e))?;
+        let mut found = PartitionOffsets::new();
+        for partition in answer.elements() {
+            partition.error().map_err(|e| {
+                let action =
+                    format!("ask for offsets of partition {} of topic `{}`", partition.partition(), partition.topic());
+                self.silence(&action, &e)
+            })?;
+            if let Offset::Offset(offset) = partition.offset() {
+                found.set(partition.topic(), partition.partition(), offset);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Whether the same question may be answered a little later.
+fn may_pass(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::AllBrokersDown
+            | Code::BrokerTransportFailure
+            | Code::OperationTimedOut
+            | Code::RequestTimedOut
+            | Code::TimedOutQueue
+            | Code::Resolve
+            | Code::WaitingForCoordinator
+            | Code::LeaderNotAvailable
+            | Code::NotLeaderForPartition
+            | Code::BrokerNotAvailable
+            | Code::ReplicaNotAvailable
+            | Code::NetworkException
+            | Code::CoordinatorLoadInProgress
+            | Code::CoordinatorNotAvailable
+            | Code::UnknownPartition
+            | Code::UnknownTopicOrPartition
+            | Code::UnknownTopic
+            | Code::FencedLeaderEpoch
+            | Code::UnknownLeaderEpoch
+            | Code::OffsetNotAvailable
+    )
+}
+
+/// There is no such topic, now that the query starts.
+pub(super) fn no_topic(missing: &[String], settings: &Settings) -> Error {
+    let names: Vec<String> = missing.iter().map(|topic| format!("`{topic}`")).collect();
+    let (what, verb) = match names.len() {
+        1 => ("topic", "exists"),
+        _ => ("topics", "exist"),
+    };
+    Error::new(
+        ErrorKind::InvalidQuery,
+        format!("no {what} {} {verb} at {}", names.join(", "), settings.client.bootstrap()),
+    )
+    .hint("check the spelling, create the topic first, or see whether this user may know of it")
+}

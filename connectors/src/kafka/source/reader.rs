@@ -1,0 +1,463 @@
+//! Fixes the offsets of each batch and binds them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{CommitMode, Consumer};
+use tidewater::checkpoint::CheckpointStore;
+use tidewater::clock::Clock;
+use tidewater::error::{Error, ErrorKind, Result};
+use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, SourceReader};
+
+use super::columns::Wanted;
+use super::consume::Fetcher;
+use super::discover::{Partitions, Place, Questions, Silence};
+use super::scan::{KafkaTask, LOSS_HINT};
+use super::settings::Settings;
+use super::split::{Slice, split};
+use super::{begin, initial, limit};
+use crate::kafka::client::Context;
+use crate::kafka::offsets::PartitionOffsets;
+use crate::kafka::problem::failed;
+
+/// How often the broker is asked which partitions there are.
+const DISCOVERY_MS: i64 = 1000;
+/// How long a topic must be missing before it counts as deleted: a broker that is starting does not know its topics yet.
+const DELETED_AFTER_MS: i64 = 3000;
+/// How long a query that is starting waits for the broker.
+const START_PATIENCE_MS: i64 = 15_000;
+/// How long to wait before the same question is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
+/// One run's view of the topics.
+#[derive(Debug)]
+pub(super) struct KafkaReader {
+    settings: Arc<Settings>,
+    config: ClientConfig,
+    context: Context,
+    clock: Arc<dyn Clock>,
+    log: Arc<dyn CheckpointStore>,
+    lanes: usize,
+    /// The first is there always; others read further pieces of the same partition.
+    fetchers: Vec<Arc<Fetcher>>,
+    /// Where the query began.
+    initial: PartitionOffsets,
+    /// The partitions of the topics, and when the broker was asked.
+    known: Option<(i64, Partitions)>,
+    /// Only what was there then is offered.
+    frozen: Option<PartitionOffsets>,
+    /// Since when the broker does not answer.
+    away_since_ms: Option<i64>,
+    /// Since when topics that the query reads are missing.
+    missing_since_ms: Option<i64>,
+    last_batch_ms: Option<i64>,
+    bound: Option<Bound>,
+    behind: Vec<u64>,
+    told_group: Option<Offset>,
+    malformed: Arc<AtomicU64>,
+    lost: Arc<AtomicU64>,
+}
+
+/// What was bound for the batch that runs.
+#[derive(Debug)]
+struct Bound {
+    range: OffsetRange,
+    /// By partition: how many of the fetchers read it.
+    fetchers: BTreeMap<(String, i32), usize>,
+    dead_letters_told: bool,
+}
+
+impl KafkaReader {
+    pub(super) async fn open(settings: Settings, context: SourceContext) -> Result<Self> {
+        let config = config(&settings);
+        let heard = Context::default();
+        let fetcher = Fetcher::new(&config, heard.clone())
+            .map_err(|e| failed("open the Kafka source", &settings.client, &heard, &e))?;
+        let mut reader = KafkaReader {
+            settings: Arc::new(settings),
+            config,
+            context: heard,
+            clock: context.clock,
+            log: context.log,
+            lanes: context.partitions.max(1),
+            fetchers: vec![Arc::new(fetcher)],
+            initial: PartitionOffsets::new(),
+            known: None,
+            frozen: None,
+            away_since_ms: None,
+            missing_since_ms: None,
+            last_batch_ms: None,
+            bound: None,
+            behind: vec![],
+            told_group: None,
+            malformed: Arc::default(),
+            lost: Arc::default(),
+        };
+        reader.initial = match initial::read(&reader.log).await? {
+            Some(initial) => initial,
+            None => {
+                let begin = reader.ask(START_PATIENCE_MS, |questions| begin::resolve(questions)).await??;
+                initial::keep(&reader.log, &begin).await?
+            }
+        };
+        Ok(reader)
+    }
+
+    fn questions(&self) -> Result<Questions<'_>> {
+        let main = self.fetchers.first().ok_or_else(|| Error::internal("the Kafka source has no consumer"))?;
+        Ok(Questions { consumer: main.consumer(), settings: &self.settings })
+    }
+
+    /// Asks until there is an answer, or for so long.
+    async fn ask<T>(&self, patience_ms: i64, ask: impl Fn(&Questions<'_>) -> Result<T, Silence>) -> Result<T> {
+        let started = std::time::Instant::now();
+        let patience = Duration::from_millis(patience_ms.unsigned_abs());
+        loop {
+            match ask(&self.questions()?) {
+                Ok(answer) => return Ok(answer),
+                Err(Silence::Away(error)) if started.elapsed() < patience => {
+                    tracing::debug!(%error, "asking again");
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                Err(silence) => return Err(silence.into()),
+            }
+        }
+    }
+
+    /// The ends of all partitions; `None` while the broker is away.
+    fn available(&mut self) -> Result<Option<PartitionOffsets>> {
+        if let Some(frozen) = &self.frozen {
+            return Ok(Some(frozen.clone()));
+        }
+        for fetcher in &self.fetchers {
+            fetcher.serve_events();
+        }
+        let now_ms = self.clock.now_ms();
+        let answer = self.partitions(now_ms).and_then(|known| {
+            let questions = self.questions().map_err(Silence::Refused)?;
+            Ok((questions.offsets(&known.1, Place::Latest)?, known))
+        });
+        match answer {
+            Ok((ends, known)) => {
+                if self.away_since_ms.take().is_some() {
+                    tracing::info!(brokers = self.settings.client.bootstrap(), "the broker answers again");
+                }
+                self.known = Some(known);
+                Ok(Some(ends))
+            }
+            Err(silence) => self.wait_for_broker(silence, now_ms).map(|()| None),
+        }
+    }
+
+    /// The broker did not answer. It may be back at the next trigger; but patience has an end.
+    fn wait_for_broker(&mut self, silence: Silence, now_ms: i64) -> Result<()> {
+        // What is missing may be a partition that is no more.
+        self.known = None;
+        match silence {
+            Silence::Refused(error) => Err(error),
+            Silence::Away(error) => {
+                if self.away_since_ms.is_none() {
+                    tracing::warn!(%error, patience_ms = self.settings.patience_ms, "waiting for the broker");
+                }
+                let since_ms = *self.away_since_ms.get_or_insert(now_ms);
+                if now_ms - since_ms >= self.settings.patience_ms { Err(error) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// The partitions, and when the broker was asked.
+    fn partitions(&self, now_ms: i64) -> Result<(i64, Partitions), Silence> {
+        match &self.known {
+            Some(known) if (0..DISCOVERY_MS).contains(&(now_ms - known.0)) => Ok(known.clone()),
+            _ => Ok((now_ms, self.questions().map_err(Silence::Refused)?.partitions()?)),
+        }
+    }
+
+    /// Compares what there is with where the query is: partitions that were added, are gone, or have fewer records than were
+    /// read. Returns where each partition is to be read from and how far it goes; `None` to wait.
+    fn reconcile(
+        &mut self,
+        from: &PartitionOffsets,
+        available: PartitionOffsets,
+    ) -> Result<Option<(PartitionOffsets, PartitionOffsets)>> {
+        let (mut from, mut available) = (from.clone(), available);
+        let mut added = Partitions::new();
+        for (topic, partition, _) in available.iter() {
+            if from.get(topic, partition).is_none() {
+                added.entry(topic.to_owned()).or_default().insert(partition);
+            }
+        }
+        if !added.is_empty() {
+            let earliest = self.questions()?.offsets(&added, Place::Earliest);
+            let earliest = match earliest {
+                Ok(earliest) => earliest,
+                Err(silence) => return self.wait_for_broker(silence, self.clock.now_ms()).map(|()| None),
+            };
+            for (topic, partition, first) in earliest.iter() {
+                tracing::info!(topic, partition, first, "a new partition");
+                if first > 0 {
+                    self.lose(
+                        first.unsigned_abs(),
+                        format!("partition {partition} of topic `{topic}` is new, and its first {first} records are gone"),
+                    )?;
+                }
+                from.set(topic, partition, first);
+            }
+        }
+        let gone: Vec<(String, i32, i64)> = from
+            .iter()
+            .filter(|(topic, partition, _)| available.get(topic, *partition).is_none())
+            .map(|(topic, partition, offset)| (topic.to_owned(), partition, offset))
+            .collect();
+        if gone.is_empty() {
+            self.missing_since_ms = None;
+        } else {
+            let now_ms = self.clock.now_ms();
+            let since_ms = *self.missing_since_ms.get_or_insert(now_ms);
+            let deleted = self.frozen.is_some() || now_ms - since_ms >= DELETED_AFTER_MS;
+            if deleted && self.settings.fail_on_data_loss {
+                let topics: BTreeSet<&str> = gone.iter().map(|(topic, ..)| topic.as_str()).collect();
+                let topics: Vec<String> = topics.into_iter().map(|topic| format!("`{topic}`")).collect();
+                let (topic, partition, offset) = &gone[0];
+                self.lose(0, format!(
+                    "topics or partitions that the query reads are gone: {} (partition {partition} of `{topic}` was read up to offset {offset})",
+                    topics.join(", ")
+                ))?;
+            }
+            for (topic, partition, offset) in gone {
+                available.set(&topic, partition, offset);
+            }
+        }
+        for (topic, partition, offset) in from.iter() {
+            if let Some(end) = available.get(topic, partition).filter(|end| *end < offset) {
+                self.lose(
+                    0,
+                    format!(
+                        "partition {partition} of topic `{topic}` ends at offset {end}, and was read up to {offset}: it was \
+                         truncated, or the topic deleted and made again"
+                    ),
+                )?;
+            }
+        }
+        Ok(Some((from, available)))
+    }
+
+    /// Records are gone: an error, or a line in the log.
+    fn lose(&self, offsets: u64, what: String) -> Result<()> {
+        if self.settings.fail_on_data_loss {
+            return Err(Error::new(ErrorKind::SourceLostData, what).hint(LOSS_HINT));
+        }
+        tracing::warn!("{what}; going on with what is left");
+        self.lost.fetch_add(offsets, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// How much of it this batch takes; `None` if it is to wait for more.
+    fn within_limits(&mut self, from: &PartitionOffsets, available: &PartitionOffsets) -> Option<PartitionOffsets> {
+        let now_ms = self.clock.now_ms();
+        if let (Some(min), Some(last_ms), None) = (self.settings.min_offsets, self.last_batch_ms, &self.frozen)
+            && limit::too_few(from, available, min, now_ms - last_ms, self.settings.max_trigger_delay_ms)
+        {
+            return None;
+        }
+        Some(match self.settings.max_offsets {
+            Some(max) => limit::cap(from, available, max),
+            None => available.clone(),
+        })
+    }
+
+    /// Tells the consumer group of the user's choice how far the query is.
+    fn tell_group(&mut self, end: &Offset, last: bool) -> Result<()> {
+        if self.settings.commit_group.is_none() || self.told_group.as_ref() == Some(end) {
+            return Ok(());
+        }
+        let mut list = rdkafka::TopicPartitionList::new();
+        for (topic, partition, offset) in PartitionOffsets::from_offset(end)?.iter() {
+            // Numbers from the checkpoint: none is below zero.
+            let added = list.add_partition_offset(topic, partition, rdkafka::Offset::Offset(offset.max(0)));
+            added.map_err(|e| failed("commit offsets to the consumer group", &self.settings.client, &self.context, &e))?;
+        }
+        let mode = if last { CommitMode::Sync } else { CommitMode::Async };
+        if let Err(error) = self.questions()?.consumer.commit(&list, mode) {
+            // For tools that watch, and only for them.
+            tracing::warn!(%error, group = self.settings.commit_group, "offsets were not committed to the consumer group");
+        }
+        self.told_group = Some(end.clone());
+        Ok(())
+    }
+
+    /// The fetcher that reads one more piece of a partition.
+    fn fetcher(&mut self, number: usize) -> Result<Arc<Fetcher>> {
+        while self.fetchers.len() <= number {
+            let fetcher = Fetcher::new(&self.config, self.context.clone())
+                .map_err(|e| failed("open a consumer", &self.settings.client, &self.context, &e))?;
+            self.fetchers.push(Arc::new(fetcher));
+        }
+        self.fetchers.get(number).map(Arc::clone).ok_or_else(|| Error::internal("a consumer is missing"))
+    }
+
+    /// What there is to read between two offsets.
+    async fn slices(&self, start: &PartitionOffsets, end: &PartitionOffsets) -> Result<Vec<Slice>> {
+        let mut slices = vec![];
+        for (topic, partition, to) in end.iter() {
+            let from = match start.get(topic, partition) {
+                Some(from) if from <= to => from,
+                // A partition that is new in this batch, or was made again: from its beginning.
+                _ => {
+                    let place: Partitions = [(topic.to_owned(), [partition].into())].into();
+                    let ask = |questions: &Questions<'_>| questions.offsets(&place, Place::Earliest);
+                    let earliest = self.ask(self.settings.patience_ms, ask).await?;
+                    earliest.get(topic, partition).unwrap_or(to).min(to)
+                }
+            };
+            if from < to {
+                slices.push(Slice { topic: topic.to_owned(), partition, from, to });
+            }
+        }
+        Ok(slices)
+    }
+}
+
+#[async_trait]
+impl SourceReader for KafkaReader {
+    async fn freeze(&mut self) -> Result<()> {
+        let ask = |questions: &Questions<'_>| {
+            let partitions = questions.partitions()?;
+            questions.offsets(&partitions, Place::Latest)
+        };
+        self.frozen = Some(self.ask(START_PATIENCE_MS, ask).await?);
+        Ok(())
+    }
+
+    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
+        let nothing_new = || Latest { end: after.cloned(), available: None };
+        if let Some(after) = after {
+            self.tell_group(after, self.frozen.is_some())?;
+        }
+        let from = after.map_or_else(|| Ok(self.initial.clone()), PartitionOffsets::from_offset)?;
+        let Some(available) = self.available()? else { return Ok(nothing_new()) };
+        let Some((begin, available)) = self.reconcile(&from, available)? else { return Ok(nothing_new()) };
+        let end = match limit {
+            ReadLimit::Everything => Some(available.clone()),
+            ReadLimit::AsConfigured => self.within_limits(&begin, &available),
+        };
+        let all = available.to_offset();
+        let Some(end) = end else { return Ok(Latest { end: after.cloned(), available: Some(all) }) };
+        self.behind = available
+            .iter()
+            .map(|(topic, partition, last)| last.saturating_sub(end.get(topic, partition).unwrap_or(last)).max(0) as u64)
+            .collect();
+        if end == from {
+            return Ok(Latest { end: after.cloned(), available: Some(all) });
+        }
+        self.last_batch_ms = Some(self.clock.now_ms());
+        Ok(Latest { end: Some(end.to_offset()), available: Some(all) })
+    }
+
+    async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
+        if self.bound.as_ref().is_none_or(|bound| bound.range != *range) {
+            self.bound = Some(Bound { range: range.clone(), fetchers: BTreeMap::new(), dead_letters_told: false });
+        }
+        let start = range.start.as_ref().map_or_else(|| Ok(self.initial.clone()), PartitionOffsets::from_offset)?;
+        let slices = self.slices(&start, &PartitionOffsets::from_offset(&range.end)?).await?;
+        if slices.is_empty() {
+            return Ok(Arc::new(EmptyExec::new(Arc::clone(&scan.schema))));
+        }
+        let mut wanted = Wanted {
+            projection: scan.projection.clone(),
+            schema: Arc::clone(&scan.schema),
+            key_format: self.settings.key_format.clone(),
+            value_format: self.settings.value_format.clone(),
+            bad_records: self.settings.bad_records,
+            source: self.settings.description(),
+            malformed: Arc::clone(&self.malformed),
+            tells_dead_letters: false,
+        };
+        if let Some(bound) = &mut self.bound {
+            wanted.tells_dead_letters = wanted.decodes() && !bound.dead_letters_told;
+            bound.dead_letters_told |= wanted.tells_dead_letters;
+        }
+        let wanted = Arc::new(wanted);
+        let settings = Arc::clone(&self.settings);
+        let mut tasks = vec![];
+        for pieces in split(&slices, self.lanes, settings.min_partitions, settings.max_records_per_partition) {
+            let mut read = vec![];
+            for slice in pieces {
+                let number = self.bound.as_mut().map_or(0, |bound| {
+                    let readers = bound.fetchers.entry((slice.topic.clone(), slice.partition)).or_default();
+                    *readers += 1;
+                    *readers - 1
+                });
+                read.push((slice, self.fetcher(number)?));
+            }
+            let task = KafkaTask {
+                pieces: read,
+                wanted: Arc::clone(&wanted),
+                settings: Arc::clone(&settings),
+                context: self.context.clone(),
+                lost: Arc::clone(&self.lost),
+            };
+            tasks.push(Arc::new(task) as Arc<dyn PartitionStream>);
+        }
+        Ok(Arc::new(StreamingTableExec::try_new(Arc::clone(&scan.schema), tasks, None, [], false, None)?))
+    }
+
+    async fn commit(&mut self, end: &Offset) -> Result<()> {
+        self.tell_group(end, false)
+    }
+
+    fn metrics(&self) -> BTreeMap<String, String> {
+        let mut metrics = BTreeMap::new();
+        if let (Some(min), Some(max)) = (self.behind.iter().min(), self.behind.iter().max()) {
+            let avg = self.behind.iter().map(|behind| *behind as f64).sum::<f64>() / self.behind.len() as f64;
+            metrics.insert("minOffsetsBehindLatest".to_owned(), min.to_string());
+            metrics.insert("maxOffsetsBehindLatest".to_owned(), max.to_string());
+            metrics.insert("avgOffsetsBehindLatest".to_owned(), avg.to_string());
+        }
+        for (name, count) in [("malformedRecords", &self.malformed), ("lostOffsets", &self.lost)] {
+            let count = count.load(Ordering::Relaxed);
+            if count > 0 {
+                metrics.insert(name.to_owned(), count.to_string());
+            }
+        }
+        metrics
+    }
+}
+
+/// librdkafka's properties: ours where correctness needs them, the user's otherwise.
+fn config(settings: &Settings) -> ClientConfig {
+    let mut config = settings.client.config();
+    let ours = [
+        ("enable.auto.commit", "false"),
+        ("enable.auto.offset.store", "false"),
+        ("auto.offset.reset", "error"),
+        // Where a stretch ends with records that are not for applications, only this tells.
+        ("enable.partition.eof", "true"),
+    ];
+    for (name, value) in ours {
+        config.set(name, value);
+    }
+    let defaults = [
+        ("isolation.level", "read_committed"),
+        ("group.id", settings.commit_group.as_deref().unwrap_or("tidewater")),
+        ("fetch.error.backoff.ms", "100"),
+        ("fetch.queue.backoff.ms", "10"),
+        ("allow.auto.create.topics", "false"),
+    ];
+    for (name, value) in defaults {
+        if settings.client.get(name).is_none() {
+            config.set(name, value);
+        }
+    }
+    if let Some(group) = &settings.commit_group {
+        config.set("group.id", group);
+    }
+    config
+}

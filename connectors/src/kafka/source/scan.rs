@@ -1,0 +1,243 @@
+//! One piece of a partition after the other, as a stream of record batches.
+//!
+//! A task reads its pieces in order. While librdkafka has nothing for it, it waits, looking every few milliseconds whether
+//! the batch was given up; a broker that is away for less than the source's patience is only a pause.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::streaming::PartitionStream;
+use futures::stream;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
+use tidewater::batch::BatchContext;
+use tidewater::error::{Error, ErrorKind, Result};
+
+use super::columns::{Columns, Finished, Wanted};
+use super::consume::{Fetcher, PartitionQueue};
+use super::discover::{Partitions, Place, Questions, Silence};
+use super::settings::Settings;
+use super::split::Slice;
+use crate::kafka::client::Context;
+use crate::kafka::problem::failed;
+
+/// How long one wait for messages is.
+const WAIT: Duration = Duration::from_millis(5);
+
+/// What one task of a batch reads.
+#[derive(Debug)]
+pub(super) struct KafkaTask {
+    pub(super) pieces: Vec<(Slice, Arc<Fetcher>)>,
+    pub(super) wanted: Arc<Wanted>,
+    pub(super) settings: Arc<Settings>,
+    pub(super) context: Context,
+    /// Offsets that were gone before they were read.
+    pub(super) lost: Arc<AtomicU64>,
+}
+
+impl PartitionStream for KafkaTask {
+    fn schema(&self) -> &SchemaRef {
+        &self.wanted.schema
+    }
+
+    fn execute(&self, context: Arc<TaskContext>) -> SendableRecordBatchStream {
+        let reading = Reading {
+            left: self.pieces.iter().cloned().collect(),
+            now: None,
+            columns: Columns::new(Arc::clone(&self.wanted)),
+            settings: Arc::clone(&self.settings),
+            context: self.context.clone(),
+            lost: Arc::clone(&self.lost),
+        };
+        let rows = stream::try_unfold(reading, move |mut reading| {
+            let context = Arc::clone(&context);
+            async move {
+                let rows = reading.next(&context).await?;
+                Ok(rows.map(|rows| (rows, reading)))
+            }
+        });
+        Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.wanted.schema), rows))
+    }
+}
+
+/// A piece that is being read.
+struct Piece {
+    slice: Slice,
+    fetcher: Arc<Fetcher>,
+    queue: Arc<PartitionQueue>,
+    /// All below has been read.
+    next: i64,
+    /// When the broker last gave something.
+    heard: Instant,
+}
+
+struct Reading {
+    left: VecDeque<(Slice, Arc<Fetcher>)>,
+    now: Option<Piece>,
+    columns: Columns,
+    settings: Arc<Settings>,
+    context: Context,
+    lost: Arc<AtomicU64>,
+}
+
+/// Why taking messages stopped.
+struct Stop(KafkaError);
+
+impl From<KafkaError> for Stop {
+    fn from(error: KafkaError) -> Self {
+        Stop(error)
+    }
+}
+
+impl Reading {
+    /// The next rows; `None` at the end of the last piece.
+    async fn next(&mut self, context: &TaskContext) -> Result<Option<RecordBatch>> {
+        loop {
+            let over = self.fill(context).await?;
+            let Finished { rows, dead_letters } = self.columns.finish()?;
+            if let Some(dead_letters) = dead_letters.filter(|rows| rows.num_rows() > 0) {
+                BatchContext::of(context)?.dead_letter(dead_letters)?;
+            }
+            if rows.num_rows() > 0 {
+                return Ok(Some(rows));
+            }
+            if over {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads until the columns are full (false) or there is nothing left to read (true).
+    async fn fill(&mut self, context: &TaskContext) -> Result<bool> {
+        while self.columns.room() > 0 {
+            if self.now.is_none() {
+                let Some((slice, fetcher)) = self.left.pop_front() else { return Ok(true) };
+                self.now = Some(self.open(slice, fetcher)?);
+            }
+            let Some(piece) = &mut self.now else { continue };
+            let before = piece.next;
+            let columns = &mut self.columns;
+            let Slice { topic, partition, to, .. } = &piece.slice;
+            let taken = piece.queue.take(*to, columns.room(), WAIT, |message| {
+                columns.push(topic, *partition, message);
+                Ok::<(), Stop>(())
+            });
+            match taken {
+                Ok(taken) => piece.next = taken.next,
+                Err(Stop(error)) => self.go_round(&error)?,
+            }
+            let Some(piece) = &mut self.now else { continue };
+            if piece.next >= piece.slice.to {
+                self.now = None;
+            } else if piece.next > before {
+                piece.heard = Instant::now();
+            } else {
+                // Outside a query, as in a test of the source alone, nobody gives up.
+                if let Ok(batch) = BatchContext::of(context) {
+                    batch.check_cancelled()?;
+                }
+                self.lose_patience()?;
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(false)
+    }
+
+    fn open(&self, slice: Slice, fetcher: Arc<Fetcher>) -> Result<Piece> {
+        let queue = fetcher.read_from(&slice.topic, slice.partition, slice.from).map_err(|e| {
+            let action = format!("read {slice}");
+            failed(&action, &self.settings.client, &self.context, &e)
+        })?;
+        Ok(Piece { next: slice.from, slice, fetcher, queue, heard: Instant::now() })
+    }
+
+    /// The broker gave an error instead of messages: records may be gone.
+    fn go_round(&mut self, error: &KafkaError) -> Result<()> {
+        let Some(piece) = &mut self.now else { return Ok(()) };
+        let action = format!("read {}", piece.slice);
+        match error.rdkafka_error_code() {
+            Some(
+                RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::NoOffset,
+            ) => {}
+            Some(
+                RDKafkaErrorCode::UnknownTopicOrPartition
+                | RDKafkaErrorCode::UnknownTopic
+                | RDKafkaErrorCode::UnknownPartition,
+            ) => {
+                let told = Error::new(ErrorKind::SourceLostData, format!("cannot {action}: the topic is gone"));
+                return self.skip_to_end(told);
+            }
+            _ => return Err(failed(&action, &self.settings.client, &self.context, error)),
+        }
+        let questions = Questions { consumer: piece.fetcher.consumer(), settings: &self.settings };
+        let place: Partitions = [(piece.slice.topic.clone(), [piece.slice.partition].into())].into();
+        let first = match questions.offsets(&place, Place::Earliest) {
+            Ok(found) => found.get(&piece.slice.topic, piece.slice.partition),
+            // Asked again with the next error.
+            Err(Silence::Away(_)) => None,
+            Err(Silence::Refused(error)) => return Err(error),
+        };
+        let Some(first) = first else { return Ok(()) };
+        let told = Error::new(
+            ErrorKind::SourceLostData,
+            format!(
+                "cannot {action}: the first record that is left has offset {first}, and offset {} is needed",
+                piece.next
+            ),
+        );
+        if first <= piece.next || first >= piece.slice.to {
+            return self.skip_to_end(told);
+        }
+        let told = told.hint(LOSS_HINT);
+        if self.settings.fail_on_data_loss {
+            return Err(told);
+        }
+        tracing::warn!(error = %told, "going on with what is left");
+        self.lost.fetch_add(first.abs_diff(piece.next), Ordering::Relaxed);
+        piece.queue.seek(first).map_err(|e| failed(&action, &self.settings.client, &self.context, &e))?;
+        piece.next = first;
+        Ok(())
+    }
+
+    fn skip_to_end(&mut self, told: Error) -> Result<()> {
+        let told = told.hint(LOSS_HINT);
+        if self.settings.fail_on_data_loss {
+            return Err(told);
+        }
+        tracing::warn!(error = %told, "going on without them");
+        if let Some(piece) = &mut self.now {
+            self.lost.fetch_add(piece.slice.to.abs_diff(piece.next), Ordering::Relaxed);
+            piece.next = piece.slice.to;
+        }
+        Ok(())
+    }
+
+    /// Fails if the broker has given nothing for too long.
+    fn lose_patience(&self) -> Result<()> {
+        let Some(piece) = &self.now else { return Ok(()) };
+        let patience = Duration::from_millis(self.settings.patience_ms.unsigned_abs());
+        if piece.heard.elapsed() < patience {
+            return Ok(());
+        }
+        let action = format!("read {} beyond offset {} within {} ms", piece.slice, piece.next, patience.as_millis());
+        let error = KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut);
+        Err(failed(&action, &self.settings.client, &self.context, &error))
+    }
+}
+
+/// What to do about records that are gone.
+pub(super) const LOSS_HINT: &str =
+    "keep records longer in Kafka than the query may be behind; to go on without what is lost, set `failOnDataLoss` to false";
+
+impl fmt::Display for Slice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "offsets {} to {} of partition {} of topic `{}`", self.from, self.to, self.partition, self.topic)
+    }
+}
