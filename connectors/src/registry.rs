@@ -180,7 +180,12 @@ mod tests {
     #[test]
     fn every_name_is_known_and_near_ones_are_offered() {
         for name in SINKS {
-            sink(name, Some("/tmp/out"), none()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let needed: &[(&str, &str)] = match *name {
+                "kafka" => &[("kafka.bootstrap.servers", "localhost:9092"), ("topic", "out")],
+                _ => &[],
+            };
+            let needed = needed.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            sink(name, Some("/tmp/out"), needed).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
         let error = sink("parket", Some("out"), none()).unwrap_err();
         assert!(error.message().contains("did you mean `parquet`"), "{error}");

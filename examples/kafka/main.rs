@@ -9,17 +9,20 @@
 //! cargo run --release --example kafka -- --bootstrap localhost:9092
 //! ```
 //!
-//! Topics that are missing are made. Kill it at any moment and start it again with the same `--dir`: a reader of committed
-//! records (`isolation.level=read_committed`) sees every large order and every window once.
+//! Topics that are missing are made. Kill it at any moment and start it again with the same `--dir`: a reader of
+//! committed records (`isolation.level=read_committed`) sees every large order and every window once.
+//!
+//! `pipeline.rs` is what happens to orders; here are the flags and the life of the queries.
 
 mod pipeline;
 
+use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use datafusion::prelude::*;
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -31,6 +34,9 @@ use tidewater_connectors::kafka::{BadRecords, KafkaSink, KafkaSource, StartingOf
 use tidewater_connectors::rate::RateSource;
 
 use self::pipeline::{fields_of_value, large, made_up, order_fields, revenue, revenue_fields};
+
+/// How long the broker may take to answer when the example starts.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Orders through Kafka, exactly once: large ones to a topic, revenue by window to a topic and from there to Parquet.
 #[derive(Parser)]
@@ -115,7 +121,8 @@ async fn run(args: &Args) -> Result<()> {
     let writer = revenue(orders)?.write_stream(args.sink("revenue")).dead_letters(args.sink("dead-letters"));
     let spent = args.start(writer, "revenue").await?;
     if args.once {
-        // The archive takes what is there when it starts.
+        // The archive takes what can be read when it starts. That may be all but the very last: a commit is visible a
+        // moment after it was made.
         spent.await_termination().await?;
     }
     queries.push(spent);
@@ -129,7 +136,7 @@ async fn run(args: &Args) -> Result<()> {
         eprintln!("{}: running, {}", query.name().unwrap_or_default(), query.guarantee());
     }
     let ended = tokio::select! {
-        ended = futures::future::try_join_all(queries.iter().map(StreamingQuery::await_termination)) => ended.map(|_| ()),
+        ended = try_join_all(queries.iter().map(StreamingQuery::await_termination)) => ended.map(|_| ()),
         () = asked_to_stop(args.seconds) => Ok(()),
     };
     let stopped = join_all(queries.iter().map(StreamingQuery::stop)).await;
@@ -150,7 +157,8 @@ fn tell(query: &StreamingQuery) {
         ms.sort_unstable();
         ms.get(ms.len() / 2).copied().unwrap_or_default()
     };
-    let dead = batches.iter().filter_map(|batch| batch.sink.metrics.get("deadLetterRows")?.parse::<u64>().ok()).sum::<u64>();
+    let dead_of = |batch: &QueryProgress| batch.sink.metrics.get("deadLetterRows")?.parse::<u64>().ok();
+    let dead: u64 = batches.iter().filter_map(|batch| dead_of(batch)).sum();
     let dead = if dead > 0 { format!(", {dead} dead letters") } else { String::new() };
     eprintln!(
         "{:<8} last {} batches: {rows_in} rows in, {rows_out} rows out{dead}; median {median_ms} ms per batch",
@@ -173,23 +181,33 @@ async fn asked_to_stop(seconds: Option<u64>) {
 }
 
 async fn make_topics(args: &Args) -> Result<()> {
+    let unavailable = |what: &str, why: &dyn Display| {
+        Error::new(ErrorKind::Unavailable, format!("cannot {what} at {}: {why}", args.bootstrap))
+            .hint("start a broker, or name another one with `--bootstrap`")
+    };
     let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
         .set("bootstrap.servers", &args.bootstrap)
         .create()
-        .map_err(|e| Error::invalid(format!("cannot reach {}: {e}", args.bootstrap)))?;
-    let names: Vec<String> = ["orders", "large", "revenue", "dead-letters"].map(|name| args.topic(name)).into();
-    let topics: Vec<NewTopic<'_>> =
-        names.iter().map(|name| NewTopic::new(name, args.topic_partitions, TopicReplication::Fixed(1))).collect();
-    let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(10)));
-    let made = admin.create_topics(&topics, &options).await.map_err(|e| {
-        Error::new(ErrorKind::Unavailable, format!("cannot make topics at {}: {e}", args.bootstrap))
-            .hint("start a broker, or name another one with `--bootstrap`")
-    })?;
+        .map_err(|e| unavailable("ask for topics", &e))?;
+    let names = ["orders", "large", "revenue", "dead-letters"].map(|name| args.topic(name));
+    let topics = names.each_ref().map(|name| NewTopic::new(name, args.topic_partitions, TopicReplication::Fixed(1)));
+    let options = AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE));
+    let made = admin.create_topics(&topics, &options).await.map_err(|e| unavailable("make topics", &e))?;
     for outcome in made {
         if let Err((topic, code)) = outcome
             && code != RDKafkaErrorCode::TopicAlreadyExists
         {
-            return Err(Error::new(ErrorKind::Unavailable, format!("cannot make topic `{topic}`: {code}")));
+            return Err(unavailable(&format!("make topic `{topic}`"), &code));
+        }
+    }
+    // A topic that was made is known a moment later.
+    for name in &names {
+        let known = || match admin.inner().fetch_metadata(Some(name.as_str()), PATIENCE) {
+            Ok(metadata) => Ok(metadata.topics().iter().any(|topic| !topic.partitions().is_empty())),
+            Err(e) => Err(unavailable(&format!("ask for topic `{name}`"), &e)),
+        };
+        while !known()? {
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
     Ok(())

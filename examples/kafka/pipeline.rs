@@ -18,10 +18,15 @@ const WINDOW: &str = "5 seconds";
 /// How late an order may come.
 const DELAY: &str = "2 seconds";
 
+/// So many customers are made up.
 const CUSTOMERS: i64 = 50;
 
 /// One record of so many is not JSON: something always is.
 const BROKEN: i64 = 500;
+
+/// The columns of an order, and of a customer's revenue in one window.
+const ORDER: [&str; 4] = ["id", "customer", "amount", "ordered_at"];
+const REVENUE: [&str; 4] = ["from", "customer", "orders", "revenue"];
 
 fn time() -> DataType {
     DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from("UTC")))
@@ -56,8 +61,8 @@ pub(crate) fn made_up(rate: DataFrame) -> Result<DataFrame> {
         (cast(col("value") * lit(37_i64) % lit(1000_i64), DataType::Float64) / lit(10.0)).alias("amount"),
         col("timestamp").alias("ordered_at"),
     ])?;
-    let value = when((col("id") % lit(BROKEN)).eq(lit(BROKEN - 1)), lit("not an order"))
-        .otherwise(json(&["id", "customer", "amount", "ordered_at"]))?;
+    let is_broken = (col("id") % lit(BROKEN)).eq(lit(BROKEN - 1));
+    let value = when(is_broken, lit("not an order")).otherwise(json(&ORDER))?;
     Ok(order.select(vec![col("customer").alias("key"), value.alias("value")])?)
 }
 
@@ -75,10 +80,7 @@ pub(crate) fn fields_of_value(records: DataFrame, fields: &Fields) -> Result<Dat
 /// The large orders, one by one: keeps nothing.
 pub(crate) fn large(records: DataFrame) -> Result<DataFrame> {
     let orders = fields_of_value(records, &order_fields())?.filter(col("amount").gt_eq(lit(LARGE)))?;
-    Ok(orders.select(vec![
-        col("customer").alias("key"),
-        json(&["id", "customer", "amount", "ordered_at"]).alias("value"),
-    ])?)
+    Ok(orders.select(vec![col("customer").alias("key"), json(&ORDER).alias("value")])?)
 }
 
 /// What each customer spent in each window, told once, when the window is over: keeps open windows.
@@ -94,8 +96,5 @@ pub(crate) fn revenue(records: DataFrame) -> Result<DataFrame> {
         col("orders"),
         col("revenue"),
     ])?;
-    Ok(spent.select(vec![
-        col("customer").alias("key"),
-        json(&["from", "customer", "orders", "revenue"]).alias("value"),
-    ])?)
+    Ok(spent.select(vec![col("customer").alias("key"), json(&REVENUE).alias("value")])?)
 }

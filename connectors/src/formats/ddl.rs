@@ -72,8 +72,7 @@ fn data_type(sql: &SqlType) -> Result<DataType, String> {
             DataType::List(Arc::new(Field::new_list_field(data_type(item)?, true)))
         }
         SqlType::Map(key, value) => {
-            let entry =
-                vec![Field::new("key", data_type(key)?, false), Field::new("value", data_type(value)?, true)];
+            let entry = vec![Field::new("key", data_type(key)?, false), Field::new("value", data_type(value)?, true)];
             DataType::Map(Arc::new(Field::new_struct("entries", entry, false)), false)
         }
         SqlType::Struct(columns, _) => DataType::Struct(fields(columns)?),
@@ -99,7 +98,9 @@ fn decimal(size: &ExactNumberInfo) -> Result<DataType, String> {
         (Some(precision), Some(scale)) if scale.unsigned_abs() <= precision => {
             Ok(DataType::Decimal128(precision, scale))
         }
-        _ => Err(format!("DECIMAL{size} has at most {DECIMAL128_MAX_PRECISION} digits, so many of them after the point")),
+        _ => {
+            Err(format!("DECIMAL{size} has at most {DECIMAL128_MAX_PRECISION} digits, so many of them after the point"))
+        }
     }
 }
 
@@ -147,7 +148,8 @@ mod tests {
 
     #[test]
     fn types_within_types() {
-        let strings = |names: &[&str]| -> Fields { names.iter().map(|n| Field::new(*n, DataType::Utf8, true)).collect() };
+        let strings =
+            |names: &[&str]| -> Fields { names.iter().map(|n| Field::new(*n, DataType::Utf8, true)).collect() };
         let list = |item| DataType::List(Arc::new(Field::new_list_field(item, true)));
         let expected = [
             ("a".to_owned(), DataType::Int32),

@@ -25,14 +25,14 @@ use super::json::{Conflicts, JsonReader};
 
 /// The struct with these `fields` that a JSON document says. `value` is text or bytes, one JSON object each.
 ///
-/// As in Spark (mode PERMISSIVE): null and blank text give null; malformed text gives a struct of nulls; a value that is not
-/// what its field is declared to be is null, and the other fields are kept; fields that are not declared are passed over. All
-/// fields become nullable.
+/// As in Spark (mode PERMISSIVE): null and blank text give null; malformed text gives a struct of nulls; a value that
+/// is not what its field is declared to be is null, and the other fields are kept; fields that are not declared are
+/// passed over. All fields become nullable.
 ///
-/// How values are read is said at [`Format::json`](super::Format::json). There it differs from Spark: text in quotes is read as
-/// a number where a number is declared; a fraction is cut off where a whole number is declared; a number as a timestamp counts
-/// in microseconds, not in seconds; bytes are hexadecimal, not base 64; an object or array where text is declared is null, not
-/// its text; and a document that something follows is malformed.
+/// How values are read is said at [`Format::json`](super::Format::json). There it differs from Spark: text in quotes is
+/// read as a number where a number is declared; a fraction is cut off where a whole number is declared; a number as a
+/// timestamp counts in microseconds, not in seconds; bytes are hexadecimal, not base 64; an object or array where text
+/// is declared is null, not its text; and a document that something follows is malformed.
 ///
 /// ```
 /// use arrow::datatypes::{DataType, Field};
@@ -50,15 +50,16 @@ pub fn from_json(value: Expr, fields: impl Into<Fields>) -> Expr {
 
 /// The JSON text of a struct, a list or a map. Null gives null.
 ///
-/// As in Spark: fields that are null are left out; a timestamp is `2026-01-31T09:26:56.123Z`, with the offset if its zone is
-/// not UTC, without if it has no zone, and with what is finer than milliseconds cut off; a date is `2026-01-31`. Unlike Spark:
-/// bytes are hexadecimal, and a floating-point number that JSON cannot say (NaN, infinity) is null.
+/// As in Spark: fields that are null are left out; a timestamp is `2026-01-31T09:26:56.123Z`, with the offset if its
+/// zone is not UTC, without if it has no zone, and with what is finer than milliseconds cut off; a date is
+/// `2026-01-31`. Unlike Spark: bytes are hexadecimal, and a floating-point number that JSON cannot say (NaN, infinity)
+/// is null.
 pub fn to_json(value: Expr) -> Expr {
     ScalarUDF::from(ToJson::new()).call(vec![value])
 }
 
-/// Lets SQL in this session call `from_json(value, 'a INT, b STRING')` and `to_json(struct)`; with the feature `avro` also
-/// `to_avro(struct, id, 'schema')`.
+/// Lets SQL in this session call `from_json(value, 'a INT, b STRING')` and `to_json(struct)`; with the feature `avro`
+/// also `to_avro(struct, id, 'schema')`.
 pub fn register_functions(ctx: &SessionContext) {
     ctx.register_udf(ScalarUDF::from(FromJson::new(None)));
     ctx.register_udf(ScalarUDF::from(ToJson::new()));
@@ -312,7 +313,7 @@ mod tests {
 
     #[tokio::test]
     async fn in_a_data_frame() {
-        let value = BinaryArray::from(vec![Some(b"{\"id\":7}".as_slice()), Some(b"\xff"), None]);
+        let value = BinaryArray::from(vec![Some(b"{\"id\":7}".as_slice()), Some(b"\xff".as_slice()), None]);
         let batch = RecordBatch::try_from_iter([("value", Arc::new(value) as ArrayRef)]).unwrap();
         // Fields are nullable whatever was said: a document may not have them.
         let order = from_json(col("value"), vec![Field::new("id", DataType::Int64, false)]);

@@ -1,8 +1,8 @@
 //! JSON documents to columns, many at a time.
 //!
-//! Arrow's decoder takes a stream of bytes: to it, `{"a":1` and then `}` are one object, and `{}{}` are two. So after every
-//! document it is asked whether it stands between two objects, and whether it has seen exactly one more. This costs next to
-//! nothing, as nothing is decoded twice.
+//! Arrow's decoder takes a stream of bytes: to it, `{"a":1` and then `}` are one object, and `{}{}` are two. So after
+//! every document it is asked whether it stands between two objects, and whether it has seen exactly one more. This
+//! costs next to nothing, as nothing is decoded twice.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! What the bytes of a message say: JSON or Avro, and back.
 //!
-//! To a source of messages, keys and values are bytes. A [`Format`] makes columns of them before the query sees them; the
-//! functions do the same within a query:
+//! To a source of messages, keys and values are bytes. A [`Format`] makes columns of them before the query sees them;
+//! the functions do the same within a query:
 //!
 //! ```text
 //! bytes  ── Format::json, Format::avro ──▶ struct       a bad message is named, its neighbours are not touched
@@ -9,8 +9,9 @@
 //! struct ── to_json, to_avro ────────────▶ text, bytes
 //! ```
 //!
-//! Messages are decoded many at a time. A decoder that met a bad one has lost the good ones before it, so these are looked
-//! for from outside: parts of the messages are decoded for themselves, smaller and smaller ones, until the bad stand alone.
+//! Messages are decoded many at a time. A decoder that met a bad one has lost the good ones before it, so these are
+//! looked for from outside: parts of the messages are decoded for themselves, smaller and smaller ones, until the bad
+//! stand alone.
 
 #[cfg(feature = "avro")]
 mod avro;
@@ -66,22 +67,23 @@ enum Kind {
 }
 
 impl Format {
-    /// One JSON object per message, UTF-8, with these fields. Fields count by name; further ones are passed over, missing ones
-    /// are null. A message is bad if it holds anything but one object, if a value is not what its field is declared to be, or
-    /// if a field that is not nullable is null or missing.
+    /// One JSON object per message, UTF-8, with these fields. Fields count by name; further ones are passed over,
+    /// missing ones are null. A message is bad if it holds anything but one object, if a value is not what its field is
+    /// declared to be, or if a field that is not nullable is null or missing.
     ///
-    /// A number or a boolean where text is declared is its text. A number in quotes is the number; where a whole number is
-    /// declared, a fraction is cut off. A timestamp is text in the manner of ISO 8601 (`2026-01-31T09:26:56.123Z`; a space for
-    /// the `T`, and the time or the offset left out, are fine too: without offset, it is in the zone of the field), or a
-    /// number in the unit of the field, counted from 1970. Bytes are text in hexadecimal.
+    /// A number or a boolean where text is declared is its text. A number in quotes is the number; where a whole number
+    /// is declared, a fraction is cut off. A timestamp is text in the manner of ISO 8601 (`2026-01-31T09:26:56.123Z`; a
+    /// space for the `T`, and the time or the offset left out, are fine too: without offset, it is in the zone of the
+    /// field), or a number in the unit of the field, counted from 1970. Bytes are text in hexadecimal.
     pub fn json(fields: impl Into<Fields>) -> Self {
         Format(Kind::Json(JsonReader::new(fields.into(), Conflicts::Bad)))
     }
 
-    /// Avro records in Confluent's framing: a zero byte, the id of the writer's schema in four bytes, and the record. Each is
-    /// read as `reader_schema`, the JSON of a record's schema, by Avro's rules: fields count by name or alias, further ones
-    /// are passed over, missing ones have their default, numbers are widened. The names of the two records, with their
-    /// namespaces, must be the same or aliases. A schema that refers to other schemas of the registry is not supported.
+    /// Avro records in Confluent's framing: a zero byte, the id of the writer's schema in four bytes, and the record.
+    /// Each is read as `reader_schema`, the JSON of a record's schema, by Avro's rules: fields count by name or alias,
+    /// further ones are passed over, missing ones have their default, numbers are widened. The names of the two
+    /// records, with their namespaces, must be the same or aliases. A schema that refers to other schemas of the
+    /// registry is not supported.
     ///
     /// An enum becomes text, `timestamp-micros` a timestamp in UTC, a union of more than null and one type a union.
     #[cfg(feature = "avro")]
@@ -98,8 +100,8 @@ impl Format {
         }
     }
 
-    /// Decodes messages, for sources. What is wrong with a message is told in [`Decoded::bad`]; an error is for what is no
-    /// message's fault: the schema registry is away, or a type cannot be read at all.
+    /// Decodes messages, for sources. What is wrong with a message is told in [`Decoded::bad`]; an error is for what is
+    /// no message's fault: the schema registry is away, or a type cannot be read at all.
     pub fn decode(&self, messages: &BinaryArray) -> Result<Decoded> {
         match &self.0 {
             Kind::Json(json) => json.decode(messages.iter().collect()),
@@ -131,7 +133,8 @@ pub struct Bad {
 /// decoded again.
 const PARTS: usize = 16;
 
-/// The bad ones of some `messages` that cannot be decoded together because of `error`. The rows are places in `messages`.
+/// The bad ones of some `messages` that cannot be decoded together because of `error`. The rows are places in
+/// `messages`.
 fn find_bad<M, D>(messages: &[M], error: String, decode: &D) -> Vec<Bad>
 where
     D: Fn(&[M]) -> Result<StructArray, String>,

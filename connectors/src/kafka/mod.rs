@@ -25,6 +25,7 @@
 
 mod client;
 mod offsets;
+mod patience;
 mod problem;
 mod sink;
 mod source;

@@ -83,7 +83,7 @@ impl PartitionOffsets {
     pub(crate) fn from_offset(offset: &Offset) -> Result<Self> {
         parse(offset.json()).map_err(|why| {
             Error::damaged(format!(
-                "`{offset}` is not an offset of the Kafka source, which has a number for each partition of each topic: {why}"
+                "`{offset}` is not an offset of the Kafka source, a number for each partition of each topic: {why}"
             ))
             .hint("see that the checkpoint belongs to this query, and that its sources are in the same order")
         })

@@ -66,8 +66,8 @@ fn explain(code: Option<RDKafkaErrorCode>, brokers: &str) -> (ErrorKind, String,
              `advertised.listeners`) can be resolved on this machine",
         ),
         code if says_no_reason(code) => {
-            let hint = "check that the broker runs, that `bootstrap.servers` and `security.protocol` are right, and that the \
-                        addresses which the brokers advertise (their `advertised.listeners`) can be reached from this machine";
+            let hint = "check that the broker runs, that `bootstrap.servers` and `security.protocol` are right, and that \
+                        the addresses which the brokers advertise (their `advertised.listeners`) can be reached from here";
             return (Unavailable, format!("no broker of {brokers} answers"), hint);
         }
         Code::Authentication
@@ -115,7 +115,7 @@ fn explain(code: Option<RDKafkaErrorCode>, brokers: &str) -> (ErrorKind, String,
         Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch => (
             Fenced,
             "another process took over",
-            "see that one process runs the query: stop the other one, or give each its own checkpoint and its own transactions",
+            "see that one process runs the query: stop the other one, or give it a checkpoint of its own",
         ),
         Code::UnsupportedVersion | Code::UnsupportedFeature | Code::UnsupportedForMessageFormat => {
             (Unavailable, "the broker is too old for this", "use a broker of Apache Kafka 2.5 or later")
@@ -191,47 +191,44 @@ fn lacks_ssl(text: &str) -> bool {
     text.contains("OpenSSL not available") || text.contains("recompile librdkafka")
 }
 
-const TRUST: &str = "set `ssl.ca.location` to a PEM file of the certificates to trust";
+/// Properties that a user of the Java client brings, and what to do instead.
+const JAVA: &[(&[&str], &str)] = &[
+    (&["sasl.jaas.config"], "set `sasl.mechanism`, `sasl.username` and `sasl.password`"),
+    (
+        &["sasl.client.callback.handler.class", "sasl.login.callback.handler.class", "sasl.login.class"],
+        "set `sasl.oauthbearer.method` to `oidc`, and the other properties `sasl.oauthbearer.*`",
+    ),
+    (
+        &["ssl.truststore.location", "ssl.truststore.password", "ssl.truststore.type", "ssl.truststore.certificates"],
+        "set `ssl.ca.location` to a PEM file of the certificates to trust",
+    ),
+    (&["ssl.keystore.type", "ssl.keystore.key", "ssl.keystore.certificate.chain"], KEY),
+    (&["buffer.memory"], "set `queue.buffering.max.kbytes`"),
+    (&["default.api.timeout.ms"], "set the option `kafkaConsumer.pollTimeoutMs` of the source"),
+    (&["fetch.max.wait.ms"], "set `fetch.wait.max.ms`"),
+    (&["max.block.ms"], "set `message.timeout.ms`"),
+    (&["max.poll.records"], "leave it out: what limits a batch is the option `maxOffsetsPerTrigger` of the source"),
+    (&["max.request.size"], "set `message.max.bytes`"),
+    (&["partitioner.class"], "set `partitioner`, to `murmur2_random` for what the Java client does"),
+    (&["receive.buffer.bytes"], "set `socket.receive.buffer.bytes`"),
+    (&["send.buffer.bytes"], "set `socket.send.buffer.bytes`"),
+];
+
 const KEY: &str = "set `ssl.key.location` and `ssl.certificate.location` to PEM files, and `ssl.key.password`; or \
                    `ssl.keystore.location` to a PKCS#12 file, and `ssl.keystore.password`";
-const OAUTH: &str = "set `sasl.oauthbearer.method` to `oidc`, and the other properties `sasl.oauthbearer.*`";
-
-/// Properties that a user of the Java client brings, and what to do instead.
-const JAVA: &[(&str, &str)] = &[
-    ("sasl.jaas.config", "set `sasl.mechanism`, `sasl.username` and `sasl.password`"),
-    ("sasl.client.callback.handler.class", OAUTH),
-    ("sasl.login.callback.handler.class", OAUTH),
-    ("sasl.login.class", OAUTH),
-    ("ssl.truststore.location", TRUST),
-    ("ssl.truststore.password", TRUST),
-    ("ssl.truststore.type", TRUST),
-    ("ssl.truststore.certificates", TRUST),
-    ("ssl.keystore.type", KEY),
-    ("ssl.keystore.key", KEY),
-    ("ssl.keystore.certificate.chain", KEY),
-    ("buffer.memory", "set `queue.buffering.max.kbytes`"),
-    ("default.api.timeout.ms", "set the option `kafkaConsumer.pollTimeoutMs` of the source"),
-    ("fetch.max.wait.ms", "set `fetch.wait.max.ms`"),
-    ("max.block.ms", "set `message.timeout.ms`"),
-    ("max.poll.records", "leave it out: how much a batch takes is the option `maxOffsetsPerTrigger` of the source"),
-    ("max.request.size", "set `message.max.bytes`"),
-    ("partitioner.class", "set `partitioner`, to `murmur2_random` for what the Java client does"),
-    ("receive.buffer.bytes", "set `socket.receive.buffer.bytes`"),
-    ("send.buffer.bytes", "set `socket.send.buffer.bytes`"),
-];
 
 /// What to do instead of setting this property, if only the Java client has it.
 pub(crate) fn instead_of_java(name: &str, value: &str) -> Option<&'static str> {
     if name == "ssl.keystore.location" && value.to_ascii_lowercase().ends_with(".jks") {
         return Some(KEY);
     }
-    JAVA.iter().find(|(java, _)| *java == name).map(|(_, instead)| *instead)
+    JAVA.iter().find(|(names, _)| names.contains(&name)).map(|(_, instead)| *instead)
 }
 
 #[cfg(test)]
 mod tests {
-    use RDKafkaErrorCode as Code;
     use rdkafka::client::ClientContext;
+    use rdkafka::types::RDKafkaErrorCode as Code;
 
     use super::*;
 
@@ -396,7 +393,7 @@ mod tests {
         let fine = [("ssl.keystore.location", "/key.p12"), ("ssl.keystore.password", "x"), ("request.timeout.ms", "1")];
         assert!(settings(&fine).refuse_java_names().is_ok());
         assert!(settings(&fine[2..]).config().create_native_config().is_ok());
-        for (name, _) in JAVA {
+        for name in JAVA.iter().flat_map(|(names, _)| *names) {
             assert!(settings(&[(*name, "1")]).config().create_native_config().is_err(), "librdkafka knows `{name}`");
         }
     }

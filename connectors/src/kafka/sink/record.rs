@@ -1,8 +1,8 @@
 //! Which columns of the rows are the parts of a record, and these parts, row by row.
 //!
 //! Spark's rules: `value` must be there; `key`, `headers`, `topic` and `partition` may be. Other columns are left out.
-//! Columns are found once for a run, and their types once for a batch of rows. Of a row, everything is borrowed: librdkafka
-//! copies.
+//! Columns are found once for a run, their types once for a batch of rows. Of a row, everything is borrowed; librdkafka
+//! copies it.
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BinaryArray, BinaryViewArray, Int32Array, LargeBinaryArray, LargeStringArray, ListArray,

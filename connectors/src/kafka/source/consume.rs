@@ -18,7 +18,7 @@ use std::ffi::{CStr, CString, c_void};
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rdkafka::bindings as sys;
@@ -28,6 +28,7 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::kafka::client::Context;
+use crate::kafka::patience::Deadline;
 
 /// How long a seek may take; the broker is not asked.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -144,13 +145,13 @@ impl PartitionQueue {
             return Ok(());
         }
         state.left_over.clear();
-        let asked = Instant::now();
+        let deadline = Deadline::after(SEEK_TIMEOUT);
         loop {
             let sought = self.consumer.seek_partitions(one(&self.topic, self.partition, from)?, SEEK_TIMEOUT)?;
             match sought.elements().iter().try_for_each(|partition| partition.error()) {
                 // Assigned a moment ago, and not under way yet.
-                Err(KafkaError::OffsetFetch(RDKafkaErrorCode::State)) if asked.elapsed() < SEEK_TIMEOUT => {
-                    std::thread::sleep(Duration::from_millis(1));
+                Err(KafkaError::OffsetFetch(RDKafkaErrorCode::State)) if !deadline.has_passed() => {
+                    deadline.pause();
                 }
                 sought => {
                     sought?;

@@ -5,17 +5,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::metadata::MetadataTopic;
-use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
+use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
-use regex::Regex;
 use tidewater::error::{Error, ErrorKind, Result};
 
-use super::settings::{Settings, Topics};
-use crate::kafka::client::Context;
+use super::consume::Fetcher;
+use super::settings::{Settings, Topics, whole_name};
 use crate::kafka::offsets::PartitionOffsets;
+use crate::kafka::patience::{is_hopeless, is_no_topic, may_pass};
 use crate::kafka::problem::failed;
 
 /// How long one question may take; whoever asks asks again.
@@ -54,17 +54,18 @@ impl From<Silence> for Error {
 
 /// Asks the cluster. Answers come at once or within [`QUESTION_TIMEOUT`].
 pub(super) struct Questions<'a> {
-    pub(super) consumer: &'a BaseConsumer<Context>,
+    pub(super) fetcher: &'a Fetcher,
     pub(super) settings: &'a Settings,
 }
 
 impl Questions<'_> {
     fn silence(&self, action: &str, error: &KafkaError) -> Silence {
-        let told = failed(action, &self.settings.client, self.consumer.context(), error);
-        match error.rdkafka_error_code() {
-            Some(code) if may_pass(code) => Silence::Away(told),
-            _ => Silence::Refused(told),
-        }
+        // Why a connection was refused is only told to whoever listens.
+        self.fetcher.serve_events();
+        let context = self.fetcher.consumer().context();
+        let told = failed(action, &self.settings.client, context, error);
+        let passes = (may_pass(error) || is_no_topic(error)) && !is_hopeless(context.complaint());
+        if passes { Silence::Away(told) } else { Silence::Refused(told) }
     }
 
     /// The partitions of all topics that the source reads, as they are now. A topic that is not there is left out.
@@ -95,7 +96,7 @@ impl Questions<'_> {
     fn partitions_of(&self, topic: &str) -> Result<Option<BTreeSet<i32>>, Silence> {
         let action = format!("ask for the partitions of topic `{topic}`");
         let metadata =
-            self.consumer.fetch_metadata(Some(topic), QUESTION_TIMEOUT).map_err(|e| self.silence(&action, &e))?;
+            self.fetcher.consumer().fetch_metadata(Some(topic), QUESTION_TIMEOUT).map_err(|e| self.silence(&action, &e))?;
         match metadata.topics().iter().find(|found| found.name() == topic) {
             Some(found) => self.of_topic(&action, found),
             None => Ok(None),
@@ -103,11 +104,9 @@ impl Questions<'_> {
     }
 
     fn matching(&self, pattern: &str) -> Result<Partitions, Silence> {
-        let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|e| {
-            Silence::Refused(Error::invalid(format!("`{pattern}` is not a regular expression: {e}")).caused_by(e))
-        })?;
+        let regex = whole_name(pattern).map_err(Silence::Refused)?;
         let action = format!("ask which topics match `{pattern}`");
-        let metadata = self.consumer.fetch_metadata(None, QUESTION_TIMEOUT).map_err(|e| self.silence(&action, &e))?;
+        let metadata = self.fetcher.consumer().fetch_metadata(None, QUESTION_TIMEOUT).map_err(|e| self.silence(&action, &e))?;
         let mut found = Partitions::new();
         for topic in metadata.topics() {
             // Topics of Kafka itself are never meant.
@@ -156,7 +155,7 @@ impl Questions<'_> {
             };
             list.add_partition_offset(topic, partition, raw).map_err(|e| self.silence(action, &e))?;
         }
-        let answer = self.consumer.offsets_for_times(list, QUESTION_TIMEOUT).map_err(|e| self.silence(action, &e))?;
+        let answer = self.fetcher.consumer().offsets_for_times(list, QUESTION_TIMEOUT).map_err(|e| self.silence(action, &e))?;
         let mut found = PartitionOffsets::new();
         for partition in answer.elements() {
             partition.error().map_err(|e| {
@@ -170,34 +169,6 @@ impl Questions<'_> {
         }
         Ok(found)
     }
-}
-
-/// Whether the same question may be answered a little later.
-fn may_pass(code: RDKafkaErrorCode) -> bool {
-    use RDKafkaErrorCode as Code;
-    matches!(
-        code,
-        Code::AllBrokersDown
-            | Code::BrokerTransportFailure
-            | Code::OperationTimedOut
-            | Code::RequestTimedOut
-            | Code::TimedOutQueue
-            | Code::Resolve
-            | Code::WaitingForCoordinator
-            | Code::LeaderNotAvailable
-            | Code::NotLeaderForPartition
-            | Code::BrokerNotAvailable
-            | Code::ReplicaNotAvailable
-            | Code::NetworkException
-            | Code::CoordinatorLoadInProgress
-            | Code::CoordinatorNotAvailable
-            | Code::UnknownPartition
-            | Code::UnknownTopicOrPartition
-            | Code::UnknownTopic
-            | Code::FencedLeaderEpoch
-            | Code::UnknownLeaderEpoch
-            | Code::OffsetNotAvailable
-    )
 }
 
 /// There is no such topic, now that the query starts.

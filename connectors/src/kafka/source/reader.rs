@@ -25,6 +25,7 @@ use super::split::{Slice, split};
 use super::{begin, initial, limit};
 use crate::kafka::client::Context;
 use crate::kafka::offsets::PartitionOffsets;
+use crate::kafka::patience::{Deadline, wait};
 use crate::kafka::problem::failed;
 
 /// How often the broker is asked which partitions there are.
@@ -40,7 +41,6 @@ const ASK_AGAIN: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct KafkaReader {
     settings: Arc<Settings>,
-    config: ClientConfig,
     context: Context,
     clock: Arc<dyn Clock>,
     log: Arc<dyn CheckpointStore>,
@@ -69,20 +69,19 @@ pub(super) struct KafkaReader {
 #[derive(Debug)]
 struct Bound {
     range: OffsetRange,
-    /// By partition: how many of the fetchers read it.
+    /// By partition: how many fetchers read it.
     fetchers: BTreeMap<(String, i32), usize>,
     dead_letters_told: bool,
 }
 
 impl KafkaReader {
     pub(super) async fn open(settings: Settings, context: SourceContext) -> Result<Self> {
-        let config = config(&settings);
+        settings.check()?;
         let heard = Context::default();
-        let fetcher = Fetcher::new(&config, heard.clone())
+        let fetcher = Fetcher::new(&config(&settings), heard.clone())
             .map_err(|e| failed("open the Kafka source", &settings.client, &heard, &e))?;
         let mut reader = KafkaReader {
             settings: Arc::new(settings),
-            config,
             context: heard,
             clock: context.clock,
             log: context.log,
@@ -103,7 +102,7 @@ impl KafkaReader {
         reader.initial = match initial::read(&reader.log).await? {
             Some(initial) => initial,
             None => {
-                let begin = reader.ask(START_PATIENCE_MS, |questions| begin::resolve(questions)).await??;
+                let begin = reader.ask(START_PATIENCE_MS, begin::resolve)??;
                 initial::keep(&reader.log, &begin).await?
             }
         };
@@ -112,19 +111,18 @@ impl KafkaReader {
 
     fn questions(&self) -> Result<Questions<'_>> {
         let main = self.fetchers.first().ok_or_else(|| Error::internal("the Kafka source has no consumer"))?;
-        Ok(Questions { consumer: main.consumer(), settings: &self.settings })
+        Ok(Questions { fetcher: main, settings: &self.settings })
     }
 
     /// Asks until there is an answer, or for so long.
-    async fn ask<T>(&self, patience_ms: i64, ask: impl Fn(&Questions<'_>) -> Result<T, Silence>) -> Result<T> {
-        let started = std::time::Instant::now();
-        let patience = Duration::from_millis(patience_ms.unsigned_abs());
+    fn ask<T>(&self, patience_ms: i64, ask: impl Fn(&Questions<'_>) -> Result<T, Silence>) -> Result<T> {
+        let deadline = Deadline::after(Duration::from_millis(patience_ms.unsigned_abs()));
         loop {
             match ask(&self.questions()?) {
                 Ok(answer) => return Ok(answer),
-                Err(Silence::Away(error)) if started.elapsed() < patience => {
+                Err(Silence::Away(error)) if !deadline.has_passed() => {
                     tracing::debug!(%error, "asking again");
-                    tokio::time::sleep(ASK_AGAIN).await;
+                    wait(ASK_AGAIN);
                 }
                 Err(silence) => return Err(silence.into()),
             }
@@ -149,6 +147,7 @@ impl KafkaReader {
                 if self.away_since_ms.take().is_some() {
                     tracing::info!(brokers = self.settings.client.bootstrap(), "the broker answers again");
                 }
+                self.context.answered();
                 self.known = Some(known);
                 Ok(Some(ends))
             }
@@ -285,7 +284,7 @@ impl KafkaReader {
             added.map_err(|e| failed("commit offsets to the consumer group", &self.settings.client, &self.context, &e))?;
         }
         let mode = if last { CommitMode::Sync } else { CommitMode::Async };
-        if let Err(error) = self.questions()?.consumer.commit(&list, mode) {
+        if let Err(error) = self.questions()?.fetcher.consumer().commit(&list, mode) {
             // For tools that watch, and only for them.
             tracing::warn!(%error, group = self.settings.commit_group, "offsets were not committed to the consumer group");
         }
@@ -296,7 +295,7 @@ impl KafkaReader {
     /// The fetcher that reads one more piece of a partition.
     fn fetcher(&mut self, number: usize) -> Result<Arc<Fetcher>> {
         while self.fetchers.len() <= number {
-            let fetcher = Fetcher::new(&self.config, self.context.clone())
+            let fetcher = Fetcher::new(&config(&self.settings), self.context.clone())
                 .map_err(|e| failed("open a consumer", &self.settings.client, &self.context, &e))?;
             self.fetchers.push(Arc::new(fetcher));
         }
@@ -304,7 +303,7 @@ impl KafkaReader {
     }
 
     /// What there is to read between two offsets.
-    async fn slices(&self, start: &PartitionOffsets, end: &PartitionOffsets) -> Result<Vec<Slice>> {
+    fn slices(&self, start: &PartitionOffsets, end: &PartitionOffsets) -> Result<Vec<Slice>> {
         let mut slices = vec![];
         for (topic, partition, to) in end.iter() {
             let from = match start.get(topic, partition) {
@@ -313,7 +312,7 @@ impl KafkaReader {
                 _ => {
                     let place: Partitions = [(topic.to_owned(), [partition].into())].into();
                     let ask = |questions: &Questions<'_>| questions.offsets(&place, Place::Earliest);
-                    let earliest = self.ask(self.settings.patience_ms, ask).await?;
+                    let earliest = self.ask(self.settings.patience_ms, ask)?;
                     earliest.get(topic, partition).unwrap_or(to).min(to)
                 }
             };
@@ -332,7 +331,7 @@ impl SourceReader for KafkaReader {
             let partitions = questions.partitions()?;
             questions.offsets(&partitions, Place::Latest)
         };
-        self.frozen = Some(self.ask(START_PATIENCE_MS, ask).await?);
+        self.frozen = Some(self.ask(START_PATIENCE_MS, ask)?);
         Ok(())
     }
 
@@ -366,7 +365,7 @@ impl SourceReader for KafkaReader {
             self.bound = Some(Bound { range: range.clone(), fetchers: BTreeMap::new(), dead_letters_told: false });
         }
         let start = range.start.as_ref().map_or_else(|| Ok(self.initial.clone()), PartitionOffsets::from_offset)?;
-        let slices = self.slices(&start, &PartitionOffsets::from_offset(&range.end)?).await?;
+        let slices = self.slices(&start, &PartitionOffsets::from_offset(&range.end)?)?;
         if slices.is_empty() {
             return Ok(Arc::new(EmptyExec::new(Arc::clone(&scan.schema))));
         }
@@ -388,14 +387,23 @@ impl SourceReader for KafkaReader {
         let settings = Arc::clone(&self.settings);
         let mut tasks = vec![];
         for pieces in split(&slices, self.lanes, settings.min_partitions, settings.max_records_per_partition) {
-            let mut read = vec![];
+            let mut read: Vec<(Slice, Arc<Fetcher>)> = vec![];
             for slice in pieces {
-                let number = self.bound.as_mut().map_or(0, |bound| {
-                    let readers = bound.fetchers.entry((slice.topic.clone(), slice.partition)).or_default();
-                    *readers += 1;
-                    *readers - 1
-                });
-                read.push((slice, self.fetcher(number)?));
+                let fetcher = match read.last() {
+                    // A task reads the pieces of a partition one after the other.
+                    Some((last, fetcher)) if (&last.topic, last.partition) == (&slice.topic, slice.partition) => {
+                        Arc::clone(fetcher)
+                    }
+                    _ => {
+                        let number = self.bound.as_mut().map_or(0, |bound| {
+                            let readers = bound.fetchers.entry((slice.topic.clone(), slice.partition)).or_default();
+                            *readers += 1;
+                            *readers - 1
+                        });
+                        self.fetcher(number)?
+                    }
+                };
+                read.push((slice, fetcher));
             }
             let task = KafkaTask {
                 pieces: read,

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
@@ -26,6 +26,7 @@ use super::discover::{Partitions, Place, Questions, Silence};
 use super::settings::Settings;
 use super::split::Slice;
 use crate::kafka::client::Context;
+use crate::kafka::patience::Deadline;
 use crate::kafka::problem::failed;
 
 /// How long one wait for messages is.
@@ -74,8 +75,8 @@ struct Piece {
     queue: Arc<PartitionQueue>,
     /// All below has been read.
     next: i64,
-    /// When the broker last gave something.
-    heard: Instant,
+    /// How long to wait for more.
+    deadline: Deadline,
 }
 
 struct Reading {
@@ -121,6 +122,7 @@ impl Reading {
                 let Some((slice, fetcher)) = self.left.pop_front() else { return Ok(true) };
                 self.now = Some(self.open(slice, fetcher)?);
             }
+            let deadline = self.deadline();
             let Some(piece) = &mut self.now else { continue };
             let before = piece.next;
             let columns = &mut self.columns;
@@ -137,7 +139,7 @@ impl Reading {
             if piece.next >= piece.slice.to {
                 self.now = None;
             } else if piece.next > before {
-                piece.heard = Instant::now();
+                piece.deadline = deadline;
             } else {
                 // Outside a query, as in a test of the source alone, nobody gives up.
                 if let Ok(batch) = BatchContext::of(context) {
@@ -155,7 +157,7 @@ impl Reading {
             let action = format!("read {slice}");
             failed(&action, &self.settings.client, &self.context, &e)
         })?;
-        Ok(Piece { next: slice.from, slice, fetcher, queue, heard: Instant::now() })
+        Ok(Piece { next: slice.from, slice, fetcher, queue, deadline: self.deadline() })
     }
 
     /// The broker gave an error instead of messages: records may be gone.
@@ -176,7 +178,7 @@ impl Reading {
             }
             _ => return Err(failed(&action, &self.settings.client, &self.context, error)),
         }
-        let questions = Questions { consumer: piece.fetcher.consumer(), settings: &self.settings };
+        let questions = Questions { fetcher: &piece.fetcher, settings: &self.settings };
         let place: Partitions = [(piece.slice.topic.clone(), [piece.slice.partition].into())].into();
         let first = match questions.offsets(&place, Place::Earliest) {
             Ok(found) => found.get(&piece.slice.topic, piece.slice.partition),
@@ -219,14 +221,16 @@ impl Reading {
         Ok(())
     }
 
+    fn deadline(&self) -> Deadline {
+        Deadline::after(Duration::from_millis(self.settings.patience_ms.unsigned_abs()))
+    }
+
     /// Fails if the broker has given nothing for too long.
     fn lose_patience(&self) -> Result<()> {
-        let Some(piece) = &self.now else { return Ok(()) };
-        let patience = Duration::from_millis(self.settings.patience_ms.unsigned_abs());
-        if piece.heard.elapsed() < patience {
-            return Ok(());
-        }
-        let action = format!("read {} beyond offset {} within {} ms", piece.slice, piece.next, patience.as_millis());
+        let Some(piece) = self.now.as_ref().filter(|piece| piece.deadline.has_passed()) else { return Ok(()) };
+        piece.fetcher.serve_events();
+        let patience_ms = self.settings.patience_ms;
+        let action = format!("read {} beyond offset {} within {patience_ms} ms", piece.slice, piece.next);
         let error = KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut);
         Err(failed(&action, &self.settings.client, &self.context, &error))
     }

@@ -12,33 +12,33 @@ const PAUSES: (Duration, Duration) = (Duration::from_micros(100), Duration::from
 
 /// Until when it makes sense to go on asking.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Deadline {
+pub(crate) struct Deadline {
     since: Instant,
     patience: Duration,
 }
 
 impl Deadline {
-    pub(super) fn after(patience: Duration) -> Self {
+    pub(crate) fn after(patience: Duration) -> Self {
         Deadline { since: now(), patience }
     }
 
-    pub(super) fn has_passed(&self) -> bool {
+    pub(crate) fn has_passed(&self) -> bool {
         self.since.elapsed() >= self.patience
     }
 
     /// What is left of it; never nothing, so that the last question is asked too.
-    pub(super) fn left(&self) -> Duration {
+    pub(crate) fn left(&self) -> Duration {
         self.patience.saturating_sub(self.since.elapsed()).max(Duration::from_millis(1))
     }
 
     /// How long the next question may take: short ones first, for what is wrong at once is heard between two questions.
-    pub(super) fn step(&self) -> Duration {
+    pub(crate) fn step(&self) -> Duration {
         let (shortest, longest) = STEPS;
         self.since.elapsed().clamp(shortest, longest).min(self.left())
     }
 
     /// Waits a little before the next look: a tenth of the time waited so far, so that what is over soon is seen soon.
-    pub(super) fn pause(&self) {
+    pub(crate) fn pause(&self) {
         let (shortest, longest) = PAUSES;
         wait((self.since.elapsed() / 10).clamp(shortest, longest));
     }
@@ -46,18 +46,18 @@ impl Deadline {
 
 /// For measuring a wait on the network.
 #[expect(clippy::disallowed_methods, reason = "bounds a wait on the network; no row depends on it")]
-pub(super) fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
 /// Waits on the network.
 #[expect(clippy::disallowed_methods, reason = "polls of the rdkafka crate spin for their last millisecond")]
-pub(super) fn wait(time: Duration) {
+pub(crate) fn wait(time: Duration) {
     std::thread::sleep(time);
 }
 
 /// Whether the same question may be answered a little later.
-pub(super) fn may_pass(error: &KafkaError) -> bool {
+pub(crate) fn may_pass(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(
@@ -67,15 +67,20 @@ pub(super) fn may_pass(error: &KafkaError) -> bool {
                 | Code::CoordinatorLoadInProgress
                 | Code::CoordinatorNotAvailable
                 | Code::DestroyBroker
+                | Code::FencedLeaderEpoch
                 | Code::LeaderNotAvailable
                 | Code::NetworkException
                 | Code::NotCoordinator
                 | Code::NotLeaderForPartition
+                | Code::OffsetNotAvailable
                 | Code::OperationTimedOut
+                | Code::ReplicaNotAvailable
                 | Code::RequestTimedOut
                 | Code::Resolve
                 | Code::Retry
                 | Code::TimedOutQueue
+                | Code::UnknownLeaderEpoch
+                | Code::UnknownPartition
                 | Code::UnstableOffsetCommit
                 | Code::WaitingForCoordinator
         )
@@ -83,7 +88,7 @@ pub(super) fn may_pass(error: &KafkaError) -> bool {
 }
 
 /// Whether the cluster does not know the topic. One that is created on first use is known a moment later.
-pub(super) fn is_no_topic(error: &KafkaError) -> bool {
+pub(crate) fn is_no_topic(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::LeaderNotAvailable)
@@ -91,7 +96,7 @@ pub(super) fn is_no_topic(error: &KafkaError) -> bool {
 }
 
 /// Whether librdkafka's complaint says that waiting is no use: it goes on trying with a password that was refused.
-pub(super) fn is_hopeless(complaint: Option<(Code, String)>) -> bool {
+pub(crate) fn is_hopeless(complaint: Option<(Code, String)>) -> bool {
     matches!(
         complaint,
         Some((
@@ -106,7 +111,7 @@ pub(super) fn is_hopeless(complaint: Option<(Code, String)>) -> bool {
 }
 
 /// Whether the cluster takes no more from this producer, because a newer one has its name.
-pub(super) fn is_fenced(code: Code) -> bool {
+pub(crate) fn is_fenced(code: Code) -> bool {
     matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
 }
 

@@ -1,0 +1,292 @@
+//! One librdkafka producer.
+//!
+//! Time: `flush` and `commit_transaction` of the `rdkafka` crate wait in steps of 100 ms for rows under way, and
+//! `poll(d)` takes all of `d` whatever comes. So the marker is sent while rows are under way, then [`Sender::drain`]
+//! looks often and briefly until none is, and only then is the commit asked for: nothing is left to wait for but the
+//! cluster's answer. librdkafka's `flush`, which would not wait for `linger.ms`, is no help: it does so only while it
+//! blocks.
+
+mod transaction;
+mod trouble;
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use arrow::record_batch::RecordBatch;
+use parking_lot::Mutex;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+use rdkafka::types::RDKafkaErrorCode as Code;
+use rdkafka::{ClientContext, Message};
+use tidewater::error::{Error, Result};
+
+use self::transaction::Stage;
+use super::properties::{self, Timeouts};
+use super::record::{Columns, Record};
+use crate::kafka::client::{ClientSettings, Context};
+use crate::kafka::patience::{Deadline, is_hopeless, is_no_topic, may_pass, now, wait};
+use crate::kafka::problem;
+
+/// How long a cluster may take to be found at all.
+const REACH: Duration = Duration::from_secs(60);
+/// How long a topic may take to be created on first use.
+const CREATION: Duration = Duration::from_secs(5);
+/// The pause before a question is asked again.
+const AGAIN: Duration = Duration::from_millis(50);
+/// The broker's answer may come a little after the time that a row has.
+const GRACE: Duration = Duration::from_secs(5);
+/// Of those that wait to be heard: so many a time.
+const EVENTS: usize = 32;
+
+/// What librdkafka tells of rows, and beside the answers to calls.
+#[derive(Debug, Default)]
+struct Deliveries {
+    heard: Context,
+    lost: Mutex<Lost>,
+}
+
+/// Rows that were not taken.
+#[derive(Debug, Clone, Default)]
+struct Lost {
+    rows: u64,
+    first: Option<Place>,
+}
+
+#[derive(Debug, Clone)]
+struct Place {
+    topic: String,
+    partition: i32,
+    error: KafkaError,
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, log_message: &str) {
+        self.heard.log(level, fac, log_message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.heard.error(error, reason);
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, delivery_result: &DeliveryResult<'_>, _delivery_opaque: ()) {
+        let Err((error, message)) = delivery_result else { return };
+        let mut lost = self.lost.lock();
+        lost.rows += 1;
+        // Rows that were taken back follow something else, which is told in its own way.
+        let taken_back = matches!(error.rdkafka_error_code(), Some(Code::PurgeQueue | Code::PurgeInflight));
+        if lost.first.is_none() && !taken_back {
+            let (topic, partition) = (message.topic().to_owned(), message.partition());
+            lost.first = Some(Place { topic, partition, error: error.clone() });
+        }
+    }
+}
+
+/// Sends rows, with or without transactions. May be used by many threads; calls about the transaction come from one.
+pub(super) struct Sender {
+    producer: BaseProducer<Deliveries>,
+    heard: Context,
+    settings: ClientSettings,
+    timeouts: Timeouts,
+    transactional: bool,
+    stage: Mutex<Stage>,
+    /// Since when there is something in the open transaction.
+    busy_since: Mutex<Option<Instant>>,
+    /// Topics that were found.
+    topics: Mutex<HashSet<String>>,
+}
+
+impl Sender {
+    /// With a `transactional_id`, rows go out in transactions only. The cluster is not asked yet.
+    pub(super) fn new(settings: ClientSettings, transactional_id: Option<&str>) -> Result<Self> {
+        let timeouts = Timeouts::of(&settings)?;
+        let heard = Context::default();
+        let config = properties::of_producer(&settings, timeouts, transactional_id);
+        let deliveries = Deliveries { heard: heard.clone(), lost: Mutex::default() };
+        let producer: BaseProducer<Deliveries> = config
+            .create_with_context(deliveries)
+            .map_err(|error| problem::failed("make a producer with these properties", &settings, &heard, &error))?;
+        Ok(Sender {
+            producer,
+            heard,
+            settings,
+            timeouts,
+            transactional: transactional_id.is_some(),
+            stage: Mutex::new(Stage::Idle),
+            busy_since: Mutex::default(),
+            topics: Mutex::default(),
+        })
+    }
+
+    /// How long to wait for a cluster that nobody has heard of yet.
+    pub(super) fn patience_to_start(&self) -> Duration {
+        self.timeouts.delivery.min(REACH)
+    }
+
+    /// Sees that the cluster answers and knows the topic. One that it creates on first use is created.
+    pub(super) fn meet(&self, topic: Option<&str>) -> Result<()> {
+        if let Some(topic) = topic {
+            if self.topics.lock().contains(topic) {
+                return Ok(());
+            }
+            check_topic_name(topic)?;
+        }
+        let action = topic.map_or("ask for its topics".to_owned(), |topic| format!("find topic `{topic}`"));
+        let deadline = Deadline::after(self.patience_to_start());
+        let mut creation = None;
+        loop {
+            let error = match self.ask_for(topic, deadline.step()) {
+                Ok(()) => {
+                    self.heard.answered();
+                    self.topics.lock().extend(topic.map(str::to_owned));
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            self.hear();
+            let hopeless = if is_no_topic(&error) {
+                creation.get_or_insert_with(|| Deadline::after(CREATION)).has_passed()
+            } else {
+                !may_pass(&error) || is_hopeless(self.heard.complaint())
+            };
+            if hopeless || deadline.has_passed() {
+                return Err(self.told(&action, &error));
+            }
+            wait(AGAIN);
+        }
+    }
+
+    fn ask_for(&self, topic: Option<&str>, patience: Duration) -> KafkaResult<()> {
+        let metadata = self.producer.client().fetch_metadata(topic, patience)?;
+        let Some(topic) = topic else { return Ok(()) };
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        match found.map(|found| found.error()) {
+            Some(None) => Ok(()),
+            Some(Some(error)) => Err(KafkaError::MetadataFetch(error.into())),
+            None => Err(KafkaError::MetadataFetch(Code::UnknownTopicOrPartition)),
+        }
+    }
+
+    /// Hands all rows of a batch to librdkafka, in their order.
+    pub(super) fn send(&self, columns: &Columns, batch: &RecordBatch) -> Result<()> {
+        if batch.num_rows() == 0 {
+            return Ok(());
+        }
+        self.note_busy();
+        let rows = columns.of(batch)?;
+        let mut met = "";
+        for row in 0..batch.num_rows() {
+            let record = rows.record(row)?;
+            if record.topic != met {
+                self.meet(Some(record.topic))?;
+                met = record.topic;
+            }
+            self.send_one(record)?;
+        }
+        self.hear();
+        self.check()
+    }
+
+    fn send_one(&self, record: Record<'_>) -> Result<()> {
+        let Record { topic, partition, key, value, headers } = record;
+        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic);
+        (record.partition, record.key, record.payload, record.headers) = (partition, key, value, headers);
+        let mut full = None;
+        loop {
+            let (error, refused) = match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err(refused) => refused,
+            };
+            if error.rdkafka_error_code() != Some(Code::QueueFull) {
+                return Err(match error.rdkafka_error_code() {
+                    Some(Code::Fatal | Code::State) => self.why(&format!("write to topic `{topic}`"), &error),
+                    _ => self.lost_at(topic, partition, 1, &error),
+                });
+            }
+            // Either the cluster takes rows, which makes room, or they fail for lack of time, which is told.
+            self.hear();
+            self.check()?;
+            let full: &Deadline = full.get_or_insert_with(|| Deadline::after(self.timeouts.delivery + GRACE));
+            if full.has_passed() {
+                return Err(self.too_slow());
+            }
+            full.pause();
+            record = refused;
+        }
+    }
+
+    /// Waits until every row is taken.
+    fn drain(&self) -> Result<()> {
+        let deadline = Deadline::after(self.timeouts.delivery + GRACE);
+        loop {
+            self.hear();
+            self.check()?;
+            // A row that failed counts until its report is heard.
+            if self.producer.in_flight_count() <= 0 {
+                return Ok(());
+            }
+            if deadline.has_passed() {
+                return Err(self.too_slow());
+            }
+            deadline.pause();
+        }
+    }
+
+    /// Lets librdkafka tell what it has to tell, without waiting for more.
+    fn hear(&self) {
+        for _ in 0..EVENTS {
+            self.producer.poll(Duration::ZERO);
+        }
+    }
+
+    /// From here on the cluster counts the time of the transaction.
+    fn note_busy(&self) {
+        self.busy_since.lock().get_or_insert_with(now);
+    }
+}
+
+/// What Kafka allows.
+pub(super) fn check_topic_name(topic: &str) -> Result<()> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if (1..=249).contains(&topic.len()) && topic.chars().all(allowed) && !matches!(topic, "." | "..") {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("`{topic}` cannot be the name of a Kafka topic"))
+        .hint("names have up to 249 letters and digits of ASCII, dots, underscores and dashes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_topics_are_those_of_kafka() {
+        for name in ["out", "a.b_c-9", "...", &"x".repeat(249)] {
+            check_topic_name(name).unwrap();
+        }
+        for name in ["", ".", "..", "a b", "a/b", "\0", "ö", &"x".repeat(250)] {
+            assert!(check_topic_name(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_transaction_nothing_is_sent_and_the_reason_is_told() {
+        use std::sync::Arc;
+
+        use arrow::array::{ArrayRef, StringArray};
+
+        let value: ArrayRef = Arc::new(StringArray::from(vec!["a"]));
+        let rows = RecordBatch::try_from_iter([("value", value)]).unwrap();
+        let columns = Columns::find(&rows.schema(), Some("out"), true).unwrap();
+        let sender = Sender::new(ClientSettings::new("127.0.0.1:1"), Some("tidewater-test-output")).unwrap();
+        sender.topics.lock().insert("out".to_owned());
+        assert!(sender.send(&columns, &rows).is_err());
+        assert!(sender.begin().is_err(), "transactions were not initialised");
+        assert!(!sender.is_open() && !sender.is_committing());
+        sender.give_up().unwrap();
+    }
+}

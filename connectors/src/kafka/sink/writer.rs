@@ -1,0 +1,297 @@
+//! One run's hold on the sink: batches become transactions.
+//!
+//! Rows go out in the order of the plan's partitions. Only partition 0 can send while the plan runs, so it does; the
+//! others keep their rows until the commit, which sends them one partition after the other. For a query that does not
+//! repartition, the plan's partitions are pieces of what it reads, in order: a Kafka partition that the source cut into
+//! pieces keeps its order on the way out, as if nothing ran in parallel. The price is memory: most of a batch is held
+//! until it is committed.
+
+use std::sync::Arc;
+
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tidewater::clock::Clock;
+use tidewater::error::{Error, Result};
+use tidewater::id::{BatchId, PartitionId};
+use tidewater::sink::{Begin, Guarantee, PartitionWriter, Receipt, SinkContext, SinkWriter};
+
+use super::Checked;
+use super::marker::{Marker, Standing, decide};
+use super::producer::Sender;
+use super::record::Columns;
+
+/// A marker that was not written for as long is written again before a batch: none is begun shortly before the cluster
+/// forgets it.
+const RENEW_MS: i64 = 60 * 60 * 1000;
+
+/// Writes batches to Kafka.
+pub(super) struct KafkaWriter {
+    shared: Arc<Shared>,
+    /// Exactly once only.
+    marker: Option<Marker>,
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+}
+
+/// What the writers of partitions need.
+struct Shared {
+    sender: Sender,
+    columns: Columns,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// How many batches Kafka has; at least once, those of this run only.
+    taken: u64,
+    /// When the marker was last written, if this run did.
+    marked_ms: Option<i64>,
+    open: Option<Open>,
+}
+
+/// A batch that was begun.
+#[derive(Debug)]
+struct Open {
+    batch: BatchId,
+    /// A writer of partition 0 was made, which sends at once.
+    sends: bool,
+    /// All its rows and the marker went out.
+    complete: bool,
+}
+
+/// What a partition hands over.
+enum Handed {
+    /// Its rows went out already.
+    Sent,
+    Kept(Vec<RecordBatch>),
+}
+
+impl KafkaWriter {
+    /// Takes over from the run before, and finds out where it stopped.
+    pub(super) fn open(sink: Checked, columns: Columns, context: &SinkContext) -> Result<Self> {
+        let name = format!("tidewater-{}-{}", context.query_id, context.name);
+        let exactly_once = sink.guarantee == Guarantee::ExactlyOnce;
+        let sender = Sender::new(sink.client.clone(), exactly_once.then_some(name.as_str()))?;
+        match (&sink.topic, &sink.marker_topic) {
+            (Some(topic), _) => sender.meet(Some(topic))?,
+            (None, None) => sender.meet(None)?,
+            (None, Some(_)) => {}
+        }
+        let mut writer = KafkaWriter {
+            shared: Arc::new(Shared { sender, columns }),
+            marker: None,
+            clock: Arc::clone(&context.clock),
+            state: Mutex::default(),
+        };
+        if let (true, Some(topic)) = (exactly_once, sink.marker_topic) {
+            let sender = &writer.shared.sender;
+            sender.meet(Some(&topic))?;
+            // Before the marker is read: what the run before left in doubt is settled by this.
+            sender.init_transactions()?;
+            let patience = sender.patience_to_start();
+            let run = (context.query_id, context.run_id);
+            let (marker, found) = Marker::read(&sink.client, name, topic, run, patience)?;
+            let next = context.next_batch;
+            let standing = decide(found, next, context.next_batch_may_be_taken, &marker.place())?;
+            tracing::debug!(query = %context.query_id, batch = %next, ?found, ?standing, "read the marker in Kafka");
+            writer.marker = Some(marker);
+            match standing {
+                Standing::Taken => writer.state.lock().taken = next.0 + 1,
+                // Before any batch is begun, so that one in doubt finds a marker. And what this user may not do is
+                // found out now.
+                Standing::Next | Standing::Unmarked => writer.mark(&mut writer.state.lock(), next.0)?,
+            }
+        }
+        Ok(writer)
+    }
+
+    /// Writes the marker alone.
+    fn mark(&self, state: &mut State, taken: u64) -> Result<()> {
+        let Some(marker) = &self.marker else { return Ok(()) };
+        let sender = &self.shared.sender;
+        sender.begin()?;
+        sender.mark(&marker.offset(taken)?, marker.group())?;
+        sender.commit()?;
+        state.taken = taken;
+        state.marked_ms = Some(self.clock.now_ms());
+        Ok(())
+    }
+
+    fn begin_now(&self, batch: BatchId) -> Result<Begin> {
+        let mut state = self.state.lock();
+        if self.marker.is_some() {
+            if batch.0 < state.taken {
+                return Ok(Begin::Taken);
+            }
+            let now_ms = self.clock.now_ms();
+            if state.marked_ms.is_none_or(|marked_ms| now_ms - marked_ms >= RENEW_MS) {
+                let taken = state.taken;
+                self.mark(&mut state, taken)?;
+            }
+        }
+        self.shared.sender.begin()?;
+        state.open = Some(Open { batch, sends: false, complete: false });
+        Ok(Begin::Open)
+    }
+
+    fn commit_now(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
+        let mut state = self.state.lock();
+        let State { taken, marked_ms, open } = &mut *state;
+        if batch.0 < *taken {
+            return Ok(());
+        }
+        let Some(begun) = open.as_mut().filter(|open| open.batch == batch) else {
+            return Err(Error::internal(format!("batch {batch} is to be committed to Kafka, and was not begun")));
+        };
+        let sender = &self.shared.sender;
+        if !(begun.complete && sender.is_committing()) {
+            self.complete(begun, receipts)?;
+            begun.complete = true;
+        }
+        sender.commit()?;
+        *taken = batch.0 + 1;
+        *marked_ms = Some(self.clock.now_ms());
+        *open = None;
+        Ok(())
+    }
+
+    /// Sends what is still to be sent of a batch, then the marker: it is on its way while the rows are.
+    fn complete(&self, open: &Open, receipts: Vec<Receipt>) -> Result<()> {
+        let sender = &self.shared.sender;
+        let mut handed = vec![];
+        for receipt in receipts {
+            let contents: Option<Handed> = receipt.into_contents();
+            handed.push(contents.ok_or_else(|| Error::internal("the Kafka sink was given a foreign receipt"))?);
+        }
+        if open.sends && self.marker.is_some() && !handed.iter().any(|handed| matches!(handed, Handed::Sent)) {
+            // They cannot be told apart from others in the transaction.
+            sender.give_up()?;
+            return Err(Error::internal("rows of a partition that was given up had gone out to Kafka already"));
+        }
+        for handed in handed {
+            if let Handed::Kept(kept) = handed {
+                kept.iter().try_for_each(|rows| sender.send(&self.shared.columns, rows))?;
+            }
+        }
+        match &self.marker {
+            Some(marker) => sender.mark(&marker.offset(open.batch.0 + 1)?, marker.group()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Debug for KafkaWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let marker = self.marker.as_ref().map(Marker::place);
+        f.debug_struct("KafkaWriter").field("marker", &marker).field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+/// All of it blocks: it runs on the driver's thread, which has nothing else to do.
+#[async_trait]
+impl SinkWriter for KafkaWriter {
+    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+        self.begin_now(batch)
+    }
+
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+        let mut state = self.state.lock();
+        let mut kept = Some(vec![]);
+        if let Some(open) = state.open.as_mut().filter(|open| open.batch == batch)
+            && partition == PartitionId(0)
+            && !open.sends
+        {
+            open.sends = true;
+            kept = None;
+        }
+        Ok(Box::new(KafkaRows { shared: Arc::clone(&self.shared), rows: 0, kept }))
+    }
+
+    async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
+        self.commit_now(batch, receipts)
+    }
+}
+
+/// The rows of one partition of one batch.
+struct KafkaRows {
+    shared: Arc<Shared>,
+    rows: u64,
+    /// None: they go out at once.
+    kept: Option<Vec<RecordBatch>>,
+}
+
+#[async_trait]
+impl PartitionWriter for KafkaRows {
+    async fn write(&mut self, rows: RecordBatch) -> Result<()> {
+        self.rows += rows.num_rows() as u64;
+        match &mut self.kept {
+            Some(kept) => kept.push(rows),
+            None => self.shared.sender.send(&self.shared.columns, &rows)?,
+        }
+        Ok(())
+    }
+
+    async fn finish(self: Box<Self>) -> Result<Receipt> {
+        let KafkaRows { rows, kept, .. } = *self;
+        Ok(Receipt::new(rows, kept.map_or(Handed::Sent, Handed::Kept)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, StringArray};
+    use tidewater::clock::ManualClock;
+
+    use super::*;
+    use crate::kafka::client::ClientSettings;
+
+    fn rows(values: &[&str]) -> RecordBatch {
+        let value: ArrayRef = Arc::new(StringArray::from(values.to_vec()));
+        RecordBatch::try_from_iter([("value", value)]).unwrap()
+    }
+
+    /// At least once, with no cluster to send to.
+    fn alone() -> KafkaWriter {
+        let sender = Sender::new(ClientSettings::new("127.0.0.1:1"), None).unwrap();
+        let columns = Columns::find(&rows(&[]).schema(), Some("out"), true).unwrap();
+        KafkaWriter {
+            shared: Arc::new(Shared { sender, columns }),
+            marker: None,
+            clock: Arc::new(ManualClock::at(0)),
+            state: Mutex::default(),
+        }
+    }
+
+    async fn receipt(writer: &KafkaWriter, batch: u64, partition: usize, rows: &[RecordBatch]) -> Handed {
+        let mut partition = writer.partition(BatchId(batch), PartitionId(partition)).unwrap();
+        for rows in rows {
+            partition.write(rows.clone()).await.unwrap();
+        }
+        let receipt = partition.finish().await.unwrap();
+        assert_eq!(receipt.rows, rows.iter().map(|rows| rows.num_rows() as u64).sum::<u64>());
+        receipt.into_contents().unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_the_first_writer_of_the_first_partition_sends_at_once() {
+        let writer = alone();
+        assert_eq!(writer.begin(BatchId(3)).await.unwrap(), Begin::Open);
+        let some = [rows(&["a", "b"]), rows(&["c"])];
+        assert!(matches!(receipt(&writer, 3, 1, &some).await, Handed::Kept(kept) if kept.len() == 2));
+        assert!(matches!(receipt(&writer, 2, 0, &some).await, Handed::Kept(_)), "of a batch that was not begun");
+        assert!(matches!(receipt(&writer, 3, 0, &[]).await, Handed::Sent));
+        assert!(matches!(receipt(&writer, 3, 0, &some).await, Handed::Kept(_)), "the second of its kind");
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_committed_once_and_only_if_it_was_begun() {
+        let writer = alone();
+        assert!(writer.commit(BatchId(0), vec![]).await.is_err());
+        writer.begin(BatchId(0)).await.unwrap();
+        assert!(writer.commit(BatchId(0), vec![Receipt::new(1, "foreign")]).await.is_err());
+        writer.begin(BatchId(0)).await.unwrap();
+        writer.commit(BatchId(0), vec![]).await.unwrap();
+        writer.commit(BatchId(0), vec![]).await.unwrap();
+        assert!(writer.commit(BatchId(1), vec![]).await.is_err());
+    }
+}
