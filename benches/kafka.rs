@@ -20,7 +20,7 @@ use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use tidewater::prelude::*;
-use tidewater_book::kafka::{Broker, unique_topic};
+use tidewater_book::kafka::{Broker, own_broker, unique_topic};
 use tidewater_connectors::formats::{Format, to_json};
 use tidewater_connectors::kafka::{KafkaSink, KafkaSource, StartingOffsets};
 
@@ -34,19 +34,34 @@ const ROUNDS: usize = 5;
 const ROWS_PER_SECOND: u64 = 1_000;
 const KEYS: u64 = 1_000;
 const WARM_UP_S: u64 = 10;
-const MEASURED_S: u64 = 60;
 
 type Failure = Box<dyn std::error::Error>;
 
-pub(crate) async fn run() -> Result<(), Failure> {
-    let broker = Broker::start()?;
-    source(&broker).await?;
-    sink(&broker).await?;
-    for at_least_once in [false, true] {
-        latency(&broker, Job::Windows, at_least_once).await?;
-        latency(&broker, Job::Stateless, at_least_once).await?;
+/// Runs the parts whose names are among `parts`, or all.
+pub(crate) async fn run(parts: &[String]) -> Result<(), Failure> {
+    let chosen = |name: &str| {
+        let named = |part: &String| ["source", "sink", "latency"].contains(&part.as_str());
+        !parts.iter().any(named) || parts.iter().any(|part| part == name)
+    };
+    let broker = own_broker().ok_or("there is no broker to measure")?;
+    if chosen("source") {
+        source(&broker).await?;
+    }
+    if chosen("sink") {
+        sink(&broker).await?;
+    }
+    if chosen("latency") {
+        for at_least_once in [false, true] {
+            latency(&broker, Job::Windows, at_least_once).await?;
+            latency(&broker, Job::Stateless, at_least_once).await?;
+        }
     }
     Ok(())
+}
+
+/// How long one job's latency is measured, in seconds.
+fn measured_s() -> u64 {
+    std::env::var("TIDEWATER_LATENCY_S").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
 }
 
 fn producer(broker: &Broker) -> Result<BaseProducer, Failure> {
@@ -195,7 +210,7 @@ async fn latency(broker: &Broker, job: Job, at_least_once: bool) -> Result<(), F
     };
     let source = producer(broker)?;
     let started = Instant::now();
-    for record in 0..ROWS_PER_SECOND * (WARM_UP_S + MEASURED_S) {
+    for record in 0..ROWS_PER_SECOND * (WARM_UP_S + measured_s()) {
         let due = Duration::from_micros(record * 1_000_000 / ROWS_PER_SECOND);
         while let Some(left) = due.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) {
             source.poll(Duration::ZERO);

@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     }
     // These need a broker, or long: only by their names.
     if wanted.iter().any(|name| name == "kafka") {
-        show("kafka", runtime.block_on(kafka::run()));
+        show("kafka", runtime.block_on(kafka::run(&wanted)));
     }
     if wanted.iter().any(|name| name == "soak") {
         show("soak", runtime.block_on(soak::run()));

@@ -18,6 +18,7 @@ mod fixtures;
 mod flights;
 
 mod job;
+mod kafka;
 
 mod kill;
 

@@ -1,5 +1,5 @@
-//! What a cluster does to a query that is not an error, or that the query must not take for one: partitions without records,
-//! partitions and topics that are added; and what is wrong from the start, in words.
+//! What a cluster does to a query that is no error: partitions without records, partitions and topics that are added.
+//! And what is wrong from the start, in words.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -8,13 +8,14 @@ use datafusion::functions_aggregate::expr_fn::count;
 use datafusion::prelude::*;
 use serde_json::json;
 use tidewater::prelude::*;
-use tidewater_book::kafka::{NewRecord, shared_broker, unique_topic};
+use tidewater_book::kafka::{NewRecord, unique_topic};
 use tidewater_connectors::kafka::{KafkaSink, KafkaSource, StartingOffsets};
 
 use super::steps::{
     PATIENCE, all_of, assert_says, caught_up, end_offset, into, options, rows_in_memory, run, sorted, start, stream,
     texts, until,
 };
+use super::{broker, new_topic};
 
 /// 2024-01-01T00:00:00 UTC.
 const MIDNIGHT_MS: i64 = 1_704_067_200_000;
@@ -26,7 +27,7 @@ pub(super) const KEPT: [(&str, &str); 1] = [("retention.ms", "-1")];
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_partition_holds_nothing_up() {
     const SILENT: i32 = 5;
-    let Some(broker) = shared_broker() else { return };
+    let Some(broker) = broker() else { return };
     let topic = unique_topic("silent");
     broker.create_topic_with(&topic, 8, &KEPT);
     let produce = |minute: i64| {
@@ -61,7 +62,7 @@ async fn a_silent_partition_holds_nothing_up() {
 /// A query that begins with what comes after its start reads the partitions that are added later from their beginning.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_added_partition_is_read_from_its_beginning() {
-    let Some(broker) = shared_broker() else { return };
+    let Some(broker) = broker() else { return };
     let topic = unique_topic("grows");
     broker.create_topic(&topic, 2);
     broker.produce(&topic, [(0, "old"), (1, "old")]);
@@ -89,7 +90,7 @@ async fn an_added_partition_is_read_from_its_beginning() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_topic_that_matches_the_pattern_is_read() {
-    let Some(broker) = shared_broker() else { return };
+    let Some(broker) = broker() else { return };
     let family = unique_topic("family");
     let member = |name: &str| format!("{family}.{name}");
     broker.create_topic(&member("one"), 2);
@@ -108,16 +109,15 @@ async fn a_new_topic_that_matches_the_pattern_is_read() {
     until(&query, "rows of the new topic come", all).await;
     println!("rows of a new topic after {:?}", added.elapsed());
     assert!(added.elapsed() < Duration::from_secs(15), "{:?}", added.elapsed());
+    caught_up(&query).await;
     assert_eq!(end_offset(&query)[member("two")], json!({"0": 1, "1": 0, "2": 1}));
     query.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_that_does_not_exist_is_named() {
-    let Some(broker) = shared_broker() else { return };
-    let there = unique_topic("there");
-    let missing = unique_topic("missing");
-    broker.create_topic(&there, 3);
+    let Some(broker) = broker() else { return };
+    let (there, missing) = (new_topic(broker, "there"), unique_topic("missing"));
     let dir = tempfile::tempdir().unwrap();
     let source = KafkaSource::subscribe(broker.bootstrap(), [&there, &missing]);
     let refused = run(source, DiscardSink::new(), dir.path()).await.unwrap_err();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use arrow::datatypes::{Fields, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use datafusion::functions::core::expr_ext::FieldAccessor;
 use datafusion::functions_aggregate::expr_fn::{count, sum};
@@ -22,7 +22,7 @@ use tidewater_connectors::file::FileSink;
 use tidewater_connectors::formats::{Format, to_json};
 use tidewater_connectors::kafka::{BadRecords, KafkaSink};
 
-use super::sinks::{Killed, Moment, Watched};
+use super::sinks::{Killed, Moment, Undead, Watched};
 use super::steps::{all_of, into};
 use super::{TOPIC_PARTITIONS, broker, new_topic, rows_of, settled};
 use crate::job::{PARTITIONS, finish, same, text};
@@ -39,10 +39,6 @@ const BAD_EVERY: usize = 4;
 
 fn event_schema() -> SchemaRef {
     table::schema(&[("at", "timestamp"), ("k", "string"), ("v", "long")]).unwrap()
-}
-
-fn event_fields() -> Fields {
-    event_schema().fields().clone()
 }
 
 /// Time, key and value, in the order of their coming: five seconds from one to the next, some up to five seconds late, some
@@ -125,6 +121,7 @@ struct World {
     topics: Vec<String>,
     dir: TempDir,
     checkpoint: Arc<dyn CheckpointStore>,
+    undead: Undead,
 }
 
 impl World {
@@ -136,6 +133,7 @@ impl World {
             topics: (0..topics).map(|_| new_topic(broker, "falls-out")).collect(),
             dir: tempfile::tempdir().unwrap(),
             checkpoint: memory_store(),
+            undead: Undead::default(),
         }
     }
 
@@ -158,7 +156,7 @@ impl World {
     /// The events of the input, each partition read by a task of its own, so that there are several writers.
     async fn events(&self, bad: BadRecords, falls: &Falls) -> Result<DataFrame> {
         let source = all_of(self.broker, &self.input)
-            .value_format(Format::json(event_fields()))
+            .value_format(Format::json(event_schema().fields().clone()))
             .bad_records(bad)
             .min_partitions(PARTITIONS)
             .max_offsets_per_trigger(PER_BATCH);
@@ -245,7 +243,7 @@ async fn kafka_to_kafka_with_windows() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_that_hang_are_fenced() {
     survives("Kafka to Kafka, transactions hang", passed, ROWS + 1, async |world: &World, falls: &Falls| {
-        world.run(passed, Killed::new(world.sink(), falls), falls).await
+        world.run(passed, Killed::new(world.sink(), falls, &world.undead), falls).await
     })
     .await;
 }

@@ -84,10 +84,8 @@ impl Shared {
         let source = source.max_offsets_per_trigger(PER_BATCH as u64);
         let records = SessionContext::new().read_stream(source).await?;
         let text = |name: &str| cast(col(name), DataType::Utf8);
-        let copied = records.select(vec![
-            text("key").alias("key"),
-            concat(vec![text("value"), lit(", copied")]).alias("value"),
-        ])?;
+        let copied = records
+            .select(vec![text("key").alias("key"), concat(vec![text("value"), lit(", copied")]).alias("value")])?;
         Ok(to_the_end(copied, sink, &self.checkpoint()))
     }
 }

@@ -1,5 +1,5 @@
-//! Records and topics that are gone before the query read them. By default the query fails, with what is missing and the way
-//! out; on request it goes on with what is left, and counts.
+//! Records and topics that are gone before the query read them. By default the query fails, with what is missing and
+//! the way out; on request it goes on with what is left, and counts.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tidewater::prelude::*;
-use tidewater_book::kafka::{Broker, NewRecord, shared_broker, unique_topic};
+use tidewater_book::kafka::{Broker, NewRecord, unique_topic};
 use tidewater_connectors::kafka::{KafkaSource, StartingOffsets};
 
 use super::steps::{
     PATIENCE, all_of, assert_says, caught_up, failure, log_a_batch, metric, numbers, run, sorted, start, stream, texts,
     until,
 };
+use super::{TOPIC_PARTITIONS, broker, new_topic};
 use crate::job::PARTITIONS;
 
 /// The partition whose records get lost; the others lose nothing.
@@ -30,9 +31,8 @@ struct World {
 impl World {
     /// The query has read ten records of the second partition, and one of each other.
     async fn new() -> Option<Self> {
-        let broker = shared_broker()?;
-        let topic = unique_topic("lost");
-        broker.create_topic(&topic, 3);
+        let broker = broker()?;
+        let topic = new_topic(broker, "lost");
         let world = World { broker, topic, dir: tempfile::tempdir().unwrap(), sink: MemorySink::new() };
         broker.produce(&world.topic, [(0, "100"), (2, "102")]);
         world.produce(0..10);
@@ -116,11 +116,11 @@ async fn a_topic_that_was_truncated_after_the_batch_was_logged() {
     world.assert_written((0..10).chain(13..20).chain(30..32));
 }
 
-/// Records expire under a query that reads too slowly. librdkafka has a few of them in memory by then; not all, because it
-/// is told to fetch one at a time.
+/// Records expire under a query that reads too slowly. librdkafka has a few of them in memory by then; not all, because
+/// it is told to fetch one at a time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_that_is_truncated_while_the_query_runs() {
-    let Some(broker) = shared_broker() else { return };
+    let Some(broker) = broker() else { return };
     for fail in [true, false] {
         let topic = unique_topic("expires");
         broker.create_topic(&topic, 2);
@@ -168,7 +168,7 @@ async fn a_topic_that_was_deleted_and_made_again() {
     world.assert_written(0..10);
 
     // The new one has fewer records than were read of the old one.
-    world.broker.create_topic(&world.topic, 3);
+    world.broker.create_topic(&world.topic, TOPIC_PARTITIONS);
     world.produce(50..54);
     world.refused(&["deleted and made again"]).await;
     world.run(false).await.unwrap();
@@ -181,7 +181,7 @@ async fn a_topic_that_was_deleted_and_made_again() {
 /// One of two topics is deleted under the query, and made again under the one that goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_that_is_deleted_while_the_query_runs() {
-    let Some(broker) = shared_broker() else { return };
+    let Some(broker) = broker() else { return };
     for fail in [true, false] {
         let (stays, goes) = (unique_topic("stays"), unique_topic("goes"));
         [&stays, &goes].into_iter().for_each(|topic| broker.create_topic(topic, 2));

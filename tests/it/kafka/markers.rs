@@ -5,10 +5,11 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use tempfile::TempDir;
 use tidewater::prelude::*;
-use tidewater_book::kafka::{Broker, shared_broker, unique_topic};
+use tidewater_book::kafka::Broker;
 use tidewater_connectors::kafka::KafkaSink;
 
 use super::steps::{PATIENCE, all_of, assert_says, into, run, values};
+use super::{broker, new_topic, settled};
 
 /// One topic copied to another, partition by partition.
 struct Copying {
@@ -21,9 +22,8 @@ struct Copying {
 impl Copying {
     /// The query has copied two batches of two records.
     async fn new() -> Option<(Self, StreamingQuery)> {
-        let broker = shared_broker()?;
-        let (from, to) = (unique_topic("from"), unique_topic("to"));
-        [&from, &to].into_iter().for_each(|topic| broker.create_topic(topic, 3));
+        let broker = broker()?;
+        let (from, to) = (new_topic(broker, "from"), new_topic(broker, "to"));
         let copying = Copying { broker, from, to, dir: tempfile::tempdir().unwrap() };
         broker.produce(&copying.from, [(0, "a"), (1, "b")]);
         copying.go_on(copying.sink()).await.unwrap();
@@ -42,7 +42,7 @@ impl Copying {
     }
 
     fn written(&self) -> Vec<String> {
-        values(&self.broker.consume(&self.to))
+        values(&settled(self.broker, &self.to))
     }
 
     /// As if the process had died after Kafka took the batch, and before the checkpoint said so.

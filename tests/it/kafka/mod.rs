@@ -8,14 +8,18 @@
 //! | `fencing` | two drivers of one query: the one that slept is fenced, and every row is there once |
 //! | `kill` | `kill -9` of the running example, and of its broker |
 //! | `away` | a broker that goes away under running queries |
+//! | `bad_records` | records that are not in their format: fail, null, dead letter |
 //! | `conditions` | partitions and topics without records, or added; what is wrong from the start |
 //! | `lost` | records and topics that are gone before they were read |
 //! | `markers` | the marker of the sink, and a cluster that forgot it |
+//! | `offsets` | where a query begins, and how far a batch goes |
 //! | `records` | keys, values, headers, times: what comes in and what goes out |
 //! | `secrets` | passwords and TLS |
 //! | `sinks`, `steps` | no tests: what the others share |
 
 mod away;
+
+mod bad_records;
 
 mod conditions;
 
@@ -28,6 +32,8 @@ mod kill;
 mod lost;
 
 mod markers;
+
+mod offsets;
 
 mod records;
 

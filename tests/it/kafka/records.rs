@@ -1,18 +1,20 @@
-//! What becomes of a record on its way in and out: its parts, its topic, its partition, its order; and which records are read
-//! at all.
+//! What becomes of a record on its way in and out: its parts, its topic, its partition, its order; and which records
+//! are read at all.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use arrow::datatypes::DataType;
 use datafusion::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 use tidewater::prelude::*;
-use tidewater_book::kafka::{NewRecord, Record, shared_broker, unique_topic};
+use tidewater_book::kafka::{NewRecord, Record, unique_topic};
 use tidewater_connectors::kafka::{KafkaSink, KafkaSource, StartingOffsets};
 
 use super::steps::{
     PATIENCE, all_of, assert_once, assert_says, caught_up, into, read_all, rows_in_memory, run, sorted, start, stream,
-    texts, values,
+    texts, until, values,
 };
+use super::{broker, new_topic, settled, settles};
 use crate::job::{finish, to_the_end};
 
 fn bytes(text: &str) -> Option<Vec<u8>> {
@@ -33,9 +35,8 @@ fn parts(record: &Record) -> NewRecord {
 /// Null and empty are two things, for keys, values and headers; headers keep their order and may repeat their names.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_part_of_a_record_goes_through() {
-    let Some(broker) = shared_broker() else { return };
-    let (from, to) = (unique_topic("parts"), unique_topic("parts-copied"));
-    [&from, &to].into_iter().for_each(|topic| broker.create_topic(topic, 3));
+    let Some(broker) = broker() else { return };
+    let (from, to) = (new_topic(broker, "parts"), new_topic(broker, "parts-copied"));
     let header = |name: &str, value: Option<Vec<u8>>| (name.to_owned(), value);
     let record = |partition, key, value, headers| NewRecord {
         partition: Some(partition),
@@ -47,7 +48,7 @@ async fn every_part_of_a_record_goes_through() {
     let written = vec![
         record(0, bytes("key"), bytes("value"), vec![header("a", bytes("1"))]),
         record(0, None, bytes("without a key"), vec![]),
-        record(1, bytes("deleted"), None, vec![header("b", None), header("", bytes("")), header("b", bytes("2"))]),
+        record(1, bytes("deleted"), None, vec![header("b", None), header("c", bytes("")), header("b", bytes("2"))]),
         record(1, None, None, vec![]),
         record(1, bytes(""), bytes(""), vec![header("ä", Some(vec![0xFF, 0x00]))]),
         record(2, Some(vec![0, 159, 146, 150]), Some(vec![0xFF; 3]), vec![]),
@@ -58,7 +59,7 @@ async fn every_part_of_a_record_goes_through() {
     let source = || all_of(broker, &from).include_headers();
     let copied = stream(source()).await.select_columns(&["key", "value", "headers", "partition"]).unwrap();
     finish(to_the_end(copied, into(broker, &to), dir.path())).await.unwrap();
-    let read: Vec<NewRecord> = broker.consume(&to).iter().map(parts).collect();
+    let read: Vec<NewRecord> = settled(broker, &to).iter().map(parts).collect();
     assert_eq!(read, written);
 
     // What the source says of where they were.
@@ -77,10 +78,8 @@ async fn every_part_of_a_record_goes_through() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_go_to_the_topic_they_name() {
-    let Some(broker) = shared_broker() else { return };
-    let topics = [unique_topic("one"), unique_topic("two"), unique_topic("three")];
-    topics.iter().for_each(|topic| broker.create_topic(topic, 3));
-    let [one, two, three] = &topics;
+    let Some(broker) = broker() else { return };
+    let [one, two, three] = &["one", "two", "three"].map(|name| new_topic(broker, name));
     let dir = tempfile::tempdir().unwrap();
     let rows = || {
         let rows = json!([[one, "a", "1"], [two, "b", "2"], [one, "c", "3"], [two, "d", null]]);
@@ -88,21 +87,21 @@ async fn rows_go_to_the_topic_they_name() {
     };
     let sink = || KafkaSink::new(broker.bootstrap()).marker_topic(three);
     run(rows(), sink(), &dir.path().join("routed")).await.unwrap();
-    assert_eq!(values(&broker.consume(one)), ["1", "3"]);
-    let keys = sorted(broker.consume(two).iter().map(Record::key_text).collect());
+    assert_eq!(values(&settled(broker, one)), ["1", "3"]);
+    let keys = sorted(settled(broker, two).iter().map(Record::key_text).collect());
     assert_eq!(keys, ["b", "d"]);
-    assert!(broker.consume(three).is_empty());
+    assert!(settled(broker, three).is_empty());
 
     // The topic of the sink goes before that of the row.
     run(rows(), sink().topic(three), &dir.path().join("one place")).await.unwrap();
-    assert_eq!(broker.consume(three).len(), 4);
-    assert_eq!(values(&broker.consume(one)), ["1", "3"]);
+    assert_eq!(settled(broker, three).len(), 4);
+    assert_eq!(values(&settled(broker, one)), ["1", "3"]);
 
     // A row that names none fails the batch, and nothing of the batch can be read.
     let nowhere = rows_in_memory(&["topic", "value"], &json!([[one, "5"], [null, "6"], [two, "7"]]));
     let refused = run(nowhere, sink(), &dir.path().join("nowhere")).await.unwrap_err();
     assert_says(&refused, ErrorKind::BadInput, &["names no topic", "`topic`", "batch 0"]);
-    assert_eq!(values(&broker.consume(one)), ["1", "3"]);
+    assert_eq!(values(&settled(broker, one)), ["1", "3"]);
 
     // Nor is there a topic without a name for all.
     let unnamed = rows_in_memory(&["value"], &json!([["5"]]));
@@ -112,26 +111,26 @@ async fn rows_go_to_the_topic_they_name() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_may_say_which_partition() {
-    let Some(broker) = shared_broker() else { return };
+    let Some(broker) = broker() else { return };
     let topic = unique_topic("placed");
     broker.create_topic(&topic, 4);
     let dir = tempfile::tempdir().unwrap();
-    let placed = async |rows: serde_json::Value, name: &str| {
+    let placed = async |rows: Value, name: &str| {
         let rows = stream(rows_in_memory(&["key", "value", "place"], &rows)).await;
-        let int = datafusion::arrow::datatypes::DataType::Int32;
-        let rows = rows.select(vec![col("key"), col("value"), cast(col("place"), int).alias("partition")]).unwrap();
+        let place = cast(col("place"), DataType::Int32).alias("partition");
+        let rows = rows.select(vec![col("key"), col("value"), place]).unwrap();
         finish(to_the_end(rows, into(broker, &topic), &dir.path().join(name))).await
     };
     placed(json!([["k", "a", "3"], ["k", "b", "1"], ["k", "c", "3"], [null, "d", "0"]]), "some").await.unwrap();
-    let found: Vec<(i32, String)> = broker.consume(&topic).iter().map(|r| (r.partition, r.text())).collect();
-    let found = sorted(found.into_iter().map(|(partition, value)| format!("{partition} {value}")).collect());
+    let place = |record: &Record| format!("{} {}", record.partition, record.text());
+    let found = sorted(settled(broker, &topic).iter().map(place).collect());
     assert_eq!(found, ["0 d", "1 b", "3 a", "3 c"]);
 
     for (wrong, name) in [("4", "too many"), ("-1", "too few")] {
         let refused = placed(json!([["k", "e", "0"], ["k", "f", wrong]]), name).await.unwrap_err();
         assert_says(&refused, ErrorKind::BadInput, &[&format!("partition {wrong}"), &format!("`{topic}`")]);
     }
-    assert_eq!(broker.consume(&topic).len(), 4);
+    assert_eq!(settled(broker, &topic).len(), 4);
 }
 
 /// Keys whose hash Kafka's own tests know (`murmur2` in `UtilsTest`), and what it is.
@@ -148,7 +147,7 @@ const HASHES: [(&str, i32); 6] = [
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_go_where_a_java_producer_puts_them() {
     const PARTITIONS: i32 = 7;
-    let Some(broker) = shared_broker() else { return };
+    let Some(broker) = broker() else { return };
     for at_least_once in [false, true] {
         let topic = unique_topic("keys");
         broker.create_topic(&topic, PARTITIONS);
@@ -157,7 +156,7 @@ async fn keys_go_where_a_java_producer_puts_them() {
         let sink = if at_least_once { sink.at_least_once() } else { sink };
         let dir = tempfile::tempdir().unwrap();
         run(rows_in_memory(&["key", "value"], &json!(rows)), sink, dir.path()).await.unwrap();
-        let records = broker.consume(&topic);
+        let records = settled(broker, &topic);
         assert_eq!(records.len(), HASHES.len());
         for record in records {
             let (_, hash) = HASHES.iter().find(|(key, _)| *key == record.key_text()).unwrap();
@@ -169,9 +168,8 @@ async fn keys_go_where_a_java_producer_puts_them() {
 /// Transactions between each other, committed, aborted and open; a partition ends with the end of one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_committed_records_are_read() {
-    let Some(broker) = shared_broker() else { return };
-    let topic = unique_topic("transactions");
-    broker.create_topic(&topic, 3);
+    let Some(broker) = broker() else { return };
+    let topic = new_topic(broker, "transactions");
     let (dir, sink) = (tempfile::tempdir().unwrap(), MemorySink::new());
     let query = start(stream(all_of(broker, &topic)).await, sink.clone(), dir.path()).await;
     let read = || sorted(texts(&sink.batches(), "value"));
@@ -186,12 +184,11 @@ async fn only_committed_records_are_read() {
 
     dropped.abort();
     kept.commit();
-    caught_up(&query).await;
-    assert_eq!(read(), ["a", "b", "c", "d", "e", "f", "g"], "the last one is still open");
+    until(&query, "all but the last one", || read() == ["a", "b", "c", "d", "e", "f", "g"]).await;
     late.commit();
-    caught_up(&query).await;
-    assert_eq!(read(), ["a", "b", "c", "d", "e", "f", "g", "h"]);
+    until(&query, "the last one", || read() == ["a", "b", "c", "d", "e", "f", "g", "h"]).await;
     broker.produce_in_transaction(&topic, [(0, "never"), (1, "never"), (2, "never")], false);
+    assert!(settles(broker, &topic, PATIENCE));
     caught_up(&query).await;
     assert_eq!(read().len(), 8);
     query.stop().await.unwrap();
@@ -206,28 +203,32 @@ async fn only_committed_records_are_read() {
 /// The end of a transaction is a record that is never handed out: a batch that ends with one must not wait for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_does_not_wait_for_the_record_that_ends_a_transaction() {
-    let Some(broker) = shared_broker() else { return };
-    let topic = unique_topic("ends");
-    broker.create_topic(&topic, 3);
+    let Some(broker) = broker() else { return };
+    let topic = new_topic(broker, "ends");
     let (dir, sink) = (tempfile::tempdir().unwrap(), MemorySink::new());
     let query = start(stream(all_of(broker, &topic)).await, sink.clone(), dir.path()).await;
     for round in 0..20 {
-        // Every third one is aborted: a batch of nothing but its end, and of records that nobody may see.
+        // Every third one is aborted: batches of nothing but its end, and of records that nobody may see.
         broker.produce_in_transaction(&topic, [(0, "x"), (1, "y"), (2, "z")], round % 3 != 2);
+        assert!(settles(broker, &topic, PATIENCE));
         caught_up(&query).await;
     }
     query.stop().await.unwrap();
     assert_eq!(texts(&sink.batches(), "value").len(), 14 * 3);
     let mut ms: Vec<i64> = query.recent_progress().iter().map(|batch| batch.batch_duration).collect();
     ms.sort_unstable();
-    println!("{} batches, {} ms each at the median, {} to {}", ms.len(), ms[ms.len() / 2], ms[0], ms[ms.len() - 1]);
-    assert!(ms[ms.len() / 2] < 250, "{ms:?}");
+    let (least, median, most) = (ms[0], ms[ms.len() / 2], ms[ms.len() - 1]);
+    println!(
+        "{} batches that end with the end of a transaction: {least} to {most} ms, {median} at the median",
+        ms.len()
+    );
+    assert!(median < 250, "{ms:?}");
 }
 
 /// A compacted topic has gaps, also where a batch ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_gaps_of_a_compacted_topic_are_passed_over() {
-    let Some(broker) = shared_broker() else { return };
+    let Some(broker) = broker() else { return };
     let topic = unique_topic("compacted");
     let soon = [("cleanup.policy", "compact"), ("segment.ms", "50"), ("min.cleanable.dirty.ratio", "0.01")];
     broker.create_topic_with(&topic, 2, &soon);
@@ -243,25 +244,29 @@ async fn the_gaps_of_a_compacted_topic_are_passed_over() {
     // Only segments that are closed are compacted, and it takes a record to close one.
     while broker.consume(&topic).len() > 100 {
         assert!(asked.elapsed() < PATIENCE, "the broker does not compact");
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
         broker.produce(&topic, (next..next + 2).map(record));
         next += 2;
     }
     println!("compacted after {:?}", asked.elapsed());
     broker.produce_in_transaction(&topic, (next..next + 2).map(record), true);
+    assert!(settles(broker, &topic, PATIENCE));
 
-    // Seven a batch: many end where nothing is left.
+    // Seven a batch: many end where nothing is left. The broker may go on compacting meanwhile.
+    let before = values(&broker.consume(&topic));
     let read = read_all(all_of(broker, &topic).max_offsets_per_trigger(7)).await;
-    let left = values(&broker.consume(&topic));
-    assert!(left.len() < 150, "{}", left.len());
-    assert_eq!(read, left);
+    let after = values(&broker.consume(&topic));
+    assert!(before.len() < 150 && after.contains(&next.to_string()), "{before:?}");
+    assert!(read.iter().all(|value| before.contains(value)), "more than there was: {read:?}, {before:?}");
+    assert!(after.iter().all(|value| read.contains(value)), "less than there is: {read:?}, {after:?}");
+    assert!(read.windows(2).all(|pair| pair[0] != pair[1]), "twice: {read:?}");
 }
 
 /// One partition that is read in several pieces at a time leaves the query in its order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partition_that_is_cut_keeps_its_order() {
     const RECORDS: i64 = 200_000;
-    let Some(broker) = shared_broker() else { return };
+    let Some(broker) = broker() else { return };
     let (from, to) = (unique_topic("long"), unique_topic("long-copied"));
     [&from, &to].into_iter().for_each(|topic| broker.create_topic(topic, 4));
     let record = |value: i64| NewRecord::from((Some(2), bytes("one key"), value.to_string().into_bytes()));
@@ -275,7 +280,7 @@ async fn a_partition_that_is_cut_keeps_its_order() {
     assert!(plan.contains("partition_sizes=4"), "{plan}");
     assert_eq!(query.recent_progress().len(), 1);
 
-    let records = broker.consume(&to);
+    let records = settled(broker, &to);
     assert_once(&records, 0..RECORDS);
     let in_order = records.iter().enumerate().all(|(place, record)| record.text() == place.to_string());
     assert!(in_order, "the order is lost");

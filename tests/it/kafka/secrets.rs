@@ -9,10 +9,11 @@ use serde_json::json;
 use tidewater::prelude::*;
 use tidewater::sink::Sink;
 use tidewater::source::Source;
-use tidewater_book::kafka::{SASL_PASSWORD, SASL_USERNAME, shared_broker, unique_topic};
+use tidewater_book::kafka::{SASL_PASSWORD, SASL_USERNAME};
 use tidewater_connectors::kafka::{KafkaSink, KafkaSource, StartingOffsets};
 
 use super::steps::{all_of, assert_says, into, options, read_all, rows_in_memory, run, sorted, texts};
+use super::{broker, new_topic};
 
 /// Set for the process that [`passwords_are_shown_nowhere`] starts; it has a log of its own, in which everything is.
 const ERRAND: &str = "TIDEWATER_SECRETS_ERRAND";
@@ -98,8 +99,8 @@ fn files_below(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The work is done in a process of its own, which writes down everything at the lowest level. This one reads it, and the
-/// files of the checkpoints.
+/// The work is done in a process of its own, which writes down everything at the lowest level. This one reads it, and
+/// the files of the checkpoints.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn passwords_are_shown_nowhere() {
     if let Ok(errand) = std::env::var(ERRAND) {
@@ -113,9 +114,8 @@ async fn passwords_are_shown_nowhere() {
         be_refused(bootstrap, topic, Path::new(dir)).await;
         return;
     }
-    let Some(broker) = shared_broker() else { return };
-    let topic = unique_topic("secret");
-    broker.create_topic(&topic, 3);
+    let Some(broker) = broker() else { return };
+    let topic = new_topic(broker, "secret");
     let dir = tempfile::tempdir().unwrap();
     let done = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "kafka::secrets::passwords_are_shown_nowhere", "--nocapture"])
@@ -160,9 +160,8 @@ fn a_secret_is_found_where_it_is() {
 /// Rows over TLS, both ways; without the certificate, the error says what is missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_go_over_tls() {
-    let Some(broker) = shared_broker() else { return };
-    let topic = unique_topic("tls");
-    broker.create_topic(&topic, 3);
+    let Some(broker) = broker() else { return };
+    let topic = new_topic(broker, "tls");
     let dir = tempfile::tempdir().unwrap();
     let rows = || rows_in_memory(&["value"], &json!([["a"], ["b"], ["c"]]));
     let sink = || KafkaSink::new(broker.ssl_bootstrap()).topic(&topic).property("security.protocol", "ssl");
@@ -186,7 +185,8 @@ async fn rows_go_over_tls() {
 
     // A listener that speaks no TLS.
     let plain = into(broker, &topic).property("security.protocol", "ssl").property("ssl.ca.location", &trusted);
-    let failed = run(rows(), plain.property("message.timeout.ms", "6000"), &dir.path().join("plain")).await.unwrap_err();
+    let failed =
+        run(rows(), plain.property("message.timeout.ms", "6000"), &dir.path().join("plain")).await.unwrap_err();
     println!("TLS where none is spoken: {failed}");
     assert_eq!(failed.kind(), ErrorKind::Unavailable, "{failed}");
 }

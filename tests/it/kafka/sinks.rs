@@ -1,8 +1,7 @@
 //! Sinks around a sink, in which a test has its hand.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use futures::future::{BoxFuture, FutureExt};
 use tidewater::id::PartitionId;
@@ -97,18 +96,22 @@ impl SinkWriter for WatchedWriter {
     }
 }
 
-/// A sink that says goodbye to nobody once its process is dead: the transaction stays open, and rows that were on their way
+/// What died and was not closed. It is only when this is dropped.
+pub(super) type Undead = Arc<Mutex<Vec<Arc<dyn SinkWriter>>>>;
+
+/// A sink that says goodbye to nobody when its process dies: a transaction stays open, and rows that were on their way
 /// still arrive.
 #[derive(Debug)]
 pub(super) struct Killed {
     inner: Arc<dyn Sink>,
     falls: Falls,
+    undead: Undead,
 }
 
 impl Killed {
     /// Its process is that of `falls`.
-    pub(super) fn new(inner: impl Sink + 'static, falls: &Falls) -> Self {
-        Killed { inner: Arc::new(inner), falls: falls.clone() }
+    pub(super) fn new(inner: impl Sink + 'static, falls: &Falls, undead: &Undead) -> Self {
+        Killed { inner: Arc::new(inner), falls: falls.clone(), undead: Arc::clone(undead) }
     }
 }
 
@@ -127,8 +130,8 @@ impl Sink for Killed {
     }
 
     async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
-        let inner: Arc<dyn SinkWriter> = Arc::from(self.inner.open(context).await?);
-        Ok(Box::new(KilledWriter { inner, falls: self.falls.clone() }))
+        let inner = Arc::from(self.inner.open(context).await?);
+        Ok(Box::new(KilledWriter { inner, falls: self.falls.clone(), undead: Arc::clone(&self.undead) }))
     }
 }
 
@@ -136,13 +139,13 @@ impl Sink for Killed {
 struct KilledWriter {
     inner: Arc<dyn SinkWriter>,
     falls: Falls,
+    undead: Undead,
 }
 
 impl Drop for KilledWriter {
     fn drop(&mut self) {
         if self.falls.died().is_some() {
-            // One owner that never lets go.
-            std::mem::forget(Arc::clone(&self.inner));
+            self.undead.lock().unwrap().push(Arc::clone(&self.inner));
         }
     }
 }
@@ -154,36 +157,10 @@ impl SinkWriter for KilledWriter {
     }
 
     fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
-        let inner = Some(self.inner.partition(batch, partition)?);
-        Ok(Box::new(KilledPartition { inner, falls: self.falls.clone() }))
+        self.inner.partition(batch, partition)
     }
 
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
         self.inner.commit(batch, receipts).await
-    }
-}
-
-struct KilledPartition {
-    /// `None` once it is finished.
-    inner: Option<Box<dyn PartitionWriter>>,
-    falls: Falls,
-}
-
-impl Drop for KilledPartition {
-    fn drop(&mut self) {
-        if self.falls.died().is_some() {
-            std::mem::forget(self.inner.take());
-        }
-    }
-}
-
-#[async_trait]
-impl PartitionWriter for KilledPartition {
-    async fn write(&mut self, rows: RecordBatch) -> Result<()> {
-        self.inner.as_mut().unwrap().write(rows).await
-    }
-
-    async fn finish(mut self: Box<Self>) -> Result<Receipt> {
-        self.inner.take().unwrap().finish().await
     }
 }

@@ -1,4 +1,5 @@
-//! What the tests with a broker do again and again: start a query, wait for what it should do soon, look at what it did.
+//! What the tests with a broker do again and again: start a query, wait for what it should do soon, look at what it
+//! did.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::array::{
-    Array, ArrayBuilder, ArrayRef, BinaryArray, BinaryBuilder, BooleanArray, Int32Array, Int64Array, ListBuilder,
+    Array, ArrayRef, BinaryArray, BinaryBuilder, BooleanArray, Int32Array, Int64Array, ListBuilder,
     StringBuilder, StructArray, StructBuilder, TimestampMicrosecondArray,
 };
 use arrow::compute::filter_record_batch;
@@ -210,7 +210,7 @@ impl Columns {
             offsets: Int64Array::from(std::mem::take(&mut self.offsets)),
             timestamps: TimestampMicrosecondArray::from(timestamps).with_timezone("UTC"),
             timestamp_types: Int32Array::from(std::mem::take(&mut self.timestamp_types)),
-            headers: if self.headers.is_empty() { None } else { Some(Arc::new(self.headers.finish())) },
+            headers: self.reads[HEADERS].then(|| Arc::new(self.headers.finish())),
         };
         let (key_format, value_format) = self.wanted.formats();
         let mut bad = vec![];

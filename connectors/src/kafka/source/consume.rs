@@ -32,6 +32,8 @@ use crate::kafka::patience::Deadline;
 
 /// How long a seek may take; the broker is not asked.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long taking leave of the broker may take.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages taken in one call at most.
 const MESSAGES_PER_CALL: usize = 4096;
 
@@ -64,23 +66,52 @@ impl Fetcher {
         while self.consumer.poll(Duration::ZERO).is_some() {}
     }
 
-    /// Reads partition `partition` of `topic` from offset `from` on.
+    /// Begins to fetch those of these partitions that are not fetched yet, from these offsets on. All at once: a partition
+    /// that is added while the broker waits for records of the others waits with it.
+    pub(super) fn fetch<'a>(
+        &self,
+        places: impl IntoIterator<Item = (&'a str, i32, i64)>,
+    ) -> Result<(), KafkaError> {
+        let mut queues = self.queues.lock();
+        let mut added = TopicPartitionList::new();
+        for (topic, partition, from) in places {
+            let key = (topic.to_owned(), partition);
+            if queues.contains_key(&key) {
+                continue;
+            }
+            let queue = PartitionQueue::new(Arc::clone(&self.consumer), topic, partition, from)?;
+            added.add_partition_offset(topic, partition, Offset::from_raw(from))?;
+            queues.insert(key, Arc::new(queue));
+        }
+        if added.count() > 0 { self.consumer.incremental_assign(&added) } else { Ok(()) }
+    }
+
+    /// What partition `partition` of `topic` has to give from offset `from` on.
     pub(super) fn read_from(
         &self,
         topic: &str,
         partition: i32,
         from: i64,
     ) -> Result<Arc<PartitionQueue>, KafkaError> {
-        let mut queues = self.queues.lock();
-        let key = (topic.to_owned(), partition);
-        if let Some(queue) = queues.get(&key) {
-            queue.seek(from)?;
-            return Ok(Arc::clone(queue));
-        }
-        let queue = Arc::new(PartitionQueue::new(Arc::clone(&self.consumer), topic, partition, from)?);
-        self.consumer.incremental_assign(&one(topic, partition, from)?)?;
-        queues.insert(key, Arc::clone(&queue));
+        self.fetch([(topic, partition, from)])?;
+        let queue = self.queues.lock().get(&(topic.to_owned(), partition)).map(Arc::clone);
+        let queue = queue.ok_or(KafkaError::ClientCreation("a partition has no queue".to_owned()))?;
+        queue.seek(from)?;
         Ok(queue)
+    }
+}
+
+impl Drop for Fetcher {
+    /// Takes leave as soon as librdkafka lets it, where the `rdkafka` crate looks only every tenth of a second.
+    fn drop(&mut self) {
+        if self.queues.lock().is_empty() || self.consumer.close_queue().is_err() {
+            return;
+        }
+        let deadline = Deadline::after(LEAVE_TIMEOUT);
+        while !self.consumer.closed() && !deadline.has_passed() {
+            self.serve_events();
+            deadline.pause();
+        }
     }
 }
 
@@ -203,7 +234,7 @@ impl PartitionQueue {
             }
             state.left_over.pop_front();
         }
-        if taken.next < end && state.left_over.is_empty() && taken.messages == 0 {
+        if taken.next < end && state.left_over.is_empty() && taken.messages < at_most {
             taken.next = taken.next.max(self.position().min(end));
         }
         taken.next = taken.next.min(end.max(state.next));

@@ -45,7 +45,10 @@ pub(super) struct KafkaReader {
     clock: Arc<dyn Clock>,
     log: Arc<dyn CheckpointStore>,
     lanes: usize,
-    /// The first is there always; others read further pieces of the same partition.
+    /// Asks, and fetches nothing: a broker answers the questions of a connection one after the other, and one that asks for
+    /// records may take half a second to answer.
+    asker: Arc<Fetcher>,
+    /// The first fetches all partitions; others read further pieces of the same partition.
     fetchers: Vec<Arc<Fetcher>>,
     /// Where the query began.
     initial: PartitionOffsets,
@@ -78,7 +81,12 @@ impl KafkaReader {
     pub(super) async fn open(settings: Settings, context: SourceContext) -> Result<Self> {
         settings.check()?;
         let heard = Context::default();
-        let fetcher = Fetcher::new(&config(&settings), heard.clone())
+        let mut config = config(&settings);
+        if settings.commit_group.is_none() {
+            // Whoever has no group need not take leave of it.
+            config.remove("group.id");
+        }
+        let asker = Fetcher::new(&config, heard.clone())
             .map_err(|e| failed("open the Kafka source", &settings.client, &heard, &e))?;
         let mut reader = KafkaReader {
             settings: Arc::new(settings),
@@ -86,7 +94,8 @@ impl KafkaReader {
             clock: context.clock,
             log: context.log,
             lanes: context.partitions.max(1),
-            fetchers: vec![Arc::new(fetcher)],
+            asker: Arc::new(asker),
+            fetchers: vec![],
             initial: PartitionOffsets::new(),
             known: None,
             frozen: None,
@@ -109,16 +118,15 @@ impl KafkaReader {
         Ok(reader)
     }
 
-    fn questions(&self) -> Result<Questions<'_>> {
-        let main = self.fetchers.first().ok_or_else(|| Error::internal("the Kafka source has no consumer"))?;
-        Ok(Questions { fetcher: main, settings: &self.settings })
+    fn questions(&self) -> Questions<'_> {
+        Questions { fetcher: &self.asker, settings: &self.settings }
     }
 
     /// Asks until there is an answer, or for so long.
     fn ask<T>(&self, patience_ms: i64, ask: impl Fn(&Questions<'_>) -> Result<T, Silence>) -> Result<T> {
         let deadline = Deadline::after(Duration::from_millis(patience_ms.unsigned_abs()));
         loop {
-            match ask(&self.questions()?) {
+            match ask(&self.questions()) {
                 Ok(answer) => return Ok(answer),
                 Err(Silence::Away(error)) if !deadline.has_passed() => {
                     tracing::debug!(%error, "asking again");
@@ -134,13 +142,12 @@ impl KafkaReader {
         if let Some(frozen) = &self.frozen {
             return Ok(Some(frozen.clone()));
         }
-        for fetcher in &self.fetchers {
+        for fetcher in self.fetchers.iter().chain([&self.asker]) {
             fetcher.serve_events();
         }
         let now_ms = self.clock.now_ms();
         let answer = self.partitions(now_ms).and_then(|known| {
-            let questions = self.questions().map_err(Silence::Refused)?;
-            Ok((questions.offsets(&known.1, Place::Latest)?, known))
+            Ok((self.questions().offsets(&known.1, Place::Latest)?, known))
         });
         match answer {
             Ok((ends, known)) => {
@@ -175,7 +182,7 @@ impl KafkaReader {
     fn partitions(&self, now_ms: i64) -> Result<(i64, Partitions), Silence> {
         match &self.known {
             Some(known) if (0..DISCOVERY_MS).contains(&(now_ms - known.0)) => Ok(known.clone()),
-            _ => Ok((now_ms, self.questions().map_err(Silence::Refused)?.partitions()?)),
+            _ => Ok((now_ms, self.questions().partitions()?)),
         }
     }
 
@@ -194,7 +201,7 @@ impl KafkaReader {
             }
         }
         if !added.is_empty() {
-            let earliest = self.questions()?.offsets(&added, Place::Earliest);
+            let earliest = self.questions().offsets(&added, Place::Earliest);
             let earliest = match earliest {
                 Ok(earliest) => earliest,
                 Err(silence) => return self.wait_for_broker(silence, self.clock.now_ms()).map(|()| None),
@@ -284,7 +291,7 @@ impl KafkaReader {
             added.map_err(|e| failed("commit offsets to the consumer group", &self.settings.client, &self.context, &e))?;
         }
         let mode = if last { CommitMode::Sync } else { CommitMode::Async };
-        if let Err(error) = self.questions()?.fetcher.consumer().commit(&list, mode) {
+        if let Err(error) = self.asker.consumer().commit(&list, mode) {
             // For tools that watch, and only for them.
             tracing::warn!(%error, group = self.settings.commit_group, "offsets were not committed to the consumer group");
         }
@@ -300,6 +307,13 @@ impl KafkaReader {
             self.fetchers.push(Arc::new(fetcher));
         }
         self.fetchers.get(number).map(Arc::clone).ok_or_else(|| Error::internal("a consumer is missing"))
+    }
+
+    /// Lets librdkafka fetch ahead.
+    fn fetch_ahead(&mut self, from: &PartitionOffsets) -> Result<()> {
+        let main = self.fetcher(0)?;
+        main.fetch(from.iter())
+            .map_err(|e| failed("fetch the partitions", &self.settings.client, &self.context, &e))
     }
 
     /// What there is to read between two offsets.
@@ -343,6 +357,7 @@ impl SourceReader for KafkaReader {
         let from = after.map_or_else(|| Ok(self.initial.clone()), PartitionOffsets::from_offset)?;
         let Some(available) = self.available()? else { return Ok(nothing_new()) };
         let Some((begin, available)) = self.reconcile(&from, available)? else { return Ok(nothing_new()) };
+        self.fetch_ahead(&begin)?;
         let end = match limit {
             ReadLimit::Everything => Some(available.clone()),
             ReadLimit::AsConfigured => self.within_limits(&begin, &available),
@@ -366,6 +381,8 @@ impl SourceReader for KafkaReader {
         }
         let start = range.start.as_ref().map_or_else(|| Ok(self.initial.clone()), PartitionOffsets::from_offset)?;
         let slices = self.slices(&start, &PartitionOffsets::from_offset(&range.end)?)?;
+        // As a batch that is run again is bound before anything was asked.
+        self.fetch_ahead(&slices.iter().map(|s| (s.topic.clone(), s.partition, s.from)).collect())?;
         if slices.is_empty() {
             return Ok(Arc::new(EmptyExec::new(Arc::clone(&scan.schema))));
         }
@@ -409,6 +426,7 @@ impl SourceReader for KafkaReader {
                 pieces: read,
                 wanted: Arc::clone(&wanted),
                 settings: Arc::clone(&settings),
+                asker: Arc::clone(&self.asker),
                 context: self.context.clone(),
                 lost: Arc::clone(&self.lost),
             };

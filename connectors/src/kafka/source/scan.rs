@@ -38,6 +38,7 @@ pub(super) struct KafkaTask {
     pub(super) pieces: Vec<(Slice, Arc<Fetcher>)>,
     pub(super) wanted: Arc<Wanted>,
     pub(super) settings: Arc<Settings>,
+    pub(super) asker: Arc<Fetcher>,
     pub(super) context: Context,
     /// Offsets that were gone before they were read.
     pub(super) lost: Arc<AtomicU64>,
@@ -54,6 +55,7 @@ impl PartitionStream for KafkaTask {
             now: None,
             columns: Columns::new(Arc::clone(&self.wanted)),
             settings: Arc::clone(&self.settings),
+            asker: Arc::clone(&self.asker),
             context: self.context.clone(),
             lost: Arc::clone(&self.lost),
         };
@@ -84,6 +86,7 @@ struct Reading {
     now: Option<Piece>,
     columns: Columns,
     settings: Arc<Settings>,
+    asker: Arc<Fetcher>,
     context: Context,
     lost: Arc<AtomicU64>,
 }
@@ -178,7 +181,7 @@ impl Reading {
             }
             _ => return Err(failed(&action, &self.settings.client, &self.context, error)),
         }
-        let questions = Questions { fetcher: &piece.fetcher, settings: &self.settings };
+        let questions = Questions { fetcher: &self.asker, settings: &self.settings };
         let place: Partitions = [(piece.slice.topic.clone(), [piece.slice.partition].into())].into();
         let first = match questions.offsets(&place, Place::Earliest) {
             Ok(found) => found.get(&piece.slice.topic, piece.slice.partition),
