@@ -142,8 +142,7 @@ fn bare_loop(broker: &Broker, topic: &str) -> Result<f64, Failure> {
 
 async fn through_engine(broker: &Broker, topic: &str, column: Option<&str>) -> Result<f64, Failure> {
     let started = Instant::now();
-    let source =
-        KafkaSource::subscribe(broker.bootstrap(), [topic]).starting_offsets(StartingOffsets::Earliest);
+    let source = KafkaSource::subscribe(broker.bootstrap(), [topic]).starting_offsets(StartingOffsets::Earliest);
     let mut stream = SessionContext::new().read_stream(source).await?;
     if let Some(column) = column {
         stream = stream.select_columns(&[column])?;
@@ -230,7 +229,8 @@ async fn latency(broker: &Broker, job: Job, at_least_once: bool) -> Result<(), F
     let mut ms: Vec<f64> = seen.iter().filter(|(at, _)| *at >= begin_ms).map(|(_, late)| *late as f64).collect();
     ms.sort_by(f64::total_cmp);
     let batches = progress.take();
-    let mut batch_ms: Vec<f64> = batches.iter().filter_map(|batch| batch.duration_ms.get("triggerExecution").copied()).collect();
+    let mut batch_ms: Vec<f64> =
+        batches.iter().filter_map(|batch| batch.duration_ms.get("triggerExecution").copied()).collect();
     batch_ms.sort_by(f64::total_cmp);
     let name = if job == Job::Windows { "windows" } else { "stateless" };
     println!(

@@ -6,14 +6,14 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// A place in a source: JSON of the source's own making, kept in one canonical spelling (keys sorted, no spaces), so that
-/// two offsets are the same place exactly if they are equal.
+/// A place in a source: JSON of the source's own making, kept in one canonical spelling (keys sorted, numbers as numbers; no
+/// spaces), so that two offsets are the same place exactly if they are equal.
 ///
 /// ```
 /// use tidewater::source::Offset;
 ///
-/// let offset = Offset::parse(r#"{ "b": 1, "a": {"1": 7, "0": 10} }"#)?;
-/// assert_eq!(offset.json(), r#"{"a":{"0":10,"1":7},"b":1}"#);
+/// let offset = Offset::parse(r#"{ "b": 1, "a": {"10": 7, "9": 10} }"#)?;
+/// assert_eq!(offset.json(), r#"{"a":{"9":10,"10":7},"b":1}"#);
 /// # Ok::<(), tidewater::error::Error>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -22,9 +22,7 @@ pub struct Offset(String);
 impl Offset {
     /// From any JSON value.
     pub fn new(value: impl Into<Value>) -> Self {
-        let mut value = value.into();
-        value.sort_all_objects();
-        Offset(value.to_string())
+        Offset(sorted(value.into()).to_string())
     }
 
     /// From JSON text.
@@ -55,6 +53,19 @@ impl fmt::Debug for Offset {
 impl fmt::Display for Offset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// The same value with the keys of all its objects in order.
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(entries) => {
+            let mut entries: Vec<(String, Value)> = entries.into_iter().map(|(k, v)| (k, sorted(v))).collect();
+            entries.sort_by(|(a, _), (b, _)| (a.parse::<u64>().ok(), a).cmp(&(b.parse::<u64>().ok(), b)));
+            Value::Object(entries.into_iter().collect())
+        }
+        Value::Array(values) => Value::Array(values.into_iter().map(sorted).collect()),
+        plain => plain,
     }
 }
 

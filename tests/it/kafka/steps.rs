@@ -22,7 +22,7 @@ use tidewater_connectors::kafka::{KafkaSink, KafkaSource, StartingOffsets};
 use crate::job::{PARTITIONS, finish, text, to_the_end};
 
 /// How long the machine may take for what should happen soon.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
 
 /// All of a topic.
 pub(crate) fn all_of(broker: &Broker, topic: &str) -> KafkaSource {
@@ -87,7 +87,8 @@ pub(crate) async fn until(query: &StreamingQuery, what: &str, mut done: impl FnM
     let deadline = Instant::now() + PATIENCE;
     while !done() {
         assert!(query.is_active(), "{what}: the query ended: {:?}", query.exception());
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}, {:?}", query.status());
+        let last = || query.last_progress().map(|progress| progress.json());
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}, {:?}, {:?}", query.status(), last());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -24,12 +24,10 @@ pub(super) fn resolve(questions: &Questions<'_>) -> Result<Result<PartitionOffse
             let places = pairs(&partitions).map(|(topic, partition)| (topic, partition, *time_ms)).collect();
             at_times(questions, places)
         }
-        StartingOffsets::AtTimes(given) => {
-            match same_partitions("startingOffsetsByTimestamp", given, &partitions) {
-                Err(error) => Ok(Err(error)),
-                Ok(()) => at_times(questions, given.iter().collect()),
-            }
-        }
+        StartingOffsets::AtTimes(given) => match same_partitions("startingOffsetsByTimestamp", given, &partitions) {
+            Err(error) => Ok(Err(error)),
+            Ok(()) => at_times(questions, given.iter().collect()),
+        },
     }
 }
 
@@ -66,7 +64,9 @@ fn same_partitions(option: &str, given: &PartitionOffsets, found: &Partitions) -
     let what = match (unnamed, unknown) {
         (Some((topic, partition)), _) => format!("does not name partition {partition} of topic `{topic}`"),
         (None, Some((topic, partition, _))) => {
-            format!("names partition {partition} of topic `{topic}`, which the source does not read or which does not exist")
+            format!(
+                "names partition {partition} of topic `{topic}`, which the source does not read or which does not exist"
+            )
         }
         (None, None) => return Ok(()),
     };

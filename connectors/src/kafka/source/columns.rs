@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::array::{
-    Array, ArrayRef, BinaryArray, BinaryBuilder, BooleanArray, Int32Array, Int64Array, ListBuilder,
-    StringBuilder, StructArray, StructBuilder, TimestampMicrosecondArray,
+    Array, ArrayRef, BinaryArray, BinaryBuilder, BooleanArray, Int32Array, Int64Array, ListBuilder, StringBuilder,
+    StructArray, StructBuilder, TimestampMicrosecondArray,
 };
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Fields, SchemaRef};
@@ -225,7 +225,9 @@ impl Columns {
                 OFFSET => Arc::new(raw.offsets.clone()),
                 TIMESTAMP => Arc::new(raw.timestamps.clone()),
                 TIMESTAMP_TYPE => Arc::new(raw.timestamp_types.clone()),
-                HEADERS => Arc::clone(raw.headers.as_ref().ok_or_else(|| Error::internal("headers were not read"))?) as _,
+                HEADERS => {
+                    Arc::clone(raw.headers.as_ref().ok_or_else(|| Error::internal("headers were not read"))?) as _
+                }
                 other => return Err(Error::internal(format!("the Kafka source has no column {other}"))),
             })
         });

@@ -34,6 +34,8 @@ use crate::kafka::patience::Deadline;
 const SEEK_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long taking leave of the broker may take.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Events served in one call at most.
+const EVENTS_PER_CALL: usize = 32;
 /// Messages taken in one call at most.
 const MESSAGES_PER_CALL: usize = 4096;
 
@@ -63,15 +65,15 @@ impl Fetcher {
 
     /// Lets librdkafka tell what it has to say. Messages do not come this way.
     pub(super) fn serve_events(&self) {
-        while self.consumer.poll(Duration::ZERO).is_some() {}
+        for _ in 0..EVENTS_PER_CALL {
+            // Whether there was one is not told for all kinds.
+            drop(self.consumer.poll(Duration::ZERO));
+        }
     }
 
     /// Begins to fetch those of these partitions that are not fetched yet, from these offsets on. All at once: a partition
     /// that is added while the broker waits for records of the others waits with it.
-    pub(super) fn fetch<'a>(
-        &self,
-        places: impl IntoIterator<Item = (&'a str, i32, i64)>,
-    ) -> Result<(), KafkaError> {
+    pub(super) fn fetch<'a>(&self, places: impl IntoIterator<Item = (&'a str, i32, i64)>) -> Result<(), KafkaError> {
         let mut queues = self.queues.lock();
         let mut added = TopicPartitionList::new();
         for (topic, partition, from) in places {
@@ -86,13 +88,13 @@ impl Fetcher {
         if added.count() > 0 { self.consumer.incremental_assign(&added) } else { Ok(()) }
     }
 
+    /// As [`serve_events`](Self::serve_events), for so long: where an answer did not come, why it did not is among them.
+    pub(super) fn listen(&self, time: Duration) {
+        drop(self.consumer.poll(time));
+    }
+
     /// What partition `partition` of `topic` has to give from offset `from` on.
-    pub(super) fn read_from(
-        &self,
-        topic: &str,
-        partition: i32,
-        from: i64,
-    ) -> Result<Arc<PartitionQueue>, KafkaError> {
+    pub(super) fn read_from(&self, topic: &str, partition: i32, from: i64) -> Result<Arc<PartitionQueue>, KafkaError> {
         self.fetch([(topic, partition, from)])?;
         let queue = self.queues.lock().get(&(topic.to_owned(), partition)).map(Arc::clone);
         let queue = queue.ok_or(KafkaError::ClientCreation("a partition has no queue".to_owned()))?;
@@ -104,7 +106,7 @@ impl Fetcher {
 impl Drop for Fetcher {
     /// Takes leave as soon as librdkafka lets it, where the `rdkafka` crate looks only every tenth of a second.
     fn drop(&mut self) {
-        if self.queues.lock().is_empty() || self.consumer.close_queue().is_err() {
+        if self.consumer.close_queue().is_err() {
             return;
         }
         let deadline = Deadline::after(LEAVE_TIMEOUT);
@@ -134,6 +136,8 @@ pub(super) struct PartitionQueue {
 struct State {
     /// All below has been handed out, or is known not to exist.
     next: i64,
+    /// Where the partition ended when librdkafka last said that it had come to the end.
+    ended_at: Option<i64>,
     /// Taken out of the queue, and not asked for yet.
     left_over: VecDeque<Owned>,
 }
@@ -148,13 +152,9 @@ pub(super) struct Taken {
 }
 
 impl PartitionQueue {
-    fn new(
-        consumer: Arc<BaseConsumer<Context>>,
-        topic: &str,
-        partition: i32,
-        from: i64,
-    ) -> Result<Self, KafkaError> {
-        let name = CString::new(topic).map_err(|_| KafkaError::Subscription(format!("{topic:?} is no topic's name")))?;
+    fn new(consumer: Arc<BaseConsumer<Context>>, topic: &str, partition: i32, from: i64) -> Result<Self, KafkaError> {
+        let name =
+            CString::new(topic).map_err(|_| KafkaError::Subscription(format!("{topic:?} is no topic's name")))?;
         // SAFETY: the consumer is alive, and `name` until the call returns. The queue is used nowhere else.
         let queue = unsafe {
             let queue = sys::rd_kafka_queue_get_partition(consumer.client().native_ptr(), name.as_ptr(), partition);
@@ -165,7 +165,7 @@ impl PartitionQueue {
         let queue = NonNull::new(queue)
             .map(NativeQueue)
             .ok_or(KafkaError::ClientCreation("librdkafka gave no queue for a partition".to_owned()))?;
-        let state = Mutex::new(State { next: from, left_over: VecDeque::new() });
+        let state = Mutex::new(State { next: from, ended_at: None, left_over: VecDeque::new() });
         Ok(PartitionQueue { state, queue, consumer, topic: topic.to_owned(), partition })
     }
 
@@ -176,21 +176,32 @@ impl PartitionQueue {
             return Ok(());
         }
         state.left_over.clear();
-        let deadline = Deadline::after(SEEK_TIMEOUT);
-        loop {
-            let sought = self.consumer.seek_partitions(one(&self.topic, self.partition, from)?, SEEK_TIMEOUT)?;
-            match sought.elements().iter().try_for_each(|partition| partition.error()) {
-                // Assigned a moment ago, and not under way yet.
-                Err(KafkaError::OffsetFetch(RDKafkaErrorCode::State)) if !deadline.has_passed() => {
-                    deadline.pause();
-                }
-                sought => {
-                    sought?;
-                    state.next = from;
-                    return Ok(());
-                }
+        state.ended_at = None;
+        let sought = self.consumer.seek_partitions(one(&self.topic, self.partition, from)?, SEEK_TIMEOUT)?;
+        match sought.elements().iter().try_for_each(|partition| partition.error()) {
+            // It is not under way: it was assigned a moment ago, or has stopped at an error.
+            Err(KafkaError::OffsetFetch(RDKafkaErrorCode::State)) => self.assign_again(&mut state, from),
+            sought => {
+                state.next = from;
+                sought
             }
         }
+    }
+
+    /// Begins anew at `from`, after an error.
+    pub(super) fn restart(&self, from: i64) -> Result<(), KafkaError> {
+        self.assign_again(&mut self.state.lock(), from)
+    }
+
+    fn assign_again(&self, state: &mut State, from: i64) -> Result<(), KafkaError> {
+        let place = one(&self.topic, self.partition, from)?;
+        self.consumer.incremental_unassign(&place)?;
+        self.consumer.incremental_assign(&place)?;
+        state.left_over.clear();
+        // Until that is done, the position is the old one.
+        state.ended_at = Some(self.position());
+        state.next = from;
+        Ok(())
     }
 
     /// Hands out messages below `end`, at most `at_most` of them, waiting up to `wait` for the first. Offsets may have gaps:
@@ -215,7 +226,11 @@ impl PartitionQueue {
         while let Some(message) = state.left_over.front() {
             match message.error() {
                 // All below this offset has been handed out.
-                Some(RDKafkaErrorCode::PartitionEOF) => taken.next = taken.next.max(message.offset()),
+                Some(RDKafkaErrorCode::PartitionEOF) => {
+                    let offset = message.offset();
+                    taken.next = taken.next.max(offset);
+                    state.ended_at = Some(offset);
+                }
                 Some(code) => {
                     state.left_over.pop_front();
                     state.next = taken.next;
@@ -235,7 +250,12 @@ impl PartitionQueue {
             state.left_over.pop_front();
         }
         if taken.next < end && state.left_over.is_empty() && taken.messages < at_most {
-            taken.next = taken.next.max(self.position().min(end));
+            // To librdkafka, the news that a partition ends at an offset is a record at that offset, so a position right
+            // behind it says nothing.
+            let position = self.position();
+            if state.ended_at.is_none_or(|ended_at| position > ended_at + 1) {
+                taken.next = taken.next.max(position.min(end));
+            }
         }
         taken.next = taken.next.min(end.max(state.next));
         state.next = taken.next;
@@ -363,9 +383,8 @@ impl<'a> Message<'a> {
                 return None;
             }
             // SAFETY: the headers live as long as the message.
-            let read = unsafe {
-                sys::rd_kafka_header_get_all(headers, index, &raw mut name, &raw mut value, &raw mut length)
-            };
+            let read =
+                unsafe { sys::rd_kafka_header_get_all(headers, index, &raw mut name, &raw mut value, &raw mut length) };
             if read != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR || name.is_null() {
                 return None;
             }

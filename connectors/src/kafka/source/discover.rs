@@ -21,6 +21,9 @@ use crate::kafka::problem::failed;
 /// How long one question may take; whoever asks asks again.
 pub(super) const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long to listen for the reason when there is no answer.
+const LISTEN: Duration = Duration::from_millis(100);
+
 /// The partitions of each topic.
 pub(super) type Partitions = BTreeMap<String, BTreeSet<i32>>;
 
@@ -61,7 +64,7 @@ pub(super) struct Questions<'a> {
 impl Questions<'_> {
     fn silence(&self, action: &str, error: &KafkaError) -> Silence {
         // Why a connection was refused is only told to whoever listens.
-        self.fetcher.serve_events();
+        self.fetcher.listen(LISTEN);
         let context = self.fetcher.consumer().context();
         let told = failed(action, &self.settings.client, context, error);
         let passes = (may_pass(error) || is_no_topic(error)) && !is_hopeless(context.complaint());
@@ -93,10 +96,22 @@ impl Questions<'_> {
         }
     }
 
+    /// The first offset of a partition, and the one behind its last record; `None` if there is no such partition.
+    pub(super) fn extent(&self, topic: &str, partition: i32) -> Result<Option<(i64, i64)>, Silence> {
+        if !self.partitions_of(topic)?.is_some_and(|there| there.contains(&partition)) {
+            return Ok(None);
+        }
+        let offset = |place| Ok(self.offsets_at(vec![(topic, partition, place)])?.get(topic, partition));
+        Ok(offset(Place::Earliest)?.zip(offset(Place::Latest)?))
+    }
+
     fn partitions_of(&self, topic: &str) -> Result<Option<BTreeSet<i32>>, Silence> {
         let action = format!("ask for the partitions of topic `{topic}`");
-        let metadata =
-            self.fetcher.consumer().fetch_metadata(Some(topic), QUESTION_TIMEOUT).map_err(|e| self.silence(&action, &e))?;
+        let metadata = self
+            .fetcher
+            .consumer()
+            .fetch_metadata(Some(topic), QUESTION_TIMEOUT)
+            .map_err(|e| self.silence(&action, &e))?;
         match metadata.topics().iter().find(|found| found.name() == topic) {
             Some(found) => self.of_topic(&action, found),
             None => Ok(None),
@@ -106,7 +121,8 @@ impl Questions<'_> {
     fn matching(&self, pattern: &str) -> Result<Partitions, Silence> {
         let regex = whole_name(pattern).map_err(Silence::Refused)?;
         let action = format!("ask which topics match `{pattern}`");
-        let metadata = self.fetcher.consumer().fetch_metadata(None, QUESTION_TIMEOUT).map_err(|e| self.silence(&action, &e))?;
+        let metadata =
+            self.fetcher.consumer().fetch_metadata(None, QUESTION_TIMEOUT).map_err(|e| self.silence(&action, &e))?;
         let mut found = Partitions::new();
         for topic in metadata.topics() {
             // Topics of Kafka itself are never meant.
@@ -155,7 +171,8 @@ impl Questions<'_> {
             };
             list.add_partition_offset(topic, partition, raw).map_err(|e| self.silence(action, &e))?;
         }
-        let answer = self.fetcher.consumer().offsets_for_times(list, QUESTION_TIMEOUT).map_err(|e| self.silence(action, &e))?;
+        let answer =
+            self.fetcher.consumer().offsets_for_times(list, QUESTION_TIMEOUT).map_err(|e| self.silence(action, &e))?;
         let mut found = PartitionOffsets::new();
         for partition in answer.elements() {
             partition.error().map_err(|e| {

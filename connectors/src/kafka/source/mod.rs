@@ -35,8 +35,8 @@ use tidewater::error::Result;
 use tidewater::source::{Source, SourceContext, SourceReader};
 
 use self::reader::KafkaReader;
-use self::settings::{Settings, Topics};
 pub use self::settings::{BadRecords, StartingOffsets};
+use self::settings::{Settings, Topics};
 use super::client::ClientSettings;
 use crate::formats::Format;
 

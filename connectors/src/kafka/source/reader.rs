@@ -81,12 +81,7 @@ impl KafkaReader {
     pub(super) async fn open(settings: Settings, context: SourceContext) -> Result<Self> {
         settings.check()?;
         let heard = Context::default();
-        let mut config = config(&settings);
-        if settings.commit_group.is_none() {
-            // Whoever has no group need not take leave of it.
-            config.remove("group.id");
-        }
-        let asker = Fetcher::new(&config, heard.clone())
+        let asker = Fetcher::new(&config(&settings), heard.clone())
             .map_err(|e| failed("open the Kafka source", &settings.client, &heard, &e))?;
         let mut reader = KafkaReader {
             settings: Arc::new(settings),
@@ -146,9 +141,8 @@ impl KafkaReader {
             fetcher.serve_events();
         }
         let now_ms = self.clock.now_ms();
-        let answer = self.partitions(now_ms).and_then(|known| {
-            Ok((self.questions().offsets(&known.1, Place::Latest)?, known))
-        });
+        let answer =
+            self.partitions(now_ms).and_then(|known| Ok((self.questions().offsets(&known.1, Place::Latest)?, known)));
         match answer {
             Ok((ends, known)) => {
                 if self.away_since_ms.take().is_some() {
@@ -211,7 +205,9 @@ impl KafkaReader {
                 if first > 0 {
                     self.lose(
                         first.unsigned_abs(),
-                        format!("partition {partition} of topic `{topic}` is new, and its first {first} records are gone"),
+                        format!(
+                            "partition {partition} of topic `{topic}` is new, and its first {first} records are gone"
+                        ),
                     )?;
                 }
                 from.set(topic, partition, first);
@@ -228,17 +224,31 @@ impl KafkaReader {
             let now_ms = self.clock.now_ms();
             let since_ms = *self.missing_since_ms.get_or_insert(now_ms);
             let deleted = self.frozen.is_some() || now_ms - since_ms >= DELETED_AFTER_MS;
-            if deleted && self.settings.fail_on_data_loss {
+            if deleted {
                 let topics: BTreeSet<&str> = gone.iter().map(|(topic, ..)| topic.as_str()).collect();
                 let topics: Vec<String> = topics.into_iter().map(|topic| format!("`{topic}`")).collect();
-                let (topic, partition, offset) = &gone[0];
-                self.lose(0, format!(
-                    "topics or partitions that the query reads are gone: {} (partition {partition} of `{topic}` was read up to offset {offset})",
-                    topics.join(", ")
-                ))?;
-            }
-            for (topic, partition, offset) in gone {
-                available.set(&topic, partition, offset);
+                let read = gone.first().map(|(topic, partition, offset)| {
+                    format!("partition {partition} of `{topic}` was read up to offset {offset}")
+                });
+                let read = read.unwrap_or_default();
+                self.lose(
+                    0,
+                    format!(
+                        "topics that the query reads, or partitions of them, are gone: {} ({read})",
+                        topics.join(", ")
+                    ),
+                )?;
+                // As in Spark: should they come back, they are new ones.
+                let is_there = |(topic, partition, _): &(&str, i32, i64)| available.get(topic, *partition).is_some();
+                from = from
+                    .iter()
+                    .filter(is_there)
+                    .map(|(topic, partition, at)| (topic.to_owned(), partition, at))
+                    .collect();
+            } else {
+                for (topic, partition, offset) in gone {
+                    available.set(&topic, partition, offset);
+                }
             }
         }
         for (topic, partition, offset) in from.iter() {
@@ -288,7 +298,9 @@ impl KafkaReader {
         for (topic, partition, offset) in PartitionOffsets::from_offset(end)?.iter() {
             // Numbers from the checkpoint: none is below zero.
             let added = list.add_partition_offset(topic, partition, rdkafka::Offset::Offset(offset.max(0)));
-            added.map_err(|e| failed("commit offsets to the consumer group", &self.settings.client, &self.context, &e))?;
+            added.map_err(|e| {
+                failed("commit offsets to the consumer group", &self.settings.client, &self.context, &e)
+            })?;
         }
         let mode = if last { CommitMode::Sync } else { CommitMode::Async };
         if let Err(error) = self.asker.consumer().commit(&list, mode) {
@@ -312,8 +324,7 @@ impl KafkaReader {
     /// Lets librdkafka fetch ahead.
     fn fetch_ahead(&mut self, from: &PartitionOffsets) -> Result<()> {
         let main = self.fetcher(0)?;
-        main.fetch(from.iter())
-            .map_err(|e| failed("fetch the partitions", &self.settings.client, &self.context, &e))
+        main.fetch(from.iter()).map_err(|e| failed("fetch the partitions", &self.settings.client, &self.context, &e))
     }
 
     /// What there is to read between two offsets.
@@ -357,7 +368,11 @@ impl SourceReader for KafkaReader {
         let from = after.map_or_else(|| Ok(self.initial.clone()), PartitionOffsets::from_offset)?;
         let Some(available) = self.available()? else { return Ok(nothing_new()) };
         let Some((begin, available)) = self.reconcile(&from, available)? else { return Ok(nothing_new()) };
-        self.fetch_ahead(&begin)?;
+        let is_there = |(topic, partition, from): &(&str, i32, i64)| {
+            available.get(topic, *partition).is_some_and(|end| *from <= end)
+        };
+        let known = begin.iter().filter(is_there).map(|(topic, partition, from)| (topic.to_owned(), partition, from));
+        self.fetch_ahead(&known.collect())?;
         let end = match limit {
             ReadLimit::Everything => Some(available.clone()),
             ReadLimit::AsConfigured => self.within_limits(&begin, &available),
@@ -366,7 +381,9 @@ impl SourceReader for KafkaReader {
         let Some(end) = end else { return Ok(Latest { end: after.cloned(), available: Some(all) }) };
         self.behind = available
             .iter()
-            .map(|(topic, partition, last)| last.saturating_sub(end.get(topic, partition).unwrap_or(last)).max(0) as u64)
+            .map(|(topic, partition, last)| {
+                last.saturating_sub(end.get(topic, partition).unwrap_or(last)).max(0) as u64
+            })
             .collect();
         if end == from {
             return Ok(Latest { end: after.cloned(), available: Some(all) });

@@ -22,7 +22,7 @@ use tidewater::error::{Error, ErrorKind, Result};
 
 use super::columns::{Columns, Finished, Wanted};
 use super::consume::{Fetcher, PartitionQueue};
-use super::discover::{Partitions, Place, Questions, Silence};
+use super::discover::{Questions, Silence};
 use super::settings::Settings;
 use super::split::Slice;
 use crate::kafka::client::Context;
@@ -163,41 +163,45 @@ impl Reading {
         Ok(Piece { next: slice.from, slice, fetcher, queue, deadline: self.deadline() })
     }
 
-    /// The broker gave an error instead of messages: records may be gone.
+    /// The broker gave an error instead of messages: records may be gone. What the error says may be long over, so the
+    /// broker is asked what there is now.
     fn go_round(&mut self, error: &KafkaError) -> Result<()> {
+        use RDKafkaErrorCode as Code;
         let Some(piece) = &mut self.now else { return Ok(()) };
         let action = format!("read {}", piece.slice);
+        let tell = |error: &KafkaError| failed(&action, &self.settings.client, &self.context, error);
         match error.rdkafka_error_code() {
             Some(
-                RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::NoOffset,
+                Code::AutoOffsetReset
+                | Code::OffsetOutOfRange
+                | Code::NoOffset
+                | Code::UnknownTopicOrPartition
+                | Code::UnknownTopic
+                | Code::UnknownPartition,
             ) => {}
-            Some(
-                RDKafkaErrorCode::UnknownTopicOrPartition
-                | RDKafkaErrorCode::UnknownTopic
-                | RDKafkaErrorCode::UnknownPartition,
-            ) => {
+            _ => return Err(tell(error)),
+        }
+        let questions = Questions { fetcher: &self.asker, settings: &self.settings };
+        let (first, end) = match questions.extent(&piece.slice.topic, piece.slice.partition) {
+            Ok(Some(extent)) => extent,
+            Ok(None) => {
                 let told = Error::new(ErrorKind::SourceLostData, format!("cannot {action}: the topic is gone"));
                 return self.skip_to_end(told);
             }
-            _ => return Err(failed(&action, &self.settings.client, &self.context, error)),
-        }
-        let questions = Questions { fetcher: &self.asker, settings: &self.settings };
-        let place: Partitions = [(piece.slice.topic.clone(), [piece.slice.partition].into())].into();
-        let first = match questions.offsets(&place, Place::Earliest) {
-            Ok(found) => found.get(&piece.slice.topic, piece.slice.partition),
-            // Asked again with the next error.
-            Err(Silence::Away(_)) => None,
+            // Asked again with the next error, or when patience is at an end.
+            Err(Silence::Away(_)) => (piece.next, i64::MAX),
             Err(Silence::Refused(error)) => return Err(error),
         };
-        let Some(first) = first else { return Ok(()) };
-        let told = Error::new(
-            ErrorKind::SourceLostData,
-            format!(
-                "cannot {action}: the first record that is left has offset {first}, and offset {} is needed",
-                piece.next
-            ),
-        );
-        if first <= piece.next || first >= piece.slice.to {
+        if (first..end).contains(&piece.next) {
+            return piece.queue.restart(piece.next).map_err(|e| tell(&e));
+        }
+        let what = if first > piece.next {
+            format!("the first record that is left has offset {first}, and offset {} is needed", piece.next)
+        } else {
+            format!("the partition ends at offset {end}, and offset {} is needed", piece.next)
+        };
+        let told = Error::new(ErrorKind::SourceLostData, format!("cannot {action}: {what}"));
+        if !(piece.next..piece.slice.to).contains(&first) {
             return self.skip_to_end(told);
         }
         let told = told.hint(LOSS_HINT);
@@ -206,7 +210,7 @@ impl Reading {
         }
         tracing::warn!(error = %told, "going on with what is left");
         self.lost.fetch_add(first.abs_diff(piece.next), Ordering::Relaxed);
-        piece.queue.seek(first).map_err(|e| failed(&action, &self.settings.client, &self.context, &e))?;
+        piece.queue.restart(first).map_err(|e| tell(&e))?;
         piece.next = first;
         Ok(())
     }
@@ -240,8 +244,7 @@ impl Reading {
 }
 
 /// What to do about records that are gone.
-pub(super) const LOSS_HINT: &str =
-    "keep records longer in Kafka than the query may be behind; to go on without what is lost, set `failOnDataLoss` to false";
+pub(super) const LOSS_HINT: &str = "keep records longer in Kafka than the query may be behind; to go on without what is lost, set `failOnDataLoss` to false";
 
 impl fmt::Display for Slice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -135,7 +135,9 @@ impl Sender {
             }
             check_topic_name(topic)?;
         }
-        let action = topic.map_or("ask for its topics".to_owned(), |topic| format!("find topic `{topic}`"));
+        let action = topic.map_or("ask for its topics".to_owned(), |topic| {
+            format!("find topic `{topic}` at {}", self.settings.bootstrap())
+        });
         let deadline = Deadline::after(self.patience_to_start());
         let mut creation = None;
         loop {
@@ -147,7 +149,8 @@ impl Sender {
                 }
                 Err(error) => error,
             };
-            self.hear();
+            // Why there is no answer is among what librdkafka tells meanwhile, and with a log at work that is a lot.
+            self.producer.poll(AGAIN);
             let hopeless = if is_no_topic(&error) {
                 creation.get_or_insert_with(|| Deadline::after(CREATION)).has_passed()
             } else {
@@ -156,7 +159,6 @@ impl Sender {
             if hopeless || deadline.has_passed() {
                 return Err(self.told(&action, &error));
             }
-            wait(AGAIN);
         }
     }
 
