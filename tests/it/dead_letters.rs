@@ -172,7 +172,7 @@ impl World {
             .iter()
             .enumerate()
             .map(|(batch, (bad, good))| {
-                let value = |n: usize| if n % 3 == 0 { BAD.to_owned() } else { format!("value {n}") };
+                let value = |n: usize| if n.is_multiple_of(3) { BAD.to_owned() } else { format!("value {n}") };
                 let row = |n: usize| match (bad, good) {
                     (0, _) => json!([100 * batch + n, format!("value {n}")]),
                     (_, 0) => json!([100 * batch + n, BAD]),

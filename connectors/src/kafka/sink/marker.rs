@@ -22,7 +22,7 @@ use tidewater::error::{Error, ErrorKind, Result};
 use tidewater::id::{BatchId, QueryId, RunId};
 
 use super::properties;
-use crate::kafka::client::{ClientSettings, Context};
+use crate::kafka::client::{ClientSettings, Context, leave};
 use crate::kafka::patience::{Deadline, is_hopeless, may_pass};
 use crate::kafka::problem;
 
@@ -74,6 +74,7 @@ impl Marker {
         let group = consumer
             .group_metadata()
             .ok_or_else(|| Error::internal("the reader of the Kafka sink's marker has no consumer group"))?;
+        leave(&consumer);
         Ok((Marker { topic, name, group, query, run }, taken))
     }
 

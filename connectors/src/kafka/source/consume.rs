@@ -27,13 +27,10 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use crate::kafka::client::Context;
-use crate::kafka::patience::Deadline;
+use crate::kafka::client::{Context, leave};
 
 /// How long a seek may take; the broker is not asked.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long taking leave of the broker may take.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Events served in one call at most.
 const EVENTS_PER_CALL: usize = 32;
 /// Messages taken in one call at most.
@@ -104,16 +101,8 @@ impl Fetcher {
 }
 
 impl Drop for Fetcher {
-    /// Takes leave as soon as librdkafka lets it, where the `rdkafka` crate looks only every tenth of a second.
     fn drop(&mut self) {
-        if self.consumer.close_queue().is_err() {
-            return;
-        }
-        let deadline = Deadline::after(LEAVE_TIMEOUT);
-        while !self.consumer.closed() && !deadline.has_passed() {
-            self.serve_events();
-            deadline.pause();
-        }
+        leave(&self.consumer);
     }
 }
 

@@ -25,7 +25,7 @@ use self::transaction::Stage;
 use super::properties::{self, Timeouts};
 use super::record::{Columns, Record};
 use crate::kafka::client::{ClientSettings, Context};
-use crate::kafka::patience::{Deadline, is_hopeless, is_no_topic, may_pass, now, wait};
+use crate::kafka::patience::{Deadline, is_hopeless, is_no_topic, may_pass, now};
 use crate::kafka::problem;
 
 /// How long a cluster may take to be found at all.
