@@ -92,22 +92,22 @@ impl Shared {
 
 /// Where in batch 1 a driver falls asleep.
 #[derive(Debug, Clone, Copy)]
-enum About {
+enum Asleep {
     /// The batch is logged, and the sink knows nothing of it.
-    ToBegin,
+    Logged,
     /// The sink has said that the batch is to be written.
-    ToProduce,
+    Begun,
     /// The rows are on their way to the broker, or there, in a transaction that is open.
-    ToCommit,
+    Filled,
 }
 
-impl About {
+impl Asleep {
     fn is_at(self, moment: Moment) -> bool {
         const BATCH: BatchId = BatchId(1);
         match self {
-            About::ToBegin => moment == Moment::Begin(BATCH),
-            About::ToProduce => matches!(moment, Moment::Begun(BATCH, _)),
-            About::ToCommit => moment == Moment::Commit(BATCH),
+            Asleep::Logged => moment == Moment::Begin(BATCH),
+            Asleep::Begun => matches!(moment, Moment::Begun(BATCH, _)),
+            Asleep::Filled => moment == Moment::Commit(BATCH),
         }
     }
 }
@@ -151,10 +151,10 @@ impl Sleeper {
 }
 
 /// One falls asleep in a batch; another takes over, finishes that batch and the next; then the first one wakes up.
-async fn the_sleeper_is_fenced(about: About) {
+async fn the_sleeper_is_fenced(asleep_in: Asleep) {
     let Some(broker) = broker() else { return };
     let shared = Shared::new(broker);
-    let slept = Sleeper::start(&shared, move |moment| about.is_at(moment)).await;
+    let slept = Sleeper::start(&shared, move |moment| asleep_in.is_at(moment)).await;
 
     let quick = finish(shared.driver(shared.sink()).await.unwrap()).await.unwrap();
     assert_eq!((quick.id(), quick.last_progress().unwrap().batch_id), (slept.query.id(), BatchId(2)));
@@ -162,7 +162,7 @@ async fn the_sleeper_is_fenced(about: About) {
     assert_same_rows(&[shared.answer(1)], &[shared.found()]);
 
     let fenced = slept.wake().await.unwrap_err();
-    println!("asleep {about:?}: {fenced}");
+    println!("asleep {asleep_in:?}: {fenced}");
     assert_eq!(fenced.kind(), ErrorKind::Fenced, "{fenced}");
     assert_eq!(fenced.batch_id(), Some(BatchId(1)), "{fenced}");
     assert!(fenced.hint_text().is_some(), "{fenced}");
@@ -178,17 +178,17 @@ async fn the_sleeper_is_fenced(about: About) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn asleep_before_it_begins() {
-    the_sleeper_is_fenced(About::ToBegin).await;
+    the_sleeper_is_fenced(Asleep::Logged).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn asleep_before_it_produces() {
-    the_sleeper_is_fenced(About::ToProduce).await;
+    the_sleeper_is_fenced(Asleep::Begun).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn asleep_after_producing_and_before_the_commit() {
-    the_sleeper_is_fenced(About::ToCommit).await;
+    the_sleeper_is_fenced(Asleep::Filled).await;
 }
 
 /// The other one is only beginning: it has not written a row when the sleeper wakes up, and the batch is its own already.
