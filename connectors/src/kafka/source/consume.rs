@@ -144,16 +144,15 @@ impl PartitionQueue {
     fn new(consumer: Arc<BaseConsumer<Context>>, topic: &str, partition: i32, from: i64) -> Result<Self, KafkaError> {
         let name =
             CString::new(topic).map_err(|_| KafkaError::Subscription(format!("{topic:?} is no topic's name")))?;
-        // SAFETY: the consumer is alive, and `name` until the call returns. The queue is used nowhere else.
-        let queue = unsafe {
-            let queue = sys::rd_kafka_queue_get_partition(consumer.client().native_ptr(), name.as_ptr(), partition);
-            // Not into the consumer's common queue: before the partition is assigned, so that no message goes there.
-            sys::rd_kafka_queue_forward(queue, std::ptr::null_mut());
-            queue
-        };
+        // SAFETY: the consumer is alive, and `name` until the call returns.
+        let queue =
+            unsafe { sys::rd_kafka_queue_get_partition(consumer.client().native_ptr(), name.as_ptr(), partition) };
         let queue = NonNull::new(queue)
             .map(NativeQueue)
             .ok_or(KafkaError::ClientCreation("librdkafka gave no queue for a partition".to_owned()))?;
+        // Not into the consumer's common queue: before the partition is assigned, so that no message goes there.
+        // SAFETY: the queue is alive; without a target, forwarding ends.
+        unsafe { sys::rd_kafka_queue_forward(queue.0.as_ptr(), std::ptr::null_mut()) };
         let state = Mutex::new(State { next: from, ended_at: None, left_over: VecDeque::new() });
         Ok(PartitionQueue { state, queue, consumer, topic: topic.to_owned(), partition })
     }
@@ -175,6 +174,11 @@ impl PartitionQueue {
                 sought
             }
         }
+    }
+
+    /// All below has been handed out.
+    pub(super) fn next(&self) -> i64 {
+        self.state.lock().next
     }
 
     /// Begins anew at `from`, after an error.
@@ -230,6 +234,8 @@ impl PartitionQueue {
                     break;
                 }
                 None if taken.messages == at_most => break,
+                // Handed out before; not seen to happen.
+                None if message.offset() < taken.next => {}
                 None => {
                     each(message.message())?;
                     taken.messages += 1;

@@ -158,7 +158,10 @@ impl KafkaSource {
     }
 
     /// Whether the query fails when records are gone before it read them: expired, truncated, their topic deleted. Default
-    /// true. If false, it says so in the log and in the metric `lostOffsets`, and goes on with what there is.
+    /// true. If false, it says so in the log and in the metric `lostOffsets`, and goes on with what there is: with the first
+    /// record that is left; from the beginning of a partition that ends before what was read, for its topic was made again
+    /// (or, after an unclean election, cut: then records come twice); from the beginning of a topic that was missing for
+    /// some seconds, and is there again.
     #[must_use]
     pub fn fail_on_data_loss(mut self, fail: bool) -> Self {
         self.settings.fail_on_data_loss = fail;

@@ -37,6 +37,11 @@ const START_PATIENCE_MS: i64 = 15_000;
 /// How long to wait before the same question is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
+/// How much librdkafka fetches ahead, in KiB: all partitions of a fetcher together.
+const READ_AHEAD_KIB: usize = 256 << 10;
+/// Its property for one partition.
+const READ_AHEAD: &str = "queued.max.messages.kbytes";
+
 /// One run's view of the topics.
 #[derive(Debug)]
 pub(super) struct KafkaReader {
@@ -50,6 +55,8 @@ pub(super) struct KafkaReader {
     asker: Arc<Fetcher>,
     /// The first fetches all partitions; others read further pieces of the same partition.
     fetchers: Vec<Arc<Fetcher>>,
+    /// How many partitions a fetcher has.
+    width: usize,
     /// Where the query began.
     initial: PartitionOffsets,
     /// The partitions of the topics, and when the broker was asked.
@@ -91,6 +98,7 @@ impl KafkaReader {
             lanes: context.partitions.max(1),
             asker: Arc::new(asker),
             fetchers: vec![],
+            width: 1,
             initial: PartitionOffsets::new(),
             known: None,
             frozen: None,
@@ -314,7 +322,12 @@ impl KafkaReader {
     /// The fetcher that reads one more piece of a partition.
     fn fetcher(&mut self, number: usize) -> Result<Arc<Fetcher>> {
         while self.fetchers.len() <= number {
-            let fetcher = Fetcher::new(&config(&self.settings), self.context.clone())
+            let mut config = config(&self.settings);
+            if self.settings.client.get(READ_AHEAD).is_none() {
+                // librdkafka counts for each partition by itself.
+                config.set(READ_AHEAD, (READ_AHEAD_KIB / self.width).clamp(1024, 65_536).to_string());
+            }
+            let fetcher = Fetcher::new(&config, self.context.clone())
                 .map_err(|e| failed("open a consumer", &self.settings.client, &self.context, &e))?;
             self.fetchers.push(Arc::new(fetcher));
         }
@@ -323,6 +336,7 @@ impl KafkaReader {
 
     /// Lets librdkafka fetch ahead.
     fn fetch_ahead(&mut self, from: &PartitionOffsets) -> Result<()> {
+        self.width = self.width.max(from.len());
         let main = self.fetcher(0)?;
         main.fetch(from.iter()).map_err(|e| failed("fetch the partitions", &self.settings.client, &self.context, &e))
     }
@@ -338,7 +352,11 @@ impl KafkaReader {
                     let place: Partitions = [(topic.to_owned(), [partition].into())].into();
                     let ask = |questions: &Questions<'_>| questions.offsets(&place, Place::Earliest);
                     let earliest = self.ask(self.settings.patience_ms, ask)?;
-                    earliest.get(topic, partition).unwrap_or(to).min(to)
+                    let first = earliest.get(topic, partition).unwrap_or(to);
+                    if first > 0 && start.get(topic, partition).is_none() {
+                        self.lose(first.min(to).unsigned_abs(), new_and_cut(topic, partition, first))?;
+                    }
+                    first.min(to)
                 }
             };
             if from < to {
@@ -352,11 +370,18 @@ impl KafkaReader {
 #[async_trait]
 impl SourceReader for KafkaReader {
     async fn freeze(&mut self) -> Result<()> {
-        let ask = |questions: &Questions<'_>| {
-            let partitions = questions.partitions()?;
-            questions.offsets(&partitions, Place::Latest)
+        let grace = Deadline::after(Duration::from_millis(DELETED_AFTER_MS.unsigned_abs()));
+        let partitions = loop {
+            let partitions = self.ask(START_PATIENCE_MS, |questions: &Questions<'_>| questions.partitions())?;
+            let expected = self.initial.iter().all(|(topic, ..)| partitions.contains_key(topic));
+            if expected || grace.has_passed() {
+                break partitions;
+            }
+            wait(ASK_AGAIN);
         };
-        self.frozen = Some(self.ask(START_PATIENCE_MS, ask)?);
+        self.frozen = Some(
+            self.ask(START_PATIENCE_MS, |questions: &Questions<'_>| questions.offsets(&partitions, Place::Latest))?,
+        );
         Ok(())
     }
 
@@ -472,6 +497,10 @@ impl SourceReader for KafkaReader {
         }
         metrics
     }
+}
+
+fn new_and_cut(topic: &str, partition: i32, first: i64) -> String {
+    format!("partition {partition} of topic `{topic}` is new to the query, and its first {first} records are gone")
 }
 
 /// librdkafka's properties: ours where correctness needs them, the user's otherwise.

@@ -32,6 +32,9 @@ use crate::kafka::problem::failed;
 /// How long one wait for messages is.
 const WAIT: Duration = Duration::from_millis(5);
 
+/// How long nothing may come before the broker is asked whether there is something.
+const LOOK: Duration = Duration::from_secs(3);
+
 /// What one task of a batch reads.
 #[derive(Debug)]
 pub(super) struct KafkaTask {
@@ -79,6 +82,12 @@ struct Piece {
     next: i64,
     /// How long to wait for more.
     deadline: Deadline,
+    /// When to ask the broker whether there is more.
+    look: Deadline,
+    /// How many times in a row it said that there is no such partition.
+    missing: u32,
+    /// librdkafka reported an error, and fetches no more.
+    stopped: bool,
 }
 
 struct Reading {
@@ -120,6 +129,11 @@ impl Reading {
 
     /// Reads until the columns are full (false) or there is nothing left to read (true).
     async fn fill(&mut self, context: &TaskContext) -> Result<bool> {
+        let deadline = self.deadline();
+        if let Some(piece) = &mut self.now {
+            // The time that others took for the rows before is not the broker's.
+            piece.deadline = deadline;
+        }
         while self.columns.room() > 0 {
             if self.now.is_none() {
                 let Some((slice, fetcher)) = self.left.pop_front() else { return Ok(true) };
@@ -136,17 +150,24 @@ impl Reading {
             });
             match taken {
                 Ok(taken) => piece.next = taken.next,
-                Err(Stop(error)) => self.go_round(&error)?,
+                Err(Stop(error)) => {
+                    // What came before the error was handed out.
+                    piece.next = piece.queue.next();
+                    self.go_round(&error)?;
+                }
             }
             let Some(piece) = &mut self.now else { continue };
             if piece.next >= piece.slice.to {
                 self.now = None;
             } else if piece.next > before {
-                piece.deadline = deadline;
+                (piece.deadline, piece.look) = (deadline, Deadline::after(LOOK));
             } else {
                 // Outside a query, as in a test of the source alone, nobody gives up.
                 if let Ok(batch) = BatchContext::of(context) {
                     batch.check_cancelled()?;
+                }
+                if self.now.as_ref().is_some_and(|piece| piece.look.has_passed()) {
+                    self.look()?;
                 }
                 self.lose_patience()?;
                 tokio::task::yield_now().await;
@@ -160,16 +181,15 @@ impl Reading {
             let action = format!("read {slice}");
             failed(&action, &self.settings.client, &self.context, &e)
         })?;
-        Ok(Piece { next: slice.from, slice, fetcher, queue, deadline: self.deadline() })
+        let (deadline, look) = (self.deadline(), Deadline::after(LOOK));
+        Ok(Piece { next: slice.from, slice, fetcher, queue, deadline, look, missing: 0, stopped: false })
     }
 
-    /// The broker gave an error instead of messages: records may be gone. What the error says may be long over, so the
+    /// librdkafka gave an error instead of messages: records may be gone. What the error says may be long over, so the
     /// broker is asked what there is now.
     fn go_round(&mut self, error: &KafkaError) -> Result<()> {
         use RDKafkaErrorCode as Code;
         let Some(piece) = &mut self.now else { return Ok(()) };
-        let action = format!("read {}", piece.slice);
-        let tell = |error: &KafkaError| failed(&action, &self.settings.client, &self.context, error);
         match error.rdkafka_error_code() {
             Some(
                 Code::AutoOffsetReset
@@ -178,22 +198,46 @@ impl Reading {
                 | Code::UnknownTopicOrPartition
                 | Code::UnknownTopic
                 | Code::UnknownPartition,
-            ) => {}
-            _ => return Err(tell(error)),
+            ) => {
+                piece.stopped = true;
+                self.look()
+            }
+            _ => {
+                let action = format!("read {}", piece.slice);
+                Err(failed(&action, &self.settings.client, &self.context, error))
+            }
         }
+    }
+
+    /// Compares what is still to be read with what the broker has. librdkafka keeps it to itself when a topic is deleted
+    /// under its hands, so it is asked also when nothing comes for a while.
+    fn look(&mut self) -> Result<()> {
+        let Some(piece) = &mut self.now else { return Ok(()) };
+        piece.look = Deadline::after(LOOK);
+        let action = format!("read {}", piece.slice);
+        let tell = |error: &KafkaError| failed(&action, &self.settings.client, &self.context, error);
         let questions = Questions { fetcher: &self.asker, settings: &self.settings };
         let (first, end) = match questions.extent(&piece.slice.topic, piece.slice.partition) {
             Ok(Some(extent)) => extent,
             Ok(None) => {
+                // A broker that is starting does not know its topics yet.
+                piece.missing += 1;
+                if piece.missing < 2 {
+                    return Ok(());
+                }
                 let told = Error::new(ErrorKind::SourceLostData, format!("cannot {action}: the topic is gone"));
                 return self.skip_to_end(told);
             }
-            // Asked again with the next error, or when patience is at an end.
-            Err(Silence::Away(_)) => (piece.next, i64::MAX),
+            Err(Silence::Away(_)) => return Ok(()),
             Err(Silence::Refused(error)) => return Err(error),
         };
+        piece.missing = 0;
         if (first..end).contains(&piece.next) {
-            return piece.queue.restart(piece.next).map_err(|e| tell(&e));
+            if piece.stopped {
+                piece.queue.restart(piece.next).map_err(|e| tell(&e))?;
+                piece.stopped = false;
+            }
+            return Ok(());
         }
         let what = if first > piece.next {
             format!("the first record that is left has offset {first}, and offset {} is needed", piece.next)
@@ -211,7 +255,7 @@ impl Reading {
         tracing::warn!(error = %told, "going on with what is left");
         self.lost.fetch_add(first.abs_diff(piece.next), Ordering::Relaxed);
         piece.queue.restart(first).map_err(|e| tell(&e))?;
-        piece.next = first;
+        (piece.next, piece.stopped) = (first, false);
         Ok(())
     }
 
