@@ -202,14 +202,14 @@ impl PartitionQueue {
     ///
     /// # Errors
     ///
-    /// What `each` returns, and what librdkafka says of the partition.
-    pub(super) fn take<E: From<KafkaError>>(
+    /// What librdkafka says of the partition, once what came before has been handed out.
+    pub(super) fn take(
         &self,
         end: i64,
         at_most: usize,
         wait: Duration,
-        mut each: impl FnMut(Message<'_>) -> Result<(), E>,
-    ) -> Result<Taken, E> {
+        mut each: impl FnMut(Message<'_>),
+    ) -> Result<Taken, KafkaError> {
         let mut state = self.state.lock();
         let mut taken = Taken { next: state.next, messages: 0 };
         if state.left_over.is_empty() && taken.next < end {
@@ -227,7 +227,7 @@ impl PartitionQueue {
                 Some(code) => {
                     state.left_over.pop_front();
                     state.next = taken.next;
-                    return Err(KafkaError::MessageConsumption(code).into());
+                    return Err(KafkaError::MessageConsumption(code));
                 }
                 None if message.offset() >= end => {
                     taken.next = taken.next.max(end);
@@ -237,7 +237,7 @@ impl PartitionQueue {
                 // Handed out before; not seen to happen.
                 None if message.offset() < taken.next => {}
                 None => {
-                    each(message.message())?;
+                    each(message.message());
                     taken.messages += 1;
                     taken.next = message.offset() + 1;
                 }

@@ -1,6 +1,9 @@
 //! Fixes the offsets of each batch and binds them.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod consumers;
+mod reconcile;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,17 +12,17 @@ use async_trait::async_trait;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
-use rdkafka::ClientConfig;
 use rdkafka::consumer::{CommitMode, Consumer};
 use tidewater::checkpoint::CheckpointStore;
 use tidewater::clock::Clock;
-use tidewater::error::{Error, ErrorKind, Result};
+use tidewater::error::Result;
 use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, SourceReader};
 
+use self::consumers::config;
 use super::columns::Wanted;
 use super::consume::Fetcher;
 use super::discover::{Partitions, Place, Questions, Silence};
-use super::scan::{KafkaTask, LOSS_HINT};
+use super::scan::KafkaTask;
 use super::settings::Settings;
 use super::split::{Slice, split};
 use super::{begin, initial, limit};
@@ -36,11 +39,6 @@ const DELETED_AFTER_MS: i64 = 3000;
 const START_PATIENCE_MS: i64 = 15_000;
 /// How long to wait before the same question is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
-
-/// How much librdkafka fetches ahead, in KiB: all partitions of a fetcher together.
-const READ_AHEAD_KIB: usize = 256 << 10;
-/// Its property for one partition.
-const READ_AHEAD: &str = "queued.max.messages.kbytes";
 
 /// One run's view of the topics.
 #[derive(Debug)]
@@ -188,101 +186,6 @@ impl KafkaReader {
         }
     }
 
-    /// Compares what there is with where the query is: partitions that were added, are gone, or have fewer records than were
-    /// read. Returns where each partition is to be read from and how far it goes; `None` to wait.
-    fn reconcile(
-        &mut self,
-        from: &PartitionOffsets,
-        available: PartitionOffsets,
-    ) -> Result<Option<(PartitionOffsets, PartitionOffsets)>> {
-        let (mut from, mut available) = (from.clone(), available);
-        let mut added = Partitions::new();
-        for (topic, partition, _) in available.iter() {
-            if from.get(topic, partition).is_none() {
-                added.entry(topic.to_owned()).or_default().insert(partition);
-            }
-        }
-        if !added.is_empty() {
-            let earliest = self.questions().offsets(&added, Place::Earliest);
-            let earliest = match earliest {
-                Ok(earliest) => earliest,
-                Err(silence) => return self.wait_for_broker(silence, self.clock.now_ms()).map(|()| None),
-            };
-            for (topic, partition, first) in earliest.iter() {
-                tracing::info!(topic, partition, first, "a new partition");
-                if first > 0 {
-                    self.lose(
-                        first.unsigned_abs(),
-                        format!(
-                            "partition {partition} of topic `{topic}` is new, and its first {first} records are gone"
-                        ),
-                    )?;
-                }
-                from.set(topic, partition, first);
-            }
-        }
-        let gone: Vec<(String, i32, i64)> = from
-            .iter()
-            .filter(|(topic, partition, _)| available.get(topic, *partition).is_none())
-            .map(|(topic, partition, offset)| (topic.to_owned(), partition, offset))
-            .collect();
-        if gone.is_empty() {
-            self.missing_since_ms = None;
-        } else {
-            let now_ms = self.clock.now_ms();
-            let since_ms = *self.missing_since_ms.get_or_insert(now_ms);
-            let deleted = self.frozen.is_some() || now_ms - since_ms >= DELETED_AFTER_MS;
-            if deleted {
-                let topics: BTreeSet<&str> = gone.iter().map(|(topic, ..)| topic.as_str()).collect();
-                let topics: Vec<String> = topics.into_iter().map(|topic| format!("`{topic}`")).collect();
-                let read = gone.first().map(|(topic, partition, offset)| {
-                    format!("partition {partition} of `{topic}` was read up to offset {offset}")
-                });
-                let read = read.unwrap_or_default();
-                self.lose(
-                    0,
-                    format!(
-                        "topics that the query reads, or partitions of them, are gone: {} ({read})",
-                        topics.join(", ")
-                    ),
-                )?;
-                // As in Spark: should they come back, they are new ones.
-                let is_there = |(topic, partition, _): &(&str, i32, i64)| available.get(topic, *partition).is_some();
-                from = from
-                    .iter()
-                    .filter(is_there)
-                    .map(|(topic, partition, at)| (topic.to_owned(), partition, at))
-                    .collect();
-            } else {
-                for (topic, partition, offset) in gone {
-                    available.set(&topic, partition, offset);
-                }
-            }
-        }
-        for (topic, partition, offset) in from.iter() {
-            if let Some(end) = available.get(topic, partition).filter(|end| *end < offset) {
-                self.lose(
-                    0,
-                    format!(
-                        "partition {partition} of topic `{topic}` ends at offset {end}, and was read up to {offset}: it was \
-                         truncated, or the topic deleted and made again"
-                    ),
-                )?;
-            }
-        }
-        Ok(Some((from, available)))
-    }
-
-    /// Records are gone: an error, or a line in the log.
-    fn lose(&self, offsets: u64, what: String) -> Result<()> {
-        if self.settings.fail_on_data_loss {
-            return Err(Error::new(ErrorKind::SourceLostData, what).hint(LOSS_HINT));
-        }
-        tracing::warn!("{what}; going on with what is left");
-        self.lost.fetch_add(offsets, Ordering::Relaxed);
-        Ok(())
-    }
-
     /// How much of it this batch takes; `None` if it is to wait for more.
     fn within_limits(&mut self, from: &PartitionOffsets, available: &PartitionOffsets) -> Option<PartitionOffsets> {
         let now_ms = self.clock.now_ms();
@@ -317,53 +220,6 @@ impl KafkaReader {
         }
         self.told_group = Some(end.clone());
         Ok(())
-    }
-
-    /// The fetcher that reads one more piece of a partition.
-    fn fetcher(&mut self, number: usize) -> Result<Arc<Fetcher>> {
-        while self.fetchers.len() <= number {
-            let mut config = config(&self.settings);
-            if self.settings.client.get(READ_AHEAD).is_none() {
-                // librdkafka counts for each partition by itself.
-                config.set(READ_AHEAD, (READ_AHEAD_KIB / self.width).clamp(1024, 65_536).to_string());
-            }
-            let fetcher = Fetcher::new(&config, self.context.clone())
-                .map_err(|e| failed("open a consumer", &self.settings.client, &self.context, &e))?;
-            self.fetchers.push(Arc::new(fetcher));
-        }
-        self.fetchers.get(number).map(Arc::clone).ok_or_else(|| Error::internal("a consumer is missing"))
-    }
-
-    /// Lets librdkafka fetch ahead.
-    fn fetch_ahead(&mut self, from: &PartitionOffsets) -> Result<()> {
-        self.width = self.width.max(from.len());
-        let main = self.fetcher(0)?;
-        main.fetch(from.iter()).map_err(|e| failed("fetch the partitions", &self.settings.client, &self.context, &e))
-    }
-
-    /// What there is to read between two offsets.
-    fn slices(&self, start: &PartitionOffsets, end: &PartitionOffsets) -> Result<Vec<Slice>> {
-        let mut slices = vec![];
-        for (topic, partition, to) in end.iter() {
-            let from = match start.get(topic, partition) {
-                Some(from) if from <= to => from,
-                // A partition that is new in this batch, or was made again: from its beginning.
-                _ => {
-                    let place: Partitions = [(topic.to_owned(), [partition].into())].into();
-                    let ask = |questions: &Questions<'_>| questions.offsets(&place, Place::Earliest);
-                    let earliest = self.ask(self.settings.patience_ms, ask)?;
-                    let first = earliest.get(topic, partition).unwrap_or(to);
-                    if first > 0 && start.get(topic, partition).is_none() {
-                        self.lose(first.min(to).unsigned_abs(), new_and_cut(topic, partition, first))?;
-                    }
-                    first.min(to)
-                }
-            };
-            if from < to {
-                slices.push(Slice { topic: topic.to_owned(), partition, from, to });
-            }
-        }
-        Ok(slices)
     }
 }
 
@@ -497,39 +353,4 @@ impl SourceReader for KafkaReader {
         }
         metrics
     }
-}
-
-fn new_and_cut(topic: &str, partition: i32, first: i64) -> String {
-    format!("partition {partition} of topic `{topic}` is new to the query, and its first {first} records are gone")
-}
-
-/// librdkafka's properties: ours where correctness needs them, the user's otherwise.
-fn config(settings: &Settings) -> ClientConfig {
-    let mut config = settings.client.config();
-    let ours = [
-        ("enable.auto.commit", "false"),
-        ("enable.auto.offset.store", "false"),
-        ("auto.offset.reset", "error"),
-        // Where a stretch ends with records that are not for applications, only this tells.
-        ("enable.partition.eof", "true"),
-    ];
-    for (name, value) in ours {
-        config.set(name, value);
-    }
-    let defaults = [
-        ("isolation.level", "read_committed"),
-        ("group.id", settings.commit_group.as_deref().unwrap_or("tidewater")),
-        ("fetch.error.backoff.ms", "100"),
-        ("fetch.queue.backoff.ms", "10"),
-        ("allow.auto.create.topics", "false"),
-    ];
-    for (name, value) in defaults {
-        if settings.client.get(name).is_none() {
-            config.set(name, value);
-        }
-    }
-    if let Some(group) = &settings.commit_group {
-        config.set("group.id", group);
-    }
-    config
 }

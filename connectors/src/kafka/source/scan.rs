@@ -100,15 +100,6 @@ struct Reading {
     lost: Arc<AtomicU64>,
 }
 
-/// Why taking messages stopped.
-struct Stop(KafkaError);
-
-impl From<KafkaError> for Stop {
-    fn from(error: KafkaError) -> Self {
-        Stop(error)
-    }
-}
-
 impl Reading {
     /// The next rows; `None` at the end of the last piece.
     async fn next(&mut self, context: &TaskContext) -> Result<Option<RecordBatch>> {
@@ -146,14 +137,13 @@ impl Reading {
             let Slice { topic, partition, to, .. } = &piece.slice;
             let taken = piece.queue.take(*to, columns.room(), WAIT, |message| {
                 columns.push(topic, *partition, message);
-                Ok::<(), Stop>(())
             });
             match taken {
                 Ok(taken) => piece.next = taken.next,
-                Err(Stop(error)) => {
+                Err(error) => {
                     // What came before the error was handed out.
                     piece.next = piece.queue.next();
-                    self.go_round(&error)?;
+                    self.after_error(&error)?;
                 }
             }
             let Some(piece) = &mut self.now else { continue };
@@ -187,7 +177,7 @@ impl Reading {
 
     /// librdkafka gave an error instead of messages: records may be gone. What the error says may be long over, so the
     /// broker is asked what there is now.
-    fn go_round(&mut self, error: &KafkaError) -> Result<()> {
+    fn after_error(&mut self, error: &KafkaError) -> Result<()> {
         use RDKafkaErrorCode as Code;
         let Some(piece) = &mut self.now else { return Ok(()) };
         match error.rdkafka_error_code() {
