@@ -225,3 +225,17 @@ async fn a_topic_that_is_deleted_while_the_query_runs() {
         query.stop().await.unwrap();
     }
 }
+
+/// What a partition lost before the query saw it for the first time is counted once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_partition_that_lost_records_before_it_was_read() {
+    let Some(world) = World::new().await else { return };
+    let new = TOPIC_PARTITIONS;
+    world.broker.add_partitions(&world.topic, new + 1);
+    (50..60).for_each(|value| world.broker.produce(&world.topic, [(new, value.to_string().as_str())]));
+    world.broker.delete_records_before(&world.topic, new, 4);
+    world.refused(&["is new", "first 4 records"]).await;
+    let query = world.run(false).await.unwrap();
+    assert_eq!(metric(&query, "lostOffsets").as_deref(), Some("4"));
+    world.assert_written((0..10).chain(54..60));
+}
