@@ -1,25 +1,30 @@
 //! What a stream cannot answer in this output mode, refused before anything is read.
 //!
-//! The categories are Spark's, and every refusal names what to write instead.
+//! The categories are Spark's. The plan that is looked at is the one that is run, so whatever DataFusion makes of a query is
+//! judged by what it is. Every refusal says why, and names what to write instead: other output modes are
+//! [tried](in_another_mode), not guessed.
+
+use std::sync::Arc;
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{ExprSchema, JoinType};
 use datafusion::datasource::source_as_provider;
-use datafusion::logical_expr::{Aggregate, Distinct, Expr, Join, LogicalPlan, TableScan};
+use datafusion::logical_expr::{Aggregate, Distinct, Expr, Extension, Join, LogicalPlan, TableScan, Union};
 
-use super::join_bounds::check_stream_join;
+use super::brings::{Brings, below, brings, subqueries};
+use super::join_bounds::{as_set_operation, check_stream_join};
 use super::node::deduplicate::DeduplicateNode;
+use super::node::limit::StreamLimitNode;
 use super::node::session::SessionNode;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::query::OutputMode;
-use crate::query::window::{is_session_call, is_window_call};
 use crate::source::StreamTable;
 use crate::watermark::marks::is_event_time;
 
 /// The stream that a table scan reads, if it reads one.
-pub(crate) fn stream_of(scan: &TableScan) -> Option<std::sync::Arc<dyn crate::source::Source>> {
+pub(crate) fn stream_of(scan: &TableScan) -> Option<Arc<dyn crate::source::Source>> {
     let provider = source_as_provider(&scan.source).ok()?;
-    provider.downcast_ref::<StreamTable>().map(|table| std::sync::Arc::clone(table.source()))
+    provider.downcast_ref::<StreamTable>().map(|table| Arc::clone(table.source()))
 }
 
 /// Whether any leaf below, subqueries included, is a stream.
@@ -33,104 +38,141 @@ pub(crate) fn is_streaming(plan: &LogicalPlan) -> bool {
     found
 }
 
-/// Whether a node of this kind aggregates or comes after one that does.
-pub(crate) fn has_streaming_aggregate(plan: &LogicalPlan) -> bool {
-    let aggregates = |node: &LogicalPlan| match node {
-        LogicalPlan::Aggregate(_) => true,
-        LogicalPlan::Extension(extension) => extension.node.as_any().is::<SessionNode>(),
-        _ => false,
-    };
-    plan.exists(|node| Ok(aggregates(node) && is_streaming(node))).unwrap_or(false)
+/// Adds to a refusal which other output modes answer the query, as `answers` finds.
+pub(crate) fn in_another_mode(refused: Error, mode: OutputMode, answers: impl Fn(OutputMode) -> bool) -> Error {
+    if refused.kind() != ErrorKind::Unsupported {
+        return refused;
+    }
+    let others = [OutputMode::Append, OutputMode::Update, OutputMode::Complete].into_iter();
+    let others: Vec<String> =
+        others.filter(|other| *other != mode && answers(*other)).map(|other| other.to_string()).collect();
+    if others.is_empty() {
+        return refused;
+    }
+    let otherwise = refused.hint_text().map(|hint| format!("; or {hint}")).unwrap_or_default();
+    let others = others.join(" or ");
+    refused.hint(format!("use {others} mode, which can answer this query{otherwise}"))
 }
 
-/// Refuses what a stream cannot answer.
-pub(crate) fn check(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
+/// Refuses what no stream answers, in the words of the user's query: what DataFusion makes of it no longer has them.
+pub(crate) fn check_spelled(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
     if !is_streaming(plan) {
         return Err(Error::invalid("`write_stream` was called on a query that reads no stream")
             .hint("read an input with `read_stream`, or write the result as a batch"));
     }
-    check_node(plan, mode)?;
-    if mode == OutputMode::Complete && !has_streaming_aggregate(plan) {
-        return Err(Error::unsupported(
-            "complete mode needs a streaming aggregation: without one, the whole answer grows for ever",
-        )
-        .hint("use append mode"));
+    let mut refused = Ok(());
+    plan.apply_with_subqueries(|node| {
+        refused = check_statement(node, mode);
+        Ok(if refused.is_err() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    })?;
+    refused
+}
+
+fn check_statement(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
+    match plan {
+        LogicalPlan::Dml(_) | LogicalPlan::Copy(_) | LogicalPlan::Ddl(_) | LogicalPlan::Statement(_) => {
+            Err(Error::unsupported("a command cannot read a stream")
+                .hint("select the rows and write them with `write_stream`"))
+        }
+        LogicalPlan::Explain(_) | LogicalPlan::Analyze(_) | LogicalPlan::DescribeTable(_) => {
+            Err(Error::unsupported("EXPLAIN and DESCRIBE are no streams")
+                .hint("start the query and call `explain` on it"))
+        }
+        LogicalPlan::Distinct(Distinct::On(_)) if !matches!(below(plan, mode), Brings::Table | Brings::WholeAnswer) => {
+            Err(Error::unsupported("DISTINCT ON gives the first row of each key in some order, and a stream has none")
+                .hint("use `drop_duplicates`, which gives the first row that came"))
+        }
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Refuses what a stream cannot answer in this mode. The plan is the one that is run: DataFusion has optimised it, so a
+/// subquery has become a join, and an outer join whose padded rows nobody sees an inner one.
+pub(crate) fn check_executed(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
+    check_node(plan, mode)?;
+    match brings(plan, mode) {
+        Brings::NewRows if mode == OutputMode::Complete => Err(Error::unsupported(
+            "complete mode needs a streaming aggregation: without one, the whole answer grows for ever",
+        )),
+        Brings::NewRows if mode == OutputMode::Update && limits(plan) => {
+            Err(Error::unsupported("a stream cannot be limited in update mode"))
+        }
+        Brings::Table if mode == OutputMode::Append && has_rows(plan) => Err(Error::unsupported(
+            "no row of the stream can come out of this query, as a condition on it is never true, and other rows belong to \
+             no batch",
+        )
+        .hint("mend the condition, or write the result as a batch")),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a plan that reads no stream may give rows.
+fn has_rows(plan: &LogicalPlan) -> bool {
+    let gives = |node: &LogicalPlan| match node {
+        LogicalPlan::TableScan(_) | LogicalPlan::Values(_) | LogicalPlan::Aggregate(_) => true,
+        LogicalPlan::EmptyRelation(empty) => empty.produce_one_row,
+        _ => false,
+    };
+    plan.exists(|node| Ok(gives(node))).unwrap_or(true)
+}
+
+fn limits(plan: &LogicalPlan) -> bool {
+    let is_limit = |node: &LogicalPlan| match node {
+        LogicalPlan::Extension(extension) => extension.node.as_any().is::<StreamLimitNode>(),
+        _ => false,
+    };
+    plan.exists(|node| Ok(is_limit(node))).unwrap_or(false)
 }
 
 fn check_node(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
     if !is_streaming(plan) {
         return Ok(());
     }
-    check_subqueries(plan)?;
-    // What can never be answered is said first, wherever in the plan it stands.
-    check_never(plan, mode)?;
-    for input in plan.inputs() {
-        check_node(input, mode)?;
+    if subqueries(plan).iter().any(is_streaming) {
+        return Err(Error::unsupported("a stream is read inside of a subquery that no join can stand for")
+            .hint("write the join that is meant, or write the subquery's result to a table and read that"));
     }
-    check_chain(plan, mode)
+    // What is nearest to the result is said first.
+    check_itself(plan, mode)?;
+    plan.inputs().into_iter().try_for_each(|input| check_node(input, mode))
 }
 
-fn check_subqueries(plan: &LogicalPlan) -> Result<()> {
-    let mut streaming = false;
-    let visited = plan.apply_expressions(|expr| {
-        expr.apply(|expr| {
-            let subquery = match expr {
-                Expr::InSubquery(inner) => Some(&inner.subquery),
-                Expr::Exists(inner) => Some(&inner.subquery),
-                Expr::ScalarSubquery(inner) => Some(inner),
-                _ => None,
-            };
-            streaming |= subquery.is_some_and(|subquery| is_streaming(&subquery.subquery));
-            Ok(TreeNodeRecursion::Continue)
-        })
-    });
-    visited?;
-    if streaming {
-        return Err(Error::unsupported("a stream cannot be read inside a subquery").hint("write a join instead"));
-    }
-    Ok(())
-}
-
-fn check_never(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
+fn check_itself(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
+    let input = below(plan, mode);
     match plan {
-        LogicalPlan::Sort(_) if mode != OutputMode::Complete || !has_streaming_aggregate(plan) => {
+        LogicalPlan::Join(join) => return check_join(join, mode),
+        LogicalPlan::Union(union) => return check_union(union, mode),
+        LogicalPlan::RecursiveQuery(_) => {
+            return Err(Error::unsupported("a stream cannot be read by a recursive query").hint("use `foreach_batch`"));
+        }
+        LogicalPlan::Extension(extension) => {
+            let node = extension.node.as_any();
+            if let Some(deduplicate) = node.downcast_ref::<DeduplicateNode>() {
+                return check_deduplicate(deduplicate, mode);
+            }
+            if let Some(session) = node.downcast_ref::<SessionNode>() {
+                return check_session(session, mode);
+            }
+            if node.is::<StreamLimitNode>() && input == Brings::NewValues {
+                return Err(follows_new_values(mode));
+            }
+        }
+        _ => {}
+    }
+    // Of a whole answer a batch is asked what any batch may be asked.
+    if input == Brings::WholeAnswer {
+        return Ok(());
+    }
+    match plan {
+        LogicalPlan::Sort(_) => {
             Err(Error::unsupported("a stream cannot be sorted: a later row may belong before the rows already written")
-                .hint("sort in complete mode after an aggregation, or sort what was written"))
-        }
-        LogicalPlan::Limit(limit) if limit.skip.is_some() => {
-            Err(Error::unsupported("a stream cannot skip its first rows (OFFSET)").hint("filter them out"))
-        }
-        LogicalPlan::Limit(_) if mode == OutputMode::Update => {
-            Err(Error::unsupported("a stream cannot be limited in update mode").hint("use append mode"))
+                .hint("sort what was written"))
         }
         LogicalPlan::Window(_) => Err(Error::unsupported(
             "a stream cannot answer a window function over rows (OVER): a later row would change the rows already written",
         )
         .hint("group by `window(time, …)`, or compute it in `foreach_batch` or over what was written")),
         LogicalPlan::Aggregate(aggregate) => check_aggregate(plan, aggregate, mode),
-        LogicalPlan::Join(join) => check_join(join, mode),
-        LogicalPlan::Distinct(Distinct::On(_)) => Err(Error::unsupported(
-            "DISTINCT ON gives the first row of each key in some order, and a stream has none",
-        )
-        .hint("use `drop_duplicates`, which gives the first row that came")),
-        LogicalPlan::Extension(extension) => {
-            extension.node.as_any().downcast_ref::<DeduplicateNode>().map_or(Ok(()), check_deduplicate)
-        }
-        LogicalPlan::Union(union) if union.inputs.iter().any(|input| !is_streaming(input)) => {
-            Err(Error::unsupported("a stream cannot be put together with a table (UNION): the table's rows belong to no batch")
-                .hint("write the table's rows to the sink first, or read the table as a stream"))
-        }
-        LogicalPlan::RecursiveQuery(_) => {
-            Err(Error::unsupported("a stream cannot be read by a recursive query").hint("use `foreach_batch`"))
-        }
-        LogicalPlan::Dml(_) | LogicalPlan::Copy(_) | LogicalPlan::Ddl(_) | LogicalPlan::Statement(_) => {
-            Err(Error::unsupported("a command cannot read a stream").hint("select the rows and write them with `write_stream`"))
-        }
-        LogicalPlan::Explain(_) | LogicalPlan::Analyze(_) | LogicalPlan::DescribeTable(_) => {
-            Err(Error::unsupported("EXPLAIN and DESCRIBE are no streams").hint("start the query and call `explain` on it"))
-        }
         _ => Ok(()),
     }
 }
@@ -140,101 +182,112 @@ fn check_aggregate(plan: &LogicalPlan, aggregate: &Aggregate, mode: OutputMode) 
         return Err(Error::unsupported("a stream cannot answer GROUPING SETS, CUBE or ROLLUP")
             .hint("write one query per set of keys"));
     }
-    if aggregate.group_expr.iter().filter(|key| is_window_call(key)).count() > 1 {
-        return Err(Error::unsupported("only one window per aggregation is possible")
-            .hint("aggregate by one window, then by another in a second aggregation"));
+    if below(plan, mode) == Brings::NewValues {
+        return Err(follows_new_values(mode));
     }
-    if aggregate.group_expr.iter().any(is_session_call) {
-        if mode == OutputMode::Update {
-            return Err(Error::unsupported("sessions cannot be answered in update mode: two of them may become one")
-                .hint("use append mode, which gives each session once it has ended"));
-        }
-        if aggregate.group_expr.len() < 2 {
-            return Err(Error::unsupported("on a stream, sessions need a key beside them")
-                .hint("group by the session window and by whose session it is"));
-        }
-    }
-    let keyed_by_event_time = || {
-        let keys = aggregate.group_expr.len();
-        plan.schema().fields().iter().take(keys).any(|key| is_event_time(key))
-    };
-    if mode == OutputMode::Append && !keyed_by_event_time() {
-        return Err(Error::unsupported(
-            "append mode needs to know when a group is final, and no key of this aggregation has a watermark",
-        )
-        .hint("call `with_watermark` and group by that column or a window over it, or use update or complete mode"));
-    }
-    Ok(())
+    check_groups_end(plan, aggregate.group_expr.len(), mode)
 }
 
-/// Which rows of a table a join would give without a match in the stream: never final, as a match may still come.
+/// Refuses groups of which append mode does not know when they are final.
+fn check_groups_end(plan: &LogicalPlan, keys: usize, mode: OutputMode) -> Result<()> {
+    if mode != OutputMode::Append || plan.schema().fields().iter().take(keys).any(|key| is_event_time(key)) {
+        return Ok(());
+    }
+    Err(Error::unsupported(
+        "append mode needs to know when a group is final, and no key of this aggregation has a watermark",
+    )
+    .hint("call `with_watermark` and group by that column or a window over it"))
+}
+
+fn check_session(session: &SessionNode, mode: OutputMode) -> Result<()> {
+    if mode == OutputMode::Update {
+        return Err(Error::unsupported("sessions cannot be answered in update mode: two of them may become one")
+            .hint("write each session once it has ended, in append mode with a watermark"));
+    }
+    if session.keys.len() < 2 {
+        return Err(Error::unsupported("on a stream, sessions need a key beside them")
+            .hint("group by the session window and by whose session it is"));
+    }
+    let plan = LogicalPlan::Extension(Extension { node: Arc::new(session.clone()) });
+    check_groups_end(&plan, session.keys.len(), mode)
+}
+
+/// What remembers rows would take each new value of a group for a new row.
+fn follows_new_values(mode: OutputMode) -> Error {
+    Error::unsupported(format!(
+        "in {mode} mode nothing that keeps state can follow an aggregation of a stream: it would take every new value of a \
+         group for a new row, and earlier values would stay"
+    ))
+    .hint("write the aggregation to a table and read that")
+}
+
+/// A table's rows belong to no batch; and what a branch brought in earlier batches counts for all branches, or for none.
+fn check_union(union: &Union, mode: OutputMode) -> Result<()> {
+    let branches: Vec<Brings> = union.inputs.iter().map(|input| brings(input, mode)).collect();
+    let has = |what: Brings| branches.contains(&what);
+    if has(Brings::WholeAnswer) && (has(Brings::NewRows) || has(Brings::Mixed)) {
+        return Err(Error::unsupported(format!(
+            "in {mode} mode a UNION cannot put rows of a stream beside an aggregation: of the aggregation every batch gives \
+             the whole answer, of the rows only those that are new"
+        ))
+        .hint("write two queries, or aggregate every branch"));
+    }
+    if !has(Brings::Table) || has(Brings::WholeAnswer) {
+        return Ok(());
+    }
+    let reads_table = |input: &LogicalPlan| input.exists(|node| Ok(matches!(node, LogicalPlan::TableScan(_))));
+    let mut tables = union.inputs.iter().zip(&branches).filter(|(_, brings)| **brings == Brings::Table);
+    let (what, instead) = match tables.any(|(input, _)| reads_table(input).unwrap_or(true)) {
+        true => {
+            ("a table (UNION): the table's", "write the table's rows to the sink first, or read the table as a stream")
+        }
+        false => ("constants (UNION): such", "write the constant rows to the sink first, as a batch"),
+    };
+    Err(Error::unsupported(format!("a stream cannot be put together with {what} rows belong to no batch"))
+        .hint(instead))
+}
+
 fn check_join(join: &Join, mode: OutputMode) -> Result<()> {
-    let gives_unmatched = |joins: &[JoinType]| joins.contains(&join.join_type);
-    match (is_streaming(&join.left), is_streaming(&join.right)) {
-        (true, true) => check_stream_join(join, mode),
-        (true, false)
-            if gives_unmatched(&[
-                JoinType::Right,
-                JoinType::Full,
-                JoinType::RightSemi,
-                JoinType::RightAnti,
-                JoinType::RightMark,
-            ]) =>
-        {
-            Err(never_final(join))
-        }
-        (false, true)
-            if gives_unmatched(&[
-                JoinType::Left,
-                JoinType::Full,
-                JoinType::LeftSemi,
-                JoinType::LeftAnti,
-                JoinType::LeftMark,
-            ]) =>
-        {
-            Err(never_final(join))
-        }
-        _ => Ok(()),
+    use JoinType::{Full, Left, LeftAnti, LeftMark, LeftSemi, Right, RightAnti, RightMark, RightSemi};
+    match (brings(&join.left, mode), brings(&join.right, mode)) {
+        (Brings::WholeAnswer | Brings::Table, Brings::WholeAnswer | Brings::Table) => Ok(()),
+        (Brings::NewRows | Brings::NewValues, Brings::Table) => match join.join_type {
+            RightSemi | RightMark => Err(not_remembered(join)),
+            Right | Full | RightAnti => Err(never_final(join)),
+            _ => Ok(()),
+        },
+        (Brings::Table, Brings::NewRows | Brings::NewValues) => match join.join_type {
+            LeftSemi | LeftMark => Err(not_remembered(join)),
+            Left | Full | LeftAnti => Err(never_final(join)),
+            _ => Ok(()),
+        },
+        // Such a join becomes a node of ours, whose own rules are told then.
+        (Brings::NewRows, Brings::NewRows) => check_stream_join(join, mode),
+        (Brings::NewValues, _) | (_, Brings::NewValues) => Err(follows_new_values(mode)),
+        _ => Err(Error::unsupported(format!(
+            "in {mode} mode rows of a stream cannot be joined with an aggregation of a stream (a subquery is such a join, \
+             too): it changes with every batch, and rows of earlier batches are not looked at again"
+        ))
+        .hint("write the aggregation to a table and read that")),
     }
 }
 
 fn never_final(join: &Join) -> Error {
+    let spelled = as_set_operation(join).unwrap_or_else(|| format!("a {} join", join.join_type));
     Error::unsupported(format!(
-        "a {} join that keeps rows of the table cannot be answered: a match may always still come in the stream",
-        join.join_type
+        "{spelled} that keeps rows of the table cannot be answered: a match may always still come in the stream (a \
+         subquery is such a join, too)"
     ))
     .hint("keep the rows of the stream instead: put the stream on the side whose rows are kept")
 }
 
-/// What remembers rows after an aggregation in update or complete mode would take each new value of a group for a new row.
-fn check_chain(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
-    if mode == OutputMode::Append || !is_stateful(plan) {
-        return Ok(());
-    }
-    match plan.inputs().into_iter().any(has_streaming_aggregate) {
-        true => Err(Error::unsupported(format!(
-            "in {mode} mode nothing that keeps state can follow an aggregation of a stream: it would take every new value of a \
-             group for a new row"
-        ))
-        .hint("use append mode, where a group comes out once; or write the aggregation to a table and read that")),
-        false => Ok(()),
-    }
-}
-
-/// Whether a node goes by event time or groups: what Spark calls a stateful operation.
-fn is_stateful(plan: &LogicalPlan) -> bool {
-    let has_time = |input: &LogicalPlan| input.schema().fields().iter().any(|field| is_event_time(field));
-    match plan {
-        LogicalPlan::Aggregate(_) => true,
-        LogicalPlan::Distinct(Distinct::All(input)) => has_time(input),
-        LogicalPlan::Join(join) => is_streaming(&join.left) && is_streaming(&join.right),
-        LogicalPlan::Extension(extension) => extension
-            .node
-            .as_any()
-            .downcast_ref::<DeduplicateNode>()
-            .is_some_and(|node| node.within_watermark || keys_with_event_time(node) > 0),
-        _ => false,
-    }
+/// Rows of a table that come out once they have a match.
+fn not_remembered(join: &Join) -> Error {
+    let spelled = as_set_operation(join).unwrap_or_else(|| "a semi join (IN, EXISTS)".to_owned());
+    Error::unsupported(format!(
+        "{spelled} that gives rows of the table cannot be answered: nothing remembers which of them came out already"
+    ))
+    .hint("join the stream with the table (JOIN) and give each row once (DISTINCT)")
 }
 
 /// How many of the keys are event times.
@@ -245,7 +298,13 @@ fn keys_with_event_time(node: &DeduplicateNode) -> usize {
     node.keys.iter().filter(is_marked).count()
 }
 
-fn check_deduplicate(node: &DeduplicateNode) -> Result<()> {
+fn check_deduplicate(node: &DeduplicateNode, mode: OutputMode) -> Result<()> {
+    let keys = node.keys.len();
+    let of_time = node.within_watermark || keys_with_event_time(node) > 0;
+    // By some of the columns, the first value that came stands for ever, which is what Spark gives.
+    if brings(&node.input, mode) == Brings::NewValues && (of_time || keys >= node.input.schema().fields().len()) {
+        return Err(follows_new_values(mode));
+    }
     let marked = node.input.schema().fields().iter().filter(|field| is_event_time(field)).count();
     if node.within_watermark && marked == 0 {
         return Err(Error::unsupported("duplicates can be dropped within a watermark only where there is one")

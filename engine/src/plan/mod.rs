@@ -1,10 +1,12 @@
 //! From the user's plan to the plan that every batch runs. Made once, at the start.
 //!
-//! 1. [`check`](check::check) refuses what a stream cannot answer.
-//! 2. [`windows`] take their shape; what [remembers rows](stateful) over batches becomes a node of ours.
+//! 1. [`check`] refuses what is no query at all.
+//! 2. [`windows`] take their shape; what [remembers rows](stateful) over batches becomes a node of ours, by what a batch
+//!    [brings] of them.
 //! 3. Sources get their numbers, in the order the user's plan names them; each `with_watermark` gets its own.
 //! 4. Clock functions are replaced, so that they read the batch's [`clock`].
-//! 5. DataFusion optimises: projections and filters sink into the scans.
+//! 5. DataFusion optimises: projections and filters sink into the scans. Of the plan that comes of it, [`check`] refuses what
+//!    a stream cannot answer.
 //! 6. Joins of two streams become nodes of ours, with the bounds of their state.
 //! 7. Each scan of a stream becomes a numbered leaf that remembers its projection and filters.
 //! 8. DataFusion makes the physical plan, with our extension planner for our nodes; our rules for [`static_sides`] and
@@ -12,6 +14,8 @@
 //!
 //! Per batch nothing is planned: the leaves run what the sources bound, found through the task's
 //! [`BatchContext`](crate::batch::BatchContext), and [`static_sides::reset`] makes the plan fit to run again.
+
+pub(crate) mod brings;
 
 pub(crate) mod check;
 
@@ -41,6 +45,7 @@ use datafusion::logical_expr::{Extension, LogicalPlan, UserDefinedLogicalNode};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 
+use self::brings::{Brings, brings, subqueries};
 use self::clock::BatchClock;
 use self::node::deduplicate::DeduplicateNode;
 use self::node::join::{StreamJoinNode, join_streams, unbounded_sides};
@@ -48,7 +53,7 @@ use self::node::limit::StreamLimitNode;
 use self::node::session::SessionNode;
 use self::node::watermark::WatermarkNode;
 use self::static_sides::KeepStaticSides;
-use self::windows::{Sessions, rewrite_windows};
+use self::windows::{Sessions, mark_bounds, rewrite_windows};
 use crate::error::Result;
 use crate::operator::event_time::EventTimeExec;
 use crate::operator::join::plan_stream_join;
@@ -114,17 +119,14 @@ pub(crate) async fn plan_query(
     mode: OutputMode,
     partitions: usize,
 ) -> Result<QueryPlan> {
-    check::check(&user_plan, mode)?;
-    let plan = rewrite_windows(user_plan, Sessions::Stateful)?;
-    let plan = stateful::remember_rows(plan, mode)?;
-    let sources = number_sources(&plan)?;
-    let (plan, watermarks) = number_watermarks(plan, &sources)?;
-    let clock = BatchClock::default();
-    let plan = clock::read_batch_clock(plan, &clock)?;
-
-    let session = Arc::new(session_for_streams(user_session, mode, partitions)?);
-    let optimized = session.optimize(&plan)?;
-    let optimized = join_streams(optimized, mode, &check::is_streaming)?;
+    let optimized = match optimize(&user_session, &user_plan, mode, partitions) {
+        Ok(optimized) => optimized,
+        Err(refused) => {
+            let answers = |other| optimize(&user_session, &user_plan, other, partitions).is_ok();
+            return Err(check::in_another_mode(refused, mode, answers));
+        }
+    };
+    let Optimized { plan: optimized, session, sources, watermarks, clock } = optimized;
     let unbounded = unbounded_sides(&optimized);
     let (optimized, leaf_sources) = number_leaves(optimized, &sources, partitions)?;
     let physical = session.query_planner().create_physical_plan(&optimized, session.as_ref()).await?;
@@ -159,6 +161,39 @@ pub(crate) async fn plan_query(
     })
 }
 
+/// A query, as far as it is known before its leaves are.
+struct Optimized {
+    plan: LogicalPlan,
+    session: Arc<SessionState>,
+    sources: Vec<Arc<dyn Source>>,
+    watermarks: Vec<NumberedWatermark>,
+    clock: BatchClock,
+}
+
+/// The passes up to the optimised plan, and the check of what a stream cannot answer in this mode.
+fn optimize(
+    user_session: &SessionState,
+    user_plan: &LogicalPlan,
+    mode: OutputMode,
+    partitions: usize,
+) -> Result<Optimized> {
+    check::check_spelled(user_plan, mode)?;
+    let plan = rewrite_windows(user_plan.clone(), Sessions::Stateful(mode))?;
+    let plan = mark_bounds(plan)?;
+    let plan = stateful::remember_rows(plan, mode)?;
+    let sources = number_sources(&plan)?;
+    let (plan, watermarks) = number_watermarks(plan, &sources)?;
+    let clock = BatchClock::default();
+    let plan = clock::read_batch_clock(plan, &clock)?;
+
+    let streaming_subqueries = plan.exists(|node| Ok(subqueries(node).iter().any(check::is_streaming)))?;
+    let session = session_for_streams(user_session.clone(), mode, partitions, streaming_subqueries)?;
+    let plan = session.optimize(&plan)?;
+    check::check_executed(&plan, mode)?;
+    let plan = join_streams(plan, mode, &|side| brings(side, mode) == Brings::NewRows)?;
+    Ok(Optimized { plan, session: Arc::new(session), sources, watermarks, clock })
+}
+
 /// The distinct streams of a plan, in the order it names them.
 fn number_sources(plan: &LogicalPlan) -> Result<Vec<Arc<dyn Source>>> {
     let mut sources: Vec<Arc<dyn Source>> = vec![];
@@ -183,7 +218,7 @@ struct NumberedWatermark {
 /// Gives every watermark node its number, in the order the user's plan names them.
 fn number_watermarks(plan: LogicalPlan, sources: &[Arc<dyn Source>]) -> Result<(LogicalPlan, Vec<NumberedWatermark>)> {
     let mut watermarks = vec![];
-    let plan = plan.transform_down(|plan| {
+    let plan = plan.transform_down_with_subqueries(|plan| {
         let LogicalPlan::Extension(Extension { node }) = &plan else { return Ok(Transformed::no(plan)) };
         let Some(watermark) = node.as_any().downcast_ref::<WatermarkNode>() else { return Ok(Transformed::no(plan)) };
         let below = number_sources(&watermark.input)?;
@@ -220,8 +255,13 @@ fn number_leaves(
 const SINGLE_DISTINCT: &str = "single_distinct_aggregation_to_group_by";
 
 /// The user's session with the settings that a cached plan needs.
-fn session_for_streams(user: SessionState, mode: OutputMode, partitions: usize) -> Result<SessionState> {
-    let config = user
+fn session_for_streams(
+    user: SessionState,
+    mode: OutputMode,
+    partitions: usize,
+    streaming_subqueries: bool,
+) -> Result<SessionState> {
+    let mut config = user
         .config()
         .clone()
         // The catalog is shared with the user's session: a default one would take the place of their tables.
@@ -230,11 +270,17 @@ fn session_for_streams(user: SessionState, mode: OutputMode, partitions: usize) 
         .with_round_robin_repartition(false)
         // Through the string-keyed setter: it also switches off the filters of joins and sorts, which would outlive a batch.
         .set_bool("datafusion.optimizer.enable_dynamic_filter_pushdown", false)
+        // It takes parts of windows out before their marks are seen.
+        .set_bool("datafusion.optimizer.enable_leaf_expression_pushdown", false)
         // A row whose key is null joins nothing. Said before optimising, it is filtered out below the watermark, as in Spark.
         .set_bool("datafusion.optimizer.filter_null_join_keys", true)
         // The static side of a join is always built whole, so that it can be kept.
         .set_usize("datafusion.optimizer.hash_join_single_partition_threshold", usize::MAX)
         .set_usize("datafusion.optimizer.hash_join_single_partition_threshold_rows", usize::MAX);
+    if streaming_subqueries {
+        // What a subquery reads of a stream must go through the plan, as a join, to be counted and remembered.
+        config = config.set_bool("datafusion.optimizer.enable_physical_uncorrelated_scalar_subquery", false);
+    }
     // It splits count(distinct) into two aggregates; the outer one would count each value again whenever it is touched.
     let logical_rules = user.optimizers().iter().filter(|rule| rule.name() != SINGLE_DISTINCT).cloned().collect();
     let mut physical_rules: Vec<_> = vec![

@@ -12,10 +12,13 @@
 
 use std::sync::Arc;
 
+use arrow::datatypes::DataType;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
-use datafusion::error::{DataFusionError, Result};
-use datafusion::logical_expr::{Distinct, Extension, FetchType, LogicalPlan};
+use datafusion::error::Result;
+use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::logical_expr::{Distinct, Expr, Extension, LogicalPlan, LogicalPlanBuilder};
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
@@ -23,8 +26,10 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
 use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
+use datafusion::physical_plan::union::UnionExec;
+use datafusion::scalar::ScalarValue;
 
-use super::check::{has_streaming_aggregate, is_streaming};
+use super::brings::{Brings, brings};
 use super::node::deduplicate::DeduplicateNode;
 use super::node::limit::StreamLimitNode;
 use super::node::watermark::WatermarkNode;
@@ -34,9 +39,10 @@ use crate::operator::aggregate::StatefulAggregateExec;
 use crate::operator::deduplicate::{DeduplicateExec, Remember};
 use crate::operator::event_time::EventTimeExec;
 use crate::operator::exchange::ExchangeExec;
+use crate::operator::join::StreamJoinExec;
 use crate::operator::late_rows::{LateRowsExec, SharedId};
 use crate::operator::limit::StreamLimitExec;
-use crate::operator::static_side::StaticSideExec;
+use crate::operator::session_window::SessionWindowExec;
 use crate::operator::{StatefulOperator, stateful};
 use crate::query::OutputMode;
 use crate::source::StreamScanExec;
@@ -45,27 +51,62 @@ use crate::state::key_hash::can_be_key;
 use crate::watermark::WatermarkTree;
 use crate::watermark::marks::is_event_time;
 
-/// Puts our nodes where rows are deduplicated or limited over all batches.
+/// Puts our nodes where rows are deduplicated or limited over all batches. Where every batch brings the whole answer,
+/// DataFusion's own nodes do, and a deduplication becomes one of these.
 pub(super) fn remember_rows(plan: LogicalPlan, mode: OutputMode) -> Result<LogicalPlan> {
     let node = |node: Arc<dyn datafusion::logical_expr::UserDefinedLogicalNode>| {
         Ok(Transformed::yes(LogicalPlan::Extension(Extension { node })))
     };
-    // In complete mode every batch gives the whole answer, and what comes after it is of one batch only.
-    let of_one_batch = |input: &LogicalPlan| mode == OutputMode::Complete && has_streaming_aggregate(input);
-    plan.transform_up(|plan| match plan {
-        LogicalPlan::Distinct(Distinct::All(input)) if is_streaming(&input) && !of_one_batch(&input) => {
+    let of_one_batch = |input: &LogicalPlan| matches!(brings(input, mode), Brings::WholeAnswer | Brings::Table);
+    plan.transform_up_with_subqueries(|plan| match plan {
+        LogicalPlan::Distinct(Distinct::All(input)) if !of_one_batch(&input) => {
             let keys = input.schema().columns();
             node(Arc::new(DeduplicateNode { input: Arc::unwrap_or_clone(input), keys, within_watermark: false }))
         }
-        LogicalPlan::Limit(limit) if is_streaming(&limit.input) && !of_one_batch(&limit.input) => {
-            let FetchType::Literal(Some(rows)) = limit.get_fetch_type()? else {
-                return Err(DataFusionError::Plan("a stream can be limited to a fixed number of rows only".into()));
-            };
-            node(Arc::new(StreamLimitNode { rows, input: Arc::unwrap_or_clone(limit.input) }))
+        LogicalPlan::Limit(limit) if !of_one_batch(&limit.input) => {
+            if number_of_rows(limit.skip.as_deref(), &limit.input)?.unwrap_or(0) > 0 {
+                return Err(Error::unsupported("a stream cannot skip its first rows (OFFSET)")
+                    .hint("filter them out")
+                    .into());
+            }
+            match number_of_rows(limit.fetch.as_deref(), &limit.input)? {
+                Some(rows) => node(Arc::new(StreamLimitNode { rows, input: Arc::unwrap_or_clone(limit.input) })),
+                None => Ok(Transformed::yes(Arc::unwrap_or_clone(limit.input))),
+            }
         }
+        LogicalPlan::Extension(extension) => match extension.node.as_any().downcast_ref::<DeduplicateNode>() {
+            Some(deduplicate) if of_one_batch(&deduplicate.input) => {
+                let keys = deduplicate.keys.iter().cloned().map(Expr::Column).collect();
+                let all = deduplicate.input.schema().columns().into_iter().map(Expr::Column).collect();
+                let plan = LogicalPlanBuilder::from(deduplicate.input.clone()).distinct_on(keys, all, None)?;
+                Ok(Transformed::yes(plan.build()?))
+            }
+            _ => Ok(Transformed::no(LogicalPlan::Extension(extension))),
+        },
         other => Ok(Transformed::no(other)),
     })
     .data()
+}
+
+/// What a LIMIT or OFFSET comes to, if there is one.
+fn number_of_rows(rows: Option<&Expr>, input: &LogicalPlan) -> Result<Option<usize>> {
+    let Some(rows) = rows else { return Ok(None) };
+    let context = SimplifyContext::builder().with_schema(Arc::clone(input.schema())).build();
+    let value = match ExprSimplifier::new(context).simplify(rows.clone())? {
+        Expr::Literal(value, _) => value.cast_to(&DataType::Int64)?,
+        _ => {
+            return Err(Error::unsupported(format!(
+                "a stream can be limited to a fixed number of rows only, not `{rows}`"
+            ))
+            .hint("write the number")
+            .into());
+        }
+    };
+    match value {
+        ScalarValue::Int64(None) => Ok(None),
+        ScalarValue::Int64(Some(count)) if count >= 0 => Ok(usize::try_from(count).ok()),
+        _ => Err(Error::invalid(format!("LIMIT and OFFSET take a number that is not negative, not `{rows}`")).into()),
+    }
 }
 
 /// The operator for a deduplication over this input.
@@ -147,8 +188,7 @@ impl PhysicalOptimizerRule for RememberGroups {
                 let first = last.input().downcast_ref::<AggregateExec>()?;
                 let are_two = matches!(last.mode(), AggregateMode::Final | AggregateMode::FinalPartitioned)
                     && *first.mode() == AggregateMode::Partial;
-                // In complete mode every batch brings the whole answer to what comes after an aggregation.
-                let of_one_batch = self.mode == OutputMode::Complete && has_operator(first.input());
+                let of_one_batch = self.mode == OutputMode::Complete && brings_whole_answer(first.input());
                 (are_two && !of_one_batch && static_sides::is_streaming(first.input())).then_some((last, first))
             });
             match steps {
@@ -168,8 +208,14 @@ impl PhysicalOptimizerRule for RememberGroups {
     }
 }
 
-fn has_operator(plan: &Arc<dyn ExecutionPlan>) -> bool {
-    stateful(plan.as_ref()).is_some() || plan.children().into_iter().any(has_operator)
+/// Whether every batch brings the whole answer of this plan: in complete mode an aggregation does, and so does what
+/// consists of such. It is what [`brings`] tells of the logical plan.
+fn brings_whole_answer(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    if plan.is::<StatefulAggregateExec>() || plan.is::<SessionWindowExec>() {
+        return true;
+    }
+    let streams: Vec<_> = plan.children().into_iter().filter(|child| static_sides::is_streaming(child)).collect();
+    !streams.is_empty() && streams.into_iter().all(brings_whole_answer)
 }
 
 impl RememberGroups {
@@ -197,8 +243,8 @@ impl RememberGroups {
 }
 
 /// Puts an exchange between what must see its whole batch and a node above that may stop reading before its input has
-/// ended: a limit, or a join whose table has no rows. Operators that remember something must, and so must sources that tell
-/// of records they cannot read. Runs after [`RememberGroups`].
+/// ended: a limit, or a join one side of which has no rows. Operators that remember something must, and so must sources that
+/// tell of records they cannot read. Runs after [`RememberGroups`].
 #[derive(Debug)]
 pub(super) struct RunToTheEnd;
 
@@ -207,8 +253,9 @@ impl PhysicalOptimizerRule for RunToTheEnd {
         plan.transform_up(|plan| {
             let is_limit = plan.is::<LocalLimitExec>() || plan.is::<GlobalLimitExec>();
             let children: Vec<Arc<dyn ExecutionPlan>> = plan.children().into_iter().map(Arc::clone).collect();
-            let joins_a_table = children.iter().any(|child| child.is::<StaticSideExec>());
-            if !(is_limit || joins_a_table) || !children.iter().any(must_finish) {
+            let reads_all = plan.is::<UnionExec>() || plan.is::<StreamJoinExec>();
+            let joins = children.len() > 1 && !reads_all;
+            if !(is_limit || joins) || !children.iter().any(must_finish) {
                 return Ok(Transformed::no(plan));
             }
             let whole = |child: Arc<dyn ExecutionPlan>| match must_finish(&child) && !child.is::<ExchangeExec>() {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use datafusion::common::JoinType;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::error::Result;
@@ -58,14 +59,23 @@ pub(crate) enum Keep {
     StaticRows,
 }
 
-/// The plan, ready for another batch. A hash join that builds from a static table is left as it is, for its table.
+/// The plan, ready for another batch. A hash join that builds from a static table is left as it is, for its table; unless it
+/// gives rows of the table, as then it remembers which of them had a match.
 pub(crate) fn reset(plan: Arc<dyn ExecutionPlan>, keep: Keep) -> Result<Arc<dyn ExecutionPlan>> {
     plan.transform_up(|plan| {
-        let builds_from_static = plan.downcast_ref::<HashJoinExec>().is_some_and(|join| !is_streaming(join.left()));
-        if builds_from_static && keep == Keep::HashTables {
+        let can_stay = plan
+            .downcast_ref::<HashJoinExec>()
+            .is_some_and(|join| !is_streaming(join.left()) && !gives_built_rows(*join.join_type()));
+        if can_stay && keep == Keep::HashTables {
             return Ok(Transformed::no(plan));
         }
         Ok(Transformed::yes(plan.reset_state()?))
     })
     .data()
+}
+
+/// Whether a hash join gives rows of the side it builds from by themselves, after all others.
+fn gives_built_rows(join_type: JoinType) -> bool {
+    use JoinType::{Full, Left, LeftAnti, LeftMark, LeftSemi};
+    matches!(join_type, Left | Full | LeftSemi | LeftAnti | LeftMark)
 }

@@ -15,7 +15,7 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::FieldRef;
+use arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{Column, DFSchema, ScalarValue, TableReference};
@@ -24,15 +24,18 @@ use datafusion::execution::{FunctionRegistry, SessionState};
 use datafusion::functions::core::expr_fn::get_field;
 use datafusion::functions_aggregate::min_max::max_udaf;
 use datafusion::logical_expr::expr::{AggregateFunction, WindowFunction};
+use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{
-    Aggregate, Expr, ExprFunctionExt, Extension, Filter, LogicalPlan, LogicalPlanBuilder, Projection, WindowFrame,
-    WindowFrameBound, WindowFrameUnits, ident, lit, when,
+    Aggregate, Expr, ExprFunctionExt, ExprSchemable, Extension, Filter, LogicalPlan, LogicalPlanBuilder, Projection,
+    WindowFrame, WindowFrameBound, WindowFrameUnits, ident, lit, when,
 };
 use datafusion::optimizer::AnalyzerRule;
 
+use super::brings::{Brings, brings};
 use super::check::is_streaming;
 use super::node::session::SessionNode;
 use crate::error::{Error, Result};
+use crate::query::OutputMode;
 use crate::query::window::functions::{Kind, udf};
 use crate::query::window::{WindowKey, WindowSpec, needs_grouping};
 use crate::watermark::marks::is_event_time;
@@ -54,8 +57,8 @@ const REWRITE_WINDOWS: &str = "tidewater_rewrite_windows";
 pub(crate) enum Sessions {
     /// They stay as they are: this plan is not run as a stream.
     Untouched,
-    /// They keep state from batch to batch.
-    Stateful,
+    /// They keep state from batch to batch, unless every batch brings their whole input in this mode.
+    Stateful(OutputMode),
 }
 
 /// Makes the functions of windows, and grouping by them, known to a session. A second call changes nothing.
@@ -95,6 +98,49 @@ pub(crate) fn rewrite_windows(plan: LogicalPlan, sessions: Sessions) -> Result<L
     Ok(rewritten.data)
 }
 
+/// Lets the bounds that are taken out of windows keep the mark of event time: the end of a window is final when the window is,
+/// and so is its start, where all windows have one length. DataFusion's `get_field` drops all marks.
+pub(crate) fn mark_bounds(plan: LogicalPlan) -> DataFusionResult<LogicalPlan> {
+    let mut found = false;
+    let marked = plan.transform_up_with_subqueries(|node| {
+        let mut node = node;
+        if matches!(node, LogicalPlan::Projection(_) | LogicalPlan::Aggregate(_)) {
+            let input = node.inputs().first().map(|input| Arc::clone(input.schema()));
+            let names = NamePreserver::new(&node);
+            let mapped = node.map_expressions(|expr| {
+                let name = names.save(&expr);
+                match input.as_ref().map(|schema| marked_bound(&expr, schema)).transpose()?.flatten() {
+                    Some(bound) => Ok(Transformed::yes(name.restore(bound))),
+                    None => Ok(Transformed::no(expr)),
+                }
+            })?;
+            found |= mapped.transformed;
+            node = mapped.data;
+        }
+        // What is above a node whose columns have got marks has them, too.
+        if found { Ok(Transformed::yes(node.recompute_schema()?)) } else { Ok(Transformed::no(node)) }
+    })?;
+    Ok(marked.data)
+}
+
+/// A bound of a window that is an event time, with its mark.
+fn marked_bound(expr: &Expr, schema: &DFSchema) -> DataFusionResult<Option<Expr>> {
+    let Expr::ScalarFunction(call) = expr.clone().unalias_nested().data else { return Ok(None) };
+    let [of, Expr::Literal(name, _)] = call.args.as_slice() else { return Ok(None) };
+    let is_start = match name.try_as_str() {
+        Some(Some("start")) => true,
+        Some(Some("end")) => false,
+        _ => return Ok(None),
+    };
+    let (_, window) = of.to_field(schema)?;
+    if call.func.name() != "get_field" || !matches!(window.data_type(), DataType::Struct(_)) || !is_event_time(&window)
+    {
+        return Ok(None);
+    }
+    let of = of.clone();
+    Ok(Some(udf(Kind::MarkBound).call(vec![Expr::ScalarFunction(call), of, lit(is_start)])))
+}
+
 fn rewrite(aggregate: Aggregate, sessions: Sessions) -> DataFusionResult<Transformed<LogicalPlan>> {
     let mut window: Option<(usize, WindowKey)> = None;
     for (at, key) in aggregate.group_expr.iter().enumerate() {
@@ -118,10 +164,13 @@ fn rewrite(aggregate: Aggregate, sessions: Sessions) -> DataFusionResult<Transfo
     let rewritten = match window {
         None => return Ok(Transformed::no(LogicalPlan::Aggregate(aggregate))),
         Some((at, WindowKey::Fixed { time, spec })) => by_start(aggregate, at, time, spec)?,
-        Some((at, WindowKey::Session { stretch })) => match (is_streaming(&aggregate.input), sessions) {
-            (false, _) => composed_sessions(aggregate, at, stretch)?,
-            (true, Sessions::Untouched) => return Ok(Transformed::no(LogicalPlan::Aggregate(aggregate))),
-            (true, Sessions::Stateful) => {
+        Some((at, WindowKey::Session { stretch })) => match sessions {
+            _ if !is_streaming(&aggregate.input) => composed_sessions(aggregate, at, stretch)?,
+            Sessions::Untouched => return Ok(Transformed::no(LogicalPlan::Aggregate(aggregate))),
+            Sessions::Stateful(mode) if brings(&aggregate.input, mode) == Brings::WholeAnswer => {
+                composed_sessions(aggregate, at, stretch)?
+            }
+            Sessions::Stateful(_) => {
                 let node = Arc::new(SessionNode::new(aggregate, at, stretch));
                 LogicalPlan::Extension(Extension { node })
             }

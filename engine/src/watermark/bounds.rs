@@ -43,6 +43,10 @@ pub(crate) struct KeyTime {
     pub(crate) key: usize,
     /// Its type and mark, for reading the time from it.
     pub(crate) field: FieldRef,
+    /// Whether it is the event time of the side. Where it is not, rows are late by the key nevertheless: what they could
+    /// match is gone.
+    pub(crate) left_marked: bool,
+    pub(crate) right_marked: bool,
 }
 
 impl JoinBounds {

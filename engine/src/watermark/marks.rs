@@ -27,7 +27,7 @@ pub(crate) fn marks_of(field: &Field) -> HashMap<String, String> {
 /// The field without marks.
 pub(crate) fn without_marks(field: &FieldRef) -> FieldRef {
     let mut metadata = field.metadata().clone();
-    let marks = [EVENT_TIME, WINDOW_US].into_iter().filter_map(|mark| metadata.remove(mark)).count();
+    let marks = [EVENT_TIME, WINDOW_US, SIZE_US].into_iter().filter_map(|mark| metadata.remove(mark)).count();
     if marks == 0 { Arc::clone(field) } else { Arc::new(field.as_ref().clone().with_metadata(metadata)) }
 }
 
@@ -37,4 +37,27 @@ pub(crate) const WINDOW_US: &str = "tidewater.event_time.window_us";
 /// The length of the window that a marked column is the start of.
 pub(crate) fn window_us(field: &Field) -> Option<i64> {
     field.metadata().get(WINDOW_US)?.parse().ok()
+}
+
+/// The key of a further mark: the column is a window of so many µs. Its time is its end; this tells what the start is worth
+/// by itself.
+pub(crate) const SIZE_US: &str = "tidewater.event_time.size_us";
+
+/// The length of the windows in a marked column, where all have the same.
+pub(crate) fn size_us(field: &Field) -> Option<i64> {
+    field.metadata().get(SIZE_US)?.parse().ok()
+}
+
+/// The marks that a bound of the windows in this column takes over: its end is as good as the window, its start if the
+/// length is known.
+pub(crate) fn marks_of_bound(window: &Field, start: bool) -> HashMap<String, String> {
+    let mut own = marks_of(window);
+    match (start, size_us(window)) {
+        (true, Some(size)) if !own.is_empty() => {
+            own.insert(WINDOW_US.to_owned(), size.to_string());
+        }
+        (true, _) => own.clear(),
+        (false, _) => {}
+    }
+    own
 }

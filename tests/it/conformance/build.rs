@@ -25,17 +25,11 @@ impl Inputs<'_> {
     pub(super) fn build<'a>(&'a self, query: &'a Query) -> BoxFuture<'a, Result<DataFrame>> {
         async move {
             let mut frame = self.from(&query.from).await?;
-            let mut ops = query.ops.iter().peekable();
-            while let Some(op) = ops.next() {
-                // The window itself is needed for its time, and is gone once it has become two columns.
-                let time = match (op, ops.peek()) {
-                    (Op::GroupBy { .. }, Some(Op::WindowTime(name))) => {
-                        ops.next();
-                        Some(name.as_str())
-                    }
-                    _ => None,
-                };
-                frame = self.apply(frame, op, time).await?;
+            for (at, op) in query.ops.iter().enumerate() {
+                // The window itself is needed for its time, through filters if need be, and is gone after that.
+                let mut further = query.ops.iter().skip(at + 1).skip_while(|op| matches!(op, Op::Filter(_)));
+                let keep = matches!(op, Op::GroupBy { .. }) && matches!(further.next(), Some(Op::WindowTime(_)));
+                frame = self.apply(frame, op, keep).await?;
             }
             Ok(frame)
         }
@@ -57,7 +51,7 @@ impl Inputs<'_> {
         Ok(self.ctx.read_table(Arc::new(MemTable::try_new(schema, partitions)?))?)
     }
 
-    async fn apply(&self, frame: DataFrame, op: &Op, time: Option<&str>) -> Result<DataFrame> {
+    async fn apply(&self, frame: DataFrame, op: &Op, keep_window: bool) -> Result<DataFrame> {
         let names = |columns: &[String]| columns.iter().map(ident).collect::<Vec<Expr>>();
         Ok(match op {
             Op::WithWatermark { column, delay } => frame.with_watermark(column, delay)?,
@@ -69,8 +63,13 @@ impl Inputs<'_> {
                 let columns: Result<Vec<Expr>> = columns.iter().map(|sql| Ok(frame.parse_sql_expr(sql)?)).collect();
                 frame.select(columns?)?
             }
-            Op::GroupBy { keys, aggs } => group_by(frame, keys, aggs, time)?,
-            Op::WindowTime(_) => return Err(Error::invalid("`window_time` must follow a grouping by window")),
+            Op::GroupBy { keys, aggs } => group_by(frame, keys, aggs, keep_window)?,
+            Op::WindowTime(name) => {
+                let kept = frame.schema().columns().into_iter().filter(|column| column.name != WINDOW);
+                let mut columns: Vec<Expr> = kept.map(Expr::Column).collect();
+                columns.push(window_time(ident(WINDOW)).alias(name));
+                frame.select(columns)?
+            }
             Op::DropDuplicates(columns) => frame.drop_duplicates(&as_strs(columns))?,
             Op::DropDuplicatesWithinWatermark(columns) => frame.drop_duplicates_within_watermark(&as_strs(columns))?,
             Op::Union(other) => frame.union(self.build(other).await?)?,
@@ -101,8 +100,11 @@ fn join_type(how: How) -> JoinType {
     }
 }
 
-/// Groups, and turns a window key into `window_start` and `window_end`; with `time`, appends the time of the window.
-fn group_by(frame: DataFrame, keys: &[Key], aggs: &[String], time: Option<&str>) -> Result<DataFrame> {
+/// The name under which a window is kept until its time is wanted.
+const WINDOW: &str = "__window";
+
+/// Groups, and turns a window key into `window_start` and `window_end`; the window itself comes last, if it is to be kept.
+fn group_by(frame: DataFrame, keys: &[Key], aggs: &[String], keep_window: bool) -> Result<DataFrame> {
     let parse = |sql: &String| -> Result<Expr> { Ok(frame.parse_sql_expr(sql)?) };
     let key_exprs: Result<Vec<Expr>> = keys
         .iter()
@@ -135,9 +137,9 @@ fn group_by(frame: DataFrame, keys: &[Key], aggs: &[String], time: Option<&str>)
             }
         }
     }
-    if let Some(name) = time {
+    if keep_window {
         let the_window = the_window.ok_or_else(|| Error::invalid("`window_time` without a window"))?;
-        output.push(window_time(the_window).alias(name));
+        output.push(the_window.alias(WINDOW));
     }
     Ok(grouped.select(output)?)
 }

@@ -3,9 +3,10 @@
 //! Candidates are pairs with equal keys. However many there are, they are looked at in stretches of
 //! [`OUTPUT_ROWS`]: their columns are gathered, the condition is evaluated once, and what holds comes out.
 
-use arrow::array::{Array, ArrayRef, BooleanArray, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, UInt32Array};
 use arrow::buffer::NullBuffer;
 use arrow::compute::{filter, filter_record_batch, not, take_arrays};
+use arrow::datatypes::Int64Type;
 use arrow::record_batch::RecordBatch;
 use arrow::row::Rows;
 use datafusion::error::Result;
@@ -43,7 +44,7 @@ pub(super) struct Probe {
 pub(super) struct Begun {
     pub(super) probe: Probe,
     /// Rows that are known to have no match, as they come out.
-    pub(super) unmatched: Option<RecordBatch>,
+    pub(super) unmatched: Vec<RecordBatch>,
     /// How many were late.
     pub(super) late: u64,
 }
@@ -59,7 +60,7 @@ pub(super) struct Ended {
 }
 
 impl Probe {
-    /// Drops late rows and rows that match nothing, as far as these are not to come out.
+    /// Drops late rows and rows that match nothing; of these, gives those that come out.
     pub(super) fn begin(
         shape: &Shape,
         side: Side,
@@ -73,13 +74,21 @@ impl Probe {
             let times = times_us(rows.column(column), of.schema.field(column))?;
             (rows, late) = in_time(rows, &times, late_us)?;
         }
-        let mut unmatched = None;
+        if let Some((key, field)) = &of.late_by_key
+            && let Some(key) = of.keys.get(*key)
+        {
+            let times = times_us(&key.evaluate(&rows)?.into_array(rows.num_rows())?, field)?;
+            let late_by_event_time = late;
+            (rows, late) = in_time(rows, &times, late_us)?;
+            late += late_by_event_time;
+        }
+        let mut unmatched = vec![];
         if let Some(gate) = &of.gate {
             let passes = holds(gate, &rows)?;
             if passes.true_count() < rows.num_rows() {
                 if of.keeps_unmatched {
                     let fail = filter_record_batch(&rows, &not(&passes)?)?;
-                    unmatched = Some(shape.unmatched(side, fail.columns().to_vec(), fail.num_rows())?);
+                    unmatched.push(shape.unmatched(side, fail.columns().to_vec(), fail.num_rows())?);
                 }
                 rows = filter_record_batch(&rows, &passes)?;
             }
@@ -89,25 +98,42 @@ impl Probe {
             .iter()
             .map(|key| key.evaluate(&rows)?.into_array(rows.num_rows()))
             .collect::<Result<Vec<ArrayRef>>>()?;
-        let never_null = of.not_null.iter().map(|column| rows.column(*column));
-        let never_null = never_null.chain(keys.iter().filter(|_| !shape.nulls_match));
-        let nulls: Vec<Option<NullBuffer>> = never_null.map(|column| column.logical_nulls()).collect();
-        let mut can_match = NullBuffer::union_many(nulls.iter().map(Option::as_ref));
-        if let Some(can) = can_match.take_if(|_| !of.keeps_unmatched) {
-            let can = BooleanArray::new(can.inner().clone(), None);
-            rows = filter_record_batch(&rows, &can)?;
-            keys = keys.iter().map(|key| Ok(filter(key, &can)?)).collect::<Result<_>>()?;
-        }
-        let times = match &of.due {
+        let mut times = match &of.due {
             Due::Never => None,
             Due::Key(key, field) => keys.get(*key).map(|key| times_us(key, field)).transpose()?,
             Due::Column(column) => Some(times_us(rows.column(*column), of.schema.field(*column))?),
         };
-        let count = rows.num_rows();
-        let times_us = match times {
+        let never_null = of.not_null.iter().map(|column| rows.column(*column));
+        let never_null = never_null.chain(keys.iter().filter(|_| !shape.nulls_match));
+        let mut nulls: Vec<Option<NullBuffer>> = never_null.map(|column| column.logical_nulls()).collect();
+        // The time of a side that has a bound is compared, or equal.
+        nulls.extend(times.as_ref().filter(|_| !shape.nulls_match).map(|times| times.nulls().cloned()));
+        let mut can_match = NullBuffer::union_many(nulls.iter().map(Option::as_ref));
+        if let Some(can) = &can_match {
+            // What can match nothing goes at once, unless it has a time at which it is to come out. A row that an earlier
+            // outer join padded has none.
+            let has_time = |row: usize| times.as_ref().is_some_and(|times| times.is_valid(row));
+            let stays = |row: usize| can.is_valid(row) || (of.keeps_unmatched && has_time(row));
+            let stays: BooleanArray = (0..rows.num_rows()).map(|row| Some(stays(row))).collect();
+            if stays.false_count() > 0 {
+                if of.keeps_unmatched {
+                    let lost = filter_record_batch(&rows, &not(&stays)?)?;
+                    unmatched.push(shape.unmatched(side, lost.columns().to_vec(), lost.num_rows())?);
+                }
+                let can: Vec<bool> = can.iter().collect();
+                can_match = Some(NullBuffer::from(chosen(&can, &stays)));
+                rows = filter_record_batch(&rows, &stays)?;
+                keys = keys.iter().map(|key| Ok(filter(key, &stays)?)).collect::<Result<_>>()?;
+                if let Some(all) = &mut times {
+                    *all = filter(all, &stays)?.as_primitive::<Int64Type>().clone();
+                }
+            }
+        }
+        let times_us = match &times {
             Some(times) => times.iter().map(|us| us.unwrap_or(NEVER)).collect(),
-            None => vec![NEVER; count],
+            None => vec![NEVER; rows.num_rows()],
         };
+        let count = rows.num_rows();
         let probe = Probe {
             side,
             hashes: hash_keys(&keys, count)?,

@@ -11,7 +11,8 @@
 //!
 //! NULL equals nothing: a row with NULL in a key matches no row. Where rows without a match come out it is kept until
 //! its time comes, elsewhere it is dropped at once. (Spark matches NULL keys with each other in full outer joins, which
-//! is a defect.) A row without event time is never final: where it is kept, it is kept for ever.
+//! is a defect.) A row without event time matches nothing either where the condition compares times, and has no time to wait
+//! for: it comes out at once. (Spark keeps it for ever.) So do the rows that an earlier outer join padded.
 
 mod matching;
 

@@ -18,7 +18,7 @@ use crate::operator::output::rows_of;
 use crate::plan::node::join::StreamJoinNode;
 use crate::state::StateSpec;
 use crate::state::key_hash::can_be_key;
-use crate::watermark::{JoinBounds, SideBound};
+use crate::watermark::{JoinBounds, KeyTime, SideBound};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
@@ -69,6 +69,8 @@ pub(super) struct SideShape {
     pub(super) keys: Vec<Arc<dyn PhysicalExpr>>,
     /// The column by which rows are late.
     pub(super) event_time: Option<usize>,
+    /// The key by which rows are late, if it is no event time of theirs: what they could match is gone.
+    pub(super) late_by_key: Option<(usize, FieldRef)>,
     pub(super) due: Due,
     pub(super) bound: SideBound,
     /// Those conditions that speak of this side only: a row that fails them matches nothing.
@@ -158,10 +160,15 @@ impl Shape {
             (SideBound::KeyTime, Some(time)) => Due::Key(time.key, Arc::clone(&time.field)),
             _ => Due::Never,
         };
+        let late_by_key = |marked: fn(&KeyTime) -> bool| {
+            let key = bounds.key_time.as_ref().filter(|key| !marked(key))?;
+            Some((key.key, Arc::clone(&key.field)))
+        };
         use JoinType::{Full, Left, LeftAnti, LeftSemi, Right, RightAnti, RightSemi};
         let of_left = SideShape {
             keys: left_keys,
             event_time: bounds.left_time,
+            late_by_key: late_by_key(|key| key.left_marked),
             due: due(bounds.left),
             bound: bounds.left,
             gate: optional(left_gate, left_schema)?,
@@ -172,6 +179,7 @@ impl Shape {
         let of_right = SideShape {
             keys: right_keys,
             event_time: bounds.right_time,
+            late_by_key: late_by_key(|key| key.right_marked),
             due: due(bounds.right),
             bound: bounds.right,
             gate: optional(right_gate, right_schema)?,

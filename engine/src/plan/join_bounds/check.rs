@@ -1,79 +1,121 @@
 //! Which joins of two streams may be started.
 
-use datafusion::common::JoinType;
-use datafusion::logical_expr::{Join, LogicalPlan};
+use datafusion::common::{JoinType, NullEquality};
+use datafusion::logical_expr::Join;
 
+use super::why::why_never_final;
 use crate::error::{Error, Result};
 use crate::query::OutputMode;
-use crate::watermark::marks::is_event_time;
 use crate::watermark::{JoinBounds, SideBound};
 
-/// Refuses what can be told from the user's plan already: joins that no stream answers, or not in this output mode, and
-/// outer joins without any event time. The rest is told when the plan is optimised.
+/// Refuses joins that no stream answers, or not in this output mode.
 pub(crate) fn check_stream_join(join: &Join, mode: OutputMode) -> Result<()> {
-    let kind = spelled(join.join_type);
-    if mode == OutputMode::Complete {
-        return Err(
-            Error::unsupported("a join of two streams cannot be answered in complete mode").hint("use append mode")
-        );
+    if join.null_aware {
+        return Err(Error::unsupported(
+            "NOT IN over another stream is never known: as long as that stream goes on, a NULL or an equal value may come",
+        )
+        .hint("use NOT EXISTS on equal columns, with watermarks on both streams and a condition on their times"));
     }
-    if join.null_aware || matches!(join.join_type, JoinType::LeftMark | JoinType::RightMark) {
-        return Err(Error::unsupported("a stream cannot be looked up by IN, NOT IN or EXISTS in another stream")
-            .hint("write a semi or anti join on equal columns, with watermarks and a condition on the times"));
+    if matches!(join.join_type, JoinType::LeftMark | JoinType::RightMark) {
+        return Err(Error::unsupported(
+            "IN or EXISTS over another stream cannot be a part of a larger condition: as long as that stream goes on, it may \
+             become true",
+        )
+        .hint("put it into WHERE by itself, or with AND beside other conditions"));
     }
     let only_matches = matches!(join.join_type, JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi);
-    if mode == OutputMode::Update && !only_matches {
+    if mode != OutputMode::Append && !only_matches {
         return Err(Error::unsupported(format!(
-            "{kind} join of two streams cannot be answered in update mode: its rows without a match are given out \
-             once, when they are final"
-        ))
-        .hint("use append mode"));
-    }
-    let has_event_time = |input: &LogicalPlan| input.schema().fields().iter().any(|field| is_event_time(field));
-    if join.join_type != JoinType::Inner && !has_event_time(&join.left) && !has_event_time(&join.right) {
-        return Err(needs_bound(join));
+            "{} of two streams cannot be answered in {mode} mode: its rows without a match are given out once, when they \
+             are final",
+            spelled(join)
+        )));
     }
     Ok(())
 }
 
-/// Refuses joins whose rows without a match, or that wait for their first one, are never final.
+/// Refuses joins whose rows without a match are never final, or would come out although they had one. What comes out at
+/// its first match, as from an inner or a semi join, need not be final.
+///
+/// A row without a match is final when the times say that none can come, and that is so only if neither side may still bring
+/// rows of earlier times. So both need a watermark on the times that are compared; Spark asks for the same since SPARK-58611.
 pub(crate) fn check_unmatched_rows_end(join: &Join, bounds: &JoinBounds) -> Result<()> {
-    let (left, right) = (bounds.left != SideBound::None, bounds.right != SideBound::None);
-    let ends = match join.join_type {
-        JoinType::Left | JoinType::LeftSemi | JoinType::LeftAnti => left,
-        JoinType::Right | JoinType::RightSemi | JoinType::RightAnti => right,
-        JoinType::Full => left || right,
-        JoinType::Inner | JoinType::LeftMark | JoinType::RightMark => true,
+    let kept: &[Kept] = match join.join_type {
+        JoinType::Left | JoinType::LeftAnti => &[Kept::Left],
+        JoinType::Right | JoinType::RightAnti => &[Kept::Right],
+        JoinType::Full => &[Kept::Left, Kept::Right],
+        _ => &[],
     };
-    if ends { Ok(()) } else { Err(needs_bound(join)) }
-}
-
-fn needs_bound(join: &Join) -> Error {
-    let (kept, other) = match join.join_type {
-        JoinType::Right | JoinType::RightSemi | JoinType::RightAnti => ("right", "left"),
-        _ => ("left", "right"),
-    };
-    Error::unsupported(format!(
-        "{} join of two streams must know when a {kept} row can find no match any more, and no watermark together \
-         with a condition on the times says when",
-        spelled(join.join_type)
-    ))
-    .hint(format!(
-        "call `with_watermark` on the {other} input and bound the times in the join's condition, such as \
-         `r.time BETWEEN l.time AND l.time + INTERVAL '10 minutes'`, or make the event times equal"
-    ))
-}
-
-fn spelled(join_type: JoinType) -> &'static str {
-    match join_type {
-        JoinType::Inner => "an inner",
-        JoinType::Left => "a left outer",
-        JoinType::Right => "a right outer",
-        JoinType::Full => "a full outer",
-        JoinType::LeftSemi => "a left semi",
-        JoinType::RightSemi => "a right semi",
-        JoinType::LeftAnti => "a left anti",
-        JoinType::RightAnti => "a right anti",
-        JoinType::LeftMark | JoinType::RightMark => "a mark",
+    if !kept.is_empty() && join.null_equality == NullEquality::NullEqualsNull {
+        return Err(Error::unsupported(format!(
+            "{} of two streams must know when a row can find no match any more, and as NULL equals NULL in it, a row without \
+             time may always find one",
+            spelled(join)
+        ))
+        .hint("compare with `=` instead: in EXCEPT's place NOT EXISTS, with watermarks and a condition on the times"));
     }
+    for &kept in kept {
+        let bound = match kept {
+            Kept::Left => bounds.left,
+            Kept::Right => bounds.right,
+        };
+        let by_both = match (bound, &bounds.key_time) {
+            (SideBound::KeyTime, Some(key)) => key.left_marked && key.right_marked,
+            (SideBound::Range { .. }, _) => bounds.left_time.is_some() && bounds.right_time.is_some(),
+            _ => false,
+        };
+        if !by_both {
+            let (why, hint) = why_never_final(join, kept);
+            return Err(Error::unsupported(format!(
+                "{} of two streams must know when a {kept} row can find no match any more: {why}",
+                spelled(join)
+            ))
+            .hint(hint));
+        }
+    }
+    Ok(())
+}
+
+/// A side whose rows without a match come out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    Left,
+    Right,
+}
+
+impl std::fmt::Display for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kept::Left => "left",
+            Kept::Right => "right",
+        })
+    }
+}
+
+fn spelled(join: &Join) -> String {
+    as_set_operation(join).unwrap_or_else(|| {
+        match join.join_type {
+            JoinType::Inner => "an inner join",
+            JoinType::Left => "a left outer join",
+            JoinType::Right => "a right outer join",
+            JoinType::Full => "a full outer join",
+            JoinType::LeftSemi => "a left semi join",
+            JoinType::RightSemi => "a right semi join",
+            JoinType::LeftAnti => "a left anti join",
+            JoinType::RightAnti => "a right anti join",
+            JoinType::LeftMark | JoinType::RightMark => "a mark join",
+        }
+        .to_owned()
+    })
+}
+
+/// What the user calls it, if it is no join to them: DataFusion answers INTERSECT and EXCEPT by joins on all columns.
+pub(crate) fn as_set_operation(join: &Join) -> Option<String> {
+    let on_all = join.on.len() >= join.left.schema().fields().len() && join.filter.is_none();
+    let name = match join.join_type {
+        JoinType::LeftSemi => "INTERSECT",
+        JoinType::LeftAnti => "EXCEPT",
+        _ => return None,
+    };
+    (on_all && join.null_equality == NullEquality::NullEqualsNull).then(|| name.to_owned())
 }

@@ -14,6 +14,8 @@ mod check;
 
 mod time;
 
+mod why;
+
 use std::sync::Arc;
 
 use arrow::datatypes::Field;
@@ -21,7 +23,7 @@ use datafusion::common::DFSchema;
 use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{Expr, Operator};
 
-pub(crate) use self::check::{check_stream_join, check_unmatched_rows_end};
+pub(crate) use self::check::{as_set_operation, check_stream_join, check_unmatched_rows_end};
 use self::time::{NANOS_PER_MS, Time};
 use crate::watermark::marks::{WINDOW_US, is_event_time, marks};
 use crate::watermark::{JoinBounds, KeyTime, SideBound};
@@ -31,10 +33,8 @@ pub(crate) fn join_bounds(on: &[(Expr, Expr)], filter: Option<&Expr>, left: &DFS
     let left_time = event_time_column(left, on.iter().map(|(key, _)| key), filter);
     let right_time = event_time_column(right, on.iter().map(|(_, key)| key), filter);
     let (l, r) = (Side { schema: left, time: left_time }, Side { schema: right, time: right_time });
-    let key_time = on.iter().enumerate().find_map(|(key, (left_key, right_key))| {
-        let field = Arc::new(key_time_field(&l, left_key, &r, right_key)?);
-        Some(KeyTime { key, field })
-    });
+    let key_time =
+        on.iter().enumerate().find_map(|(key, (left_key, right_key))| key_time(key, &l, left_key, &r, right_key));
     let bounds = JoinBounds { left: SideBound::None, right: SideBound::None, left_time, right_time, key_time: None };
     if key_time.is_some() {
         return JoinBounds { left: SideBound::KeyTime, right: SideBound::KeyTime, key_time, ..bounds };
@@ -80,15 +80,17 @@ fn event_time_column<'a>(
     in_keys().or_else(in_filter).or(marked.first()).copied()
 }
 
-/// The type and mark of a key that is an event time on one side at least. On the other side it may be the same kind of
-/// event time, or a time without a mark. Computed from an event time, it is not: rows would be late by that time.
-fn key_time_field(left: &Side<'_>, left_key: &Expr, right: &Side<'_>, right_key: &Expr) -> Option<Field> {
+/// A key that is an event time on one side at least. On the other side it may be the same kind of event time, or a time
+/// without a mark. Computed from an event time, it is not: rows would be late by that time.
+fn key_time(key: usize, left: &Side<'_>, left_key: &Expr, right: &Side<'_>, right_key: &Expr) -> Option<KeyTime> {
     let plain = |side: &Side<'_>, key: &Expr| {
         let time = Time::of(key, side.schema)?;
         (time.plain && Some(time.column) == side.time).then_some(time)
     };
     let foreign = |side: &Side<'_>, key: &Expr| side.time.is_none_or(|time| !side.mentioned_in(key, time));
-    let time = match (plain(left, left_key), plain(right, right_key)) {
+    let (of_left, of_right) = (plain(left, left_key), plain(right, right_key));
+    let (left_marked, right_marked) = (of_left.is_some(), of_right.is_some());
+    let time = match (of_left, of_right) {
         (Some(left), Some(right)) if left.shift_ns == right.shift_ns => left,
         (Some(time), None) if foreign(right, right_key) => time,
         (None, Some(time)) if foreign(left, left_key) => time,
@@ -98,7 +100,8 @@ fn key_time_field(left: &Side<'_>, left_key: &Expr, right: &Side<'_>, right_key:
     if time.shift_ns != 0 {
         mark.insert(WINDOW_US.to_owned(), (-time.shift_ns / 1000).to_string());
     }
-    Some(Field::new("time", time.data_type, true).with_metadata(mark))
+    let field = Arc::new(Field::new("time", time.data_type, true).with_metadata(mark));
+    Some(KeyTime { key, field, left_marked, right_marked })
 }
 
 /// `lesser < greater`, or `<=` if not strict.

@@ -4,7 +4,8 @@ use arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::logical_expr::{Expr, Operator};
 
-use crate::watermark::marks::{is_event_time, window_us};
+use crate::query::window::functions::{Kind, is_function};
+use crate::watermark::marks::{is_event_time, size_us, window_us};
 
 pub(super) const NANOS_PER_MS: i128 = 1_000_000;
 const NANOS_PER_DAY: i128 = 86_400_000_000_000;
@@ -44,12 +45,23 @@ impl Time {
                 let data_type = cast.field.data_type().clone();
                 same_instant(&time.data_type, &data_type).then_some(Time { data_type, ..time })
             }
+            // A bound of a window that is marked is that bound.
+            Expr::ScalarFunction(function) if is_function(function, Kind::MarkBound) => {
+                Time::of(function.args.first()?, schema)
+            }
             Expr::ScalarFunction(function) if function.func.name() == "get_field" => {
                 let [window, Expr::Literal(name, _)] = function.args.as_slice() else { return None };
                 let time = Time::of(window, schema)?;
                 let DataType::Struct(fields) = &time.data_type else { return None };
-                let end = fields.iter().find(|field| field.name() == "end")?.data_type().clone();
-                (name.try_as_str() == Some(Some("end"))).then_some(Time { data_type: end, ..time })
+                let name = name.try_as_str()??;
+                let data_type = fields.iter().find(|field| field.name() == name)?.data_type().clone();
+                // The time of a window is its end.
+                let shift_ns = match name {
+                    "end" => time.shift_ns,
+                    "start" => time.shift_ns - i128::from(size_us(schema.fields().get(time.column)?)?) * 1000,
+                    _ => return None,
+                };
+                Some(Time { data_type, shift_ns, ..time })
             }
             Expr::BinaryExpr(binary) => {
                 let (time, interval, sign) = match binary.op {
@@ -107,7 +119,7 @@ fn same_instant(from: &DataType, to: &DataType) -> bool {
     }
 }
 
-fn is_utc(zone: Option<&str>) -> bool {
+pub(super) fn is_utc(zone: Option<&str>) -> bool {
     zone.is_none_or(|zone| matches!(zone, "UTC" | "Etc/UTC" | "Z" | "+00:00" | "+00" | "+0000"))
 }
 

@@ -74,16 +74,16 @@ impl UserDefinedLogicalNodeCore for StreamJoinNode {
     }
 }
 
-/// Puts a [`StreamJoinNode`] in the place of every join of two streams in an optimised plan. Refuses those whose rows
+/// Puts a [`StreamJoinNode`] in the place of every join of two sides that bring new rows. Refuses those whose rows
 /// without a match would never be known, and those without an equality.
 pub(crate) fn join_streams(
     plan: LogicalPlan,
     mode: OutputMode,
-    is_streaming: &dyn Fn(&LogicalPlan) -> bool,
+    brings_new_rows: &dyn Fn(&LogicalPlan) -> bool,
 ) -> crate::error::Result<LogicalPlan> {
     let plan = plan.transform_up(|plan| {
         let LogicalPlan::Join(join) = plan else { return Ok(Transformed::no(plan)) };
-        if !is_streaming(&join.left) || !is_streaming(&join.right) {
+        if !brings_new_rows(&join.left) || !brings_new_rows(&join.right) {
             return Ok(Transformed::no(LogicalPlan::Join(join)));
         }
         check_stream_join(&join, mode)?;
@@ -157,23 +157,27 @@ mod tests {
     }
 
     #[test]
-    fn outer_joins_need_the_other_sides_watermark_and_a_range() {
+    fn outer_joins_need_both_watermarks_and_a_range() {
         use JoinType::{Full, Left, LeftAnti, LeftSemi, Right, RightAnti};
         for (how, left, right, ranged, accepted) in [
             (Left, true, true, true, true),
-            (Left, false, true, true, true),
+            (Left, false, true, true, false),
             (Left, true, false, true, false),
             (Left, true, true, false, false),
             (Left, false, false, true, false),
-            (LeftSemi, false, false, false, false),
-            (LeftSemi, true, true, true, true),
             (LeftAnti, true, true, true, true),
             (LeftAnti, true, true, false, false),
-            (Right, true, false, true, true),
-            (Right, false, true, true, false),
+            (LeftAnti, false, true, true, false),
+            (Right, true, true, true, true),
+            (Right, true, false, true, false),
             (RightAnti, false, true, true, false),
-            (Full, true, false, true, true),
+            (Full, true, true, true, true),
+            (Full, true, false, true, false),
             (Full, true, true, false, false),
+            // What comes out at its first match need not be final.
+            (LeftSemi, false, false, false, true),
+            (LeftSemi, false, true, true, true),
+            (LeftSemi, true, true, true, true),
         ] {
             let result = start(joined(how, left, right, ranged), OutputMode::Append);
             assert_eq!(result.is_ok(), accepted, "{how} {left} {right} {ranged}: {result:?}");
@@ -191,8 +195,9 @@ mod tests {
             (Inner, OutputMode::Update, true),
             (LeftSemi, OutputMode::Update, true),
             (Left, OutputMode::Update, false),
+            (Left, OutputMode::Complete, false),
             (LeftAnti, OutputMode::Update, false),
-            (Inner, OutputMode::Complete, false),
+            (Inner, OutputMode::Complete, true),
         ] {
             assert_eq!(start(joined(how, true, true, true), mode).is_ok(), accepted, "{how} {mode}");
         }

@@ -11,17 +11,21 @@
 //! | `mark_window_start(start, size_us, delay_ms)` | the start | |
 //! | `window_from_start(start, size_us)` | the window that begins there | |
 //! | `window_from_bounds(start, end)` | the window between | |
+//! | `mark_window_bound(bound, window, is_start)` | the bound | |
 //!
 //! Bounds are in µs and in the time column's zone. A time may be a window itself: its `window_time` counts. Where the
 //! time is event time, so is the result: the mark passes on. A start has a second mark, the size of its window, as a
-//! row with it is only final when the window ends.
+//! row with it is only final when the window ends. A window has the size as a mark of its own, for the start that is taken
+//! out of it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::ArrayRef;
 use arrow::datatypes::{DataType, Field, FieldRef, TimeUnit};
 use datafusion::common::{exec_err, internal_err, plan_err};
 use datafusion::error::Result;
+use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{
     ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
@@ -30,7 +34,7 @@ use datafusion::scalar::ScalarValue;
 use super::WindowSpec;
 use super::spec::gap_us;
 use super::values::{Micros, between, micros, session, starts, window_type};
-use crate::watermark::marks::{WINDOW_US, marks, marks_of};
+use crate::watermark::marks::{SIZE_US, WINDOW_US, marks, marks_of, marks_of_bound};
 
 /// Which function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,6 +48,12 @@ pub(crate) enum Kind {
     MarkStart,
     FromStart,
     FromBounds,
+    MarkBound,
+}
+
+/// Whether a call is one of the function of this kind.
+pub(crate) fn is_function(call: &ScalarFunction, kind: Kind) -> bool {
+    call.func.inner().downcast_ref::<WindowFunction>().is_some_and(|function| function.kind == kind)
 }
 
 /// The function of this kind.
@@ -69,7 +79,7 @@ impl WindowFunction {
             Kind::SessionWindow | Kind::Stretch | Kind::FromStart | Kind::FromBounds => 2..=2,
             Kind::WindowTime => 1..=1,
             Kind::Start | Kind::Starts => 4..=4,
-            Kind::MarkStart => 3..=3,
+            Kind::MarkStart | Kind::MarkBound => 3..=3,
         }
     }
 }
@@ -86,6 +96,7 @@ impl ScalarUDFImpl for WindowFunction {
             Kind::MarkStart => "mark_window_start",
             Kind::FromStart => "window_from_start",
             Kind::FromBounds => "window_from_bounds",
+            Kind::MarkBound => "mark_window_bound",
         }
     }
 
@@ -101,13 +112,19 @@ impl ScalarUDFImpl for WindowFunction {
         let Some(time) = args.arg_fields.first().filter(|_| self.takes().contains(&args.arg_fields.len())) else {
             return plan_err!("`{}` does not take {} arguments", self.name(), args.arg_fields.len());
         };
+        if self.kind == Kind::MarkBound {
+            let Some(window) = args.arg_fields.get(1) else { return internal_err!("a bound of no window") };
+            let is_start = args.scalar_arguments.get(2).copied().flatten() == Some(&ScalarValue::from(true));
+            let mark = marks_of_bound(window, is_start);
+            return Ok(Arc::new(Field::new(self.name(), time.data_type().clone(), true).with_metadata(mark)));
+        }
         let bound = bound_type(self.name(), time.data_type())?;
         let lengths = args.scalar_arguments.get(1..).unwrap_or_default();
         let mut own = marks_of(time);
         let size_us = || literal_us(lengths.first().copied().flatten());
         let data_type = match self.kind {
             Kind::Window => {
-                WindowSpec::of_arguments(lengths)?;
+                mark_size(&mut own, WindowSpec::of_arguments(lengths)?.size_us);
                 window_type(bound)
             }
             Kind::SessionWindow | Kind::Stretch => {
@@ -117,8 +134,12 @@ impl ScalarUDFImpl for WindowFunction {
             Kind::WindowTime if !matches!(time.data_type(), DataType::Struct(_)) => {
                 return plan_err!("`window_time` takes a window, not {}", time.data_type());
             }
-            Kind::FromStart | Kind::FromBounds => window_type(bound),
-            Kind::WindowTime => bound,
+            Kind::FromStart => {
+                mark_size(&mut own, size_us()?);
+                window_type(bound)
+            }
+            Kind::FromBounds => window_type(bound),
+            Kind::WindowTime | Kind::MarkBound => bound,
             Kind::Start => {
                 if !own.is_empty() {
                     own.insert(WINDOW_US.to_owned(), size_us()?.to_string());
@@ -141,6 +162,9 @@ impl ScalarUDFImpl for WindowFunction {
         let Some((time, rest)) = args.args.split_first() else {
             return internal_err!("`{}` without a time", self.name());
         };
+        if self.kind == Kind::MarkBound {
+            return Ok(time.clone());
+        }
         let time = micros(&time.to_array(args.number_rows)?)?;
         let bound = match args.return_field.data_type() {
             DataType::Struct(fields) => fields.first().map_or(DataType::Null, |start| start.data_type().clone()),
@@ -166,7 +190,7 @@ impl ScalarUDFImpl for WindowFunction {
                 );
             }
             Kind::Stretch => session(&bound, &time, rest.first())?,
-            Kind::WindowTime | Kind::MarkStart => Arc::new(time.with_data_type(bound)),
+            Kind::WindowTime | Kind::MarkStart | Kind::MarkBound => Arc::new(time.with_data_type(bound)),
             Kind::Start => {
                 let spec = spec_us(rest)?;
                 let start: Micros = time.unary(|us| spec.last_start(us));
@@ -185,6 +209,13 @@ impl ScalarUDFImpl for WindowFunction {
             }
         };
         Ok(ColumnarValue::Array(array))
+    }
+}
+
+/// Of windows that are event times, tells their length.
+fn mark_size(marks: &mut HashMap<String, String>, size_us: i64) {
+    if !marks.is_empty() {
+        marks.insert(SIZE_US.to_owned(), size_us.to_string());
     }
 }
 
@@ -243,6 +274,7 @@ mod tests {
 
     use super::super::values::stretches;
     use super::*;
+    use crate::watermark::marks::{is_event_time, size_us, window_us};
 
     /// Calls a function as a query does: field first, then values.
     fn call(kind: Kind, args: Vec<(Field, ColumnarValue)>) -> Result<(FieldRef, ArrayRef)> {
@@ -290,7 +322,8 @@ mod tests {
             [Some((-10_000_000, 0)), None, Some((10_000_000, 20_000_000))],
             "floored before 1970"
         );
-        assert_eq!(field.metadata(), &marks());
+        assert_eq!(size_us(&field), Some(10_000_000));
+        assert!(is_event_time(&field));
 
         // A window that ends at 20 s belongs to the longer one that ends then.
         let (_, longer) = call(Kind::Window, vec![column(Arc::clone(&windows)), literal("20 seconds")]).unwrap();
@@ -339,7 +372,19 @@ mod tests {
         assert!(field.metadata().is_empty());
         let (field, windows) = call(Kind::FromStart, vec![column(start), literal(10_i64)]).unwrap();
         assert_eq!(stretches(&windows).unwrap(), [Some((-3, 7)), None]);
-        assert_eq!(field.metadata().len(), 1);
+        assert_eq!((field.metadata().len(), size_us(&field)), (2, Some(10)));
+        // The end that is taken out of a window is final when the window is; so is the start, if the length is known.
+        let bound = |window: &Field, is_start: bool| {
+            let start = Field::new("b", DataType::Timestamp(TimeUnit::Microsecond, None), true);
+            let start = (start, ColumnarValue::Array(Arc::new(TimestampMicrosecondArray::from(vec![Some(1)]))));
+            let window = (window.clone(), ColumnarValue::Array(Arc::clone(&windows)));
+            call(Kind::MarkBound, vec![start, window, literal(is_start)]).unwrap().0
+        };
+        assert_eq!(window_us(&bound(&field, true)), Some(10));
+        assert_eq!(bound(&field, false).metadata(), &marks());
+        let of_unknown_length = field.as_ref().clone().with_metadata(marks());
+        assert!(bound(&of_unknown_length, true).metadata().is_empty());
+        assert_eq!(bound(&of_unknown_length, false).metadata(), &marks());
     }
 
     #[test]

@@ -57,16 +57,6 @@ pub fn window_time(window: Expr) -> Expr {
     functions::udf(Kind::WindowTime).call(vec![window])
 }
 
-/// Whether a grouping key is a window or a session, under whatever name.
-pub(crate) fn is_window_call(key: &Expr) -> bool {
-    window_call(key).is_some()
-}
-
-/// Whether a grouping key is a session, under whatever name.
-pub(crate) fn is_session_call(key: &Expr) -> bool {
-    window_call(key).is_some_and(|(_, kind)| kind == Kind::SessionWindow)
-}
-
 /// A grouping key that is a window.
 #[derive(Debug, Clone)]
 pub(crate) enum WindowKey {
@@ -137,13 +127,14 @@ mod tests {
     #[test]
     fn a_key_says_what_it_is() {
         let sliding = window(col("ts"), "10 seconds", Some("5 seconds"), None).unwrap();
-        assert!(is_window_call(&sliding.clone().alias("w")) && !is_session_call(&sliding));
-        assert!(is_session_call(&session_window(col("ts"), lit("5 seconds")).unwrap().alias("s")));
+        let is_session = |key: &Expr| matches!(WindowKey::of(key).unwrap(), Some(WindowKey::Session { .. }));
+        assert!(window_call(&sliding.clone().alias("w")).is_some() && !is_session(&sliding));
+        assert!(is_session(&session_window(col("ts"), lit("5 seconds")).unwrap().alias("s")));
         assert!(needs_grouping(&sliding.alias("w")).unwrap());
         let tumbling = window(col("ts"), "10 seconds", None, Some("1 second")).unwrap();
         assert!(!needs_grouping(&tumbling).unwrap());
         let Some(WindowKey::Fixed { spec, .. }) = WindowKey::of(&tumbling).unwrap() else { panic!("{tumbling}") };
         assert_eq!(spec, WindowSpec { size_us: 10_000_000, slide_us: 10_000_000, offset_us: 1_000_000 });
-        assert!(!is_window_call(&window_time(col("w"))));
+        assert!(window_call(&window_time(col("w"))).is_none());
     }
 }
