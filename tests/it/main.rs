@@ -30,6 +30,8 @@ mod remote;
 
 mod rows;
 
+mod silence;
+
 mod spark_fixtures;
 
 mod state_cost;

@@ -52,6 +52,17 @@ impl source_suite::SourceUnderTest for Folder {
         put_rows(&self.input(), &format!("{file}.data"), self.format, &events(file, 9)?)?;
         Ok(())
     }
+
+    /// As a disk does that is taken out.
+    async fn go_away(&self) -> Result<bool> {
+        std::fs::rename(self.input(), self.dir.path().join("away")).unwrap();
+        Ok(true)
+    }
+
+    async fn come_back(&self) -> Result<()> {
+        std::fs::rename(self.dir.path().join("away"), self.input()).unwrap();
+        Ok(())
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -102,6 +102,35 @@ impl Pattern {
         }
     }
 
+    /// An error if the folder above all files is gone: an empty listing of it would say that there is nothing new. Folders
+    /// that a glob names may come later, so for those the caller knows whether it `was_there`. An object store has no
+    /// folders; of a disk that is not mounted, only the mount point is seen.
+    pub(super) fn check_still_there(&self, was_there: &mut bool) -> Result<()> {
+        if self.store != ObjectStoreUrl::local_filesystem() {
+            return Ok(());
+        }
+        let names = self.steps.iter().map_while(|step| match step {
+            Step::Name(name) => Some(name),
+            Step::Glob(_) => None,
+        });
+        let root = std::iter::once("/").chain(names.map(String::as_str)).collect::<std::path::PathBuf>();
+        let file = root.display().to_string();
+        match std::fs::metadata(&root) {
+            Ok(_) => {
+                *was_there = true;
+                Ok(())
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !*was_there => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                Err(Error::new(ErrorKind::Unavailable, format!("`{}`, which was there before, is gone", self.text))
+                    .file(file)
+                    .hint("put it back, or mount the disk that it is on; for another folder, start a new query")
+                    .caused_by(e))
+            }
+            Err(e) => Err(Error::io("look at the folder of the source", file, e)),
+        }
+    }
+
     /// The files of the sink log in this folder, if a file sink writes here: then only they count.
     pub(super) async fn committed(&self, runtime: &RuntimeEnv) -> Result<Vec<ListedFile>> {
         let files = committed_files(&self.text, runtime).await?;
@@ -324,6 +353,25 @@ mod tests {
             assert!(!pattern.may_contain(&folder(outside)), "{outside}");
         }
         assert_eq!(pattern.root().uri(), "file:///data");
+    }
+
+    #[test]
+    fn a_root_that_is_gone_is_told_from_one_that_has_not_come() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| Pattern::parse(&root.path().join(name).display().to_string()).unwrap();
+        let (folder, glob) = (at("in"), at("in/*/x*.csv"));
+        let (mut folder_was_there, mut glob_was_there) = (true, false);
+        glob.check_still_there(&mut glob_was_there).unwrap();
+        assert!(!glob_was_there, "it may come");
+        std::fs::create_dir(root.path().join("in")).unwrap();
+        folder.check_still_there(&mut folder_was_there).unwrap();
+        glob.check_still_there(&mut glob_was_there).unwrap();
+        std::fs::remove_dir(root.path().join("in")).unwrap();
+        for (pattern, was_there) in [(folder, folder_was_there), (glob, glob_was_there)] {
+            let error = pattern.check_still_there(&mut was_there.clone()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+            assert!(error.message().contains("is gone") && error.file_name().unwrap().ends_with("in"), "{error}");
+        }
     }
 
     #[test]

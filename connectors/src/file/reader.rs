@@ -46,6 +46,8 @@ pub(super) struct FileReader {
     recent: BTreeMap<u64, Vec<ListedFile>>,
     /// Whether a file sink writes the folder, so that its log counts; `None` until there is something to tell by.
     sink_log: Option<bool>,
+    /// Whether the folder above all files has been there: it must be as long as the query.
+    root_was_there: bool,
     cleaner: Option<Cleaner>,
     /// The first source batch whose files are still to be cleaned up, as far as this run knows.
     clean_from: Option<u64>,
@@ -64,6 +66,8 @@ impl FileReader {
         let clean = settings.clean_source()?;
         let cleaner = Cleaner::new(&clean, &pattern)?;
         let log = SourceLog::open(Arc::clone(&context.log), context.min_batches_to_retain).await?;
+        // Whoever has read files there, or names a folder and not a glob, knows that it was.
+        let root_was_there = !pattern.is_glob() || log.latest().is_some();
         let mut seen = SeenFiles::new(settings.effective_age_ms(), settings.by_name);
         for entry in log.all().await? {
             seen.add(&entry.path, entry.timestamp);
@@ -81,6 +85,7 @@ impl FileReader {
             frozen: None,
             recent: BTreeMap::new(),
             sink_log: None,
+            root_was_there,
             cleaner,
             clean_from: None,
             malformed: Arc::default(),
@@ -121,6 +126,8 @@ impl FileReader {
                 files
             }
         };
+        // After the listing, which takes a folder that is gone for an empty one.
+        self.pattern.check_still_there(&mut self.root_was_there)?;
         if self.sink_log == Some(true) && self.cleaner.is_some() {
             self.refuse_sink_log().await?;
         }
@@ -217,7 +224,7 @@ impl SourceReader for FileReader {
         if let Some(latest) = self.log.latest()
             && after_id < Some(latest)
         {
-            return Ok(Latest { end: Some(offset(latest)), available: None });
+            return Ok(Latest { end: Some(offset(latest)), ..Latest::default() });
         }
         if after_id > self.log.latest() {
             let id = after_id.unwrap_or_default();
@@ -233,7 +240,12 @@ impl SourceReader for FileReader {
             }
         };
         let new = match std::mem::take(&mut self.unread) {
-            unread if unread.is_empty() => self.list_new().await?,
+            unread if unread.is_empty() => match self.list_new().await {
+                Ok(new) => new,
+                // Who cannot look does not know: neither that there is something, nor that there is nothing.
+                Err(why) if why.kind() == ErrorKind::Unavailable => return Ok(Latest::unknown(after, why)),
+                Err(error) => return Err(error),
+            },
             unread => unread,
         };
         let found = new.len();
@@ -244,7 +256,7 @@ impl SourceReader for FileReader {
         }
         self.unread = rest;
         let end = self.log.latest().map(offset);
-        Ok(Latest { available: end.clone().filter(|_| is_all), end })
+        Ok(Latest { available: end.clone().filter(|_| is_all), end, unknown: None })
     }
 
     async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {

@@ -24,6 +24,7 @@
 //! `sasl.password`, `ssl.ca.location`. No value of a property that holds a secret is ever shown.
 
 mod client;
+mod describe;
 mod offsets;
 mod patience;
 mod problem;

@@ -10,11 +10,13 @@
 //!
 //! The start of batch N is the end of batch N−1. The watermark and the clock are those that batch N uses, whenever and how
 //! often it runs. `conf` pins settings that change answers: what is written wins over what a restarted query says.
-//! `runId` is ours; Spark ignores it.
+//! `runId` is ours, and so is `sourceProofs`, which has for each source that gave one what proves that its offset is one of the
+//! same thing (the ids of Kafka's topics); Spark ignores both.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::batch_log::LogEntry;
 use super::{check_version, with_version};
@@ -46,6 +48,9 @@ struct Metadata {
     conf: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     run_id: Option<RunId>,
+    /// By source; left out if no source has one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    source_proofs: Vec<Option<Value>>,
 }
 
 /// The settings that a new checkpoint pins.
@@ -62,11 +67,13 @@ impl OffsetEntry {
 
 impl LogEntry for OffsetEntry {
     fn encode(&self) -> String {
+        let proofs: Vec<Option<Value>> = self.ends.iter().map(|end| end.as_ref().and_then(Offset::proof)).collect();
         let metadata = serde_json::json!(Metadata {
             batch_watermark_ms: self.watermark_ms,
             batch_timestamp_ms: self.time_ms,
             conf: self.conf.clone(),
             run_id: self.run_id,
+            source_proofs: if proofs.iter().any(Option::is_some) { proofs } else { vec![] },
         });
         let ends = self.ends.iter().map(|end| end.as_ref().map_or("-".to_owned(), |end| end.json().to_owned()));
         with_version(std::iter::once(metadata.to_string()).chain(ends))
@@ -83,11 +90,19 @@ impl LogEntry for OffsetEntry {
         let metadata = lines.next().ok_or_else(|| torn("the file ends after its version".into()))?;
         let metadata: Metadata =
             serde_json::from_str(metadata).map_err(|e| torn(format!("line 2 is not the batch's metadata: {e}")))?;
+        let mut proofs = metadata.source_proofs.into_iter();
         let ends = lines
             .filter(|line| !line.is_empty())
-            .map(|line| match line {
-                "-" => Ok(None),
-                json => Offset::parse(json).map(Some).map_err(|e| torn(e.message().to_owned())),
+            .map(|line| {
+                let proof = proofs.next().flatten();
+                if line == "-" {
+                    return Ok(None);
+                }
+                let end = Offset::parse(line).map_err(|e| torn(e.message().to_owned()))?;
+                Ok(Some(match proof {
+                    Some(proof) => end.with_proof(proof),
+                    None => end,
+                }))
             })
             .collect::<Result<Vec<_>>>()?;
         if ends.is_empty() {
@@ -131,6 +146,21 @@ mod tests {
     }
 
     #[test]
+    fn proofs_stand_where_spark_does_not_look() {
+        let proven =
+            Offset::parse(r#"{"t":{"0":3}}"#).unwrap().with_proof(serde_json::json!({ "topicIds": { "t": "x" } }));
+        let ends = vec![None, Some(proven), Some(Offset::new(4))];
+        let entry = OffsetEntry { watermark_ms: 0, time_ms: 7, conf: BTreeMap::new(), run_id: None, ends };
+        let text = "v1\n{\"batchWatermarkMs\":0,\"batchTimestampMs\":7,\"conf\":{},\"sourceProofs\":[null,{\"topicIds\":\
+                    {\"t\":\"x\"}},null]}\n-\n{\"t\":{\"0\":3}}\n4";
+        assert_eq!(entry.encode(), text);
+        assert_eq!(OffsetEntry::decode(text, "f").unwrap(), entry);
+        // Another one's, or none.
+        let without = text.replace(",\"sourceProofs\":[null,{\"topicIds\":{\"t\":\"x\"}},null]", "");
+        assert_eq!(OffsetEntry::decode(&without, "f").unwrap().ends[1].as_ref().unwrap().proof(), None);
+    }
+
+    #[test]
     fn what_is_torn_is_refused_with_its_name() {
         for torn in [
             "v1",
@@ -149,9 +179,13 @@ mod tests {
         #[test]
         fn every_entry_comes_back(
             watermark_ms: i64, time_ms: i64, run: u128,
-            ends in proptest::collection::vec(proptest::option::of(0u64..1000), 1..5),
+            ends in proptest::collection::vec(proptest::option::of((0u64..1000, proptest::option::of("[a-z]*"))), 1..5),
         ) {
-            let ends = ends.into_iter().map(|end| end.map(Offset::new)).collect();
+            let proven = |(end, proof): (u64, Option<String>)| match proof {
+                Some(proof) => Offset::new(end).with_proof(proof),
+                None => Offset::new(end),
+            };
+            let ends = ends.into_iter().map(|end| end.map(proven)).collect();
             let run_id = Some(RunId(Uuid::from_u128(run)));
             let entry = OffsetEntry { watermark_ms, time_ms, conf: pinned_conf(WatermarkPolicy::Min), run_id, ends };
             prop_assert_eq!(OffsetEntry::decode(&entry.encode(), "f").unwrap(), entry);

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
 use super::keeper::StateKeeper;
+use super::silence::Silences;
 use super::sinks::{self, Sinks};
 use super::{Driver, Shared, State};
 use crate::checkpoint::resume::{Resume, resume};
@@ -172,6 +173,7 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
         commits,
         tracker,
         state,
+        silences: Silences::default(),
         previous_watermark_ms: position.previous_watermark_ms,
         events,
         next: position.next,

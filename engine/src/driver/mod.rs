@@ -21,6 +21,8 @@ mod report;
 
 mod shared;
 
+mod silence;
+
 mod sinks;
 
 use std::sync::Arc;
@@ -33,6 +35,7 @@ use self::decide::{Decision, Found, decide};
 use self::keeper::StateKeeper;
 pub(crate) use self::lifecycle::{Start, start};
 pub(crate) use self::shared::{Shared, State};
+use self::silence::Silences;
 use self::sinks::Sinks;
 use crate::batch::{BatchContext, BatchParts};
 use crate::checkpoint::{BatchLog, CommitEntry, OffsetEntry};
@@ -68,6 +71,8 @@ pub(crate) struct Driver {
     commits: BatchLog,
     tracker: WatermarkTracker,
     state: StateKeeper,
+    /// The sources that do not answer.
+    silences: Silences,
     events: EventQueue,
     /// Settings that the checkpoint pins; written into every batch's entry.
     conf: std::collections::BTreeMap<String, String>,
@@ -116,15 +121,17 @@ impl Driver {
         let (entry, latest) = match self.repeat.take() {
             Some(logged) => {
                 tracing::info!(query = %self.shared.id, batch = %self.next, "running a logged batch again");
-                let latest = logged.ends.iter().map(|end| Latest { end: end.clone(), available: None }).collect();
+                let latest = logged.ends.iter().map(|end| Latest { end: end.clone(), ..Latest::default() }).collect();
                 (logged, latest)
             }
             None => {
                 let latest = self.latest_offsets(&mut watch)?;
+                self.hear(&latest, started_ms);
                 let data =
                     latest.iter().zip(&self.ends).any(|(latest, end)| latest.end.is_some() && latest.end != *end);
                 let watermark_due = self.state.is_due(self.previous_watermark_ms, self.tracker.watermark_ms());
-                let found = Found { data, watermark_due, no_data_batches: self.config.no_data_batches };
+                let no_data_batches = self.config.no_data_batches;
+                let found = Found { data, watermark_due, no_data_batches, unknown: self.silences.any() };
                 match decide(found, self.trigger.ends()) {
                     Decision::Run => (self.log_batch(started_ms, &latest, &mut watch)?, latest),
                     Decision::Wait => {
@@ -135,6 +142,7 @@ impl Driver {
                         self.tell_idle(started_ms);
                         return Ok(Round::Finished);
                     }
+                    Decision::Fail => return Err(self.not_known().batch(self.next)),
                 }
             }
         };

@@ -52,7 +52,7 @@ impl Driver {
                     num_input_rows: rows,
                     input_rows_per_second: rows_per_second(rows, since_last_ms),
                     processed_rows_per_second: rows_per_second(rows, Some(took_ms)),
-                    metrics: self.readers.get(number).map(|reader| reader.metrics()).unwrap_or_default(),
+                    metrics: self.source_metrics(number),
                     holds_watermark: holds_watermark == Some(number),
                 }
             })
@@ -94,6 +94,15 @@ impl Driver {
         });
     }
 
+    /// The source's own figures, and since when it does not answer.
+    fn source_metrics(&self, number: usize) -> BTreeMap<String, String> {
+        let mut metrics = self.readers.get(number).map(|reader| reader.metrics()).unwrap_or_default();
+        if let Some(since_ms) = self.silences.since_ms(number) {
+            metrics.insert("unknownSince".to_owned(), timestamp(since_ms));
+        }
+        metrics
+    }
+
     /// `watermark`, and the range of event times if there were any.
     fn event_time(&self, watermark_ms: i64, nodes: &[EventTimeStats]) -> BTreeMap<String, String> {
         let mut told = BTreeMap::new();
@@ -111,8 +120,12 @@ impl Driver {
         told
     }
 
-    /// Says that a round found nothing; listeners hear of it now and then.
+    /// Says that a round found nothing, or cannot know; listeners hear of it now and then.
     pub(super) fn tell_idle(&mut self, now_ms: i64) {
+        if self.silences.any() {
+            self.tell_silence(now_ms);
+            return;
+        }
         self.shared.state.send_modify(|state| {
             state.idle_round = state.rounds;
             state.status.message = "waiting for data to arrive".to_owned();

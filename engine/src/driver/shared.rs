@@ -40,8 +40,10 @@ pub(crate) struct Shared {
 pub(crate) struct State {
     /// Rounds begun so far.
     pub(crate) rounds: u64,
-    /// The last round that found nothing to do.
+    /// The last round that found nothing to do, and knows that there was nothing.
     pub(crate) idle_round: u64,
+    /// The last round in which a source did not answer, and what is to be said of it.
+    pub(crate) unknown: Option<(u64, Error)>,
     pub(crate) status: QueryStatus,
     pub(crate) recent: VecDeque<Arc<QueryProgress>>,
     /// The watermark of the next batch; `None` without `with_watermark`.

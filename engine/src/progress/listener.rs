@@ -32,6 +32,21 @@ pub enum QueryEvent {
         /// When, ISO 8601.
         timestamp: String,
     },
+    /// A source does not say what it has, and there is nothing else to do: told when that begins, and again after a while.
+    Waiting {
+        /// The query.
+        id: QueryId,
+        /// This run.
+        run_id: RunId,
+        /// When, ISO 8601.
+        timestamp: String,
+        /// The source, for people.
+        source: String,
+        /// Since when it does not answer, ISO 8601.
+        since: String,
+        /// Why.
+        why: Error,
+    },
     /// The run ended.
     Terminated {
         /// The query.

@@ -115,15 +115,21 @@ impl StreamingQuery {
     ///
     /// # Errors
     ///
-    /// The error the query failed with.
+    /// The error the query failed with; or, while the query goes on, why a source could not say what it has: then nobody
+    /// knows whether everything is in the sink.
     pub async fn process_all_available(&self) -> Result<()> {
         let round = self.shared.state.borrow().rounds;
         if self.shared.may_hurry {
             self.shared.wake.notify_one();
         }
         // The round that runs now may have looked before the call; one that began later has not.
-        self.wait_for(|state| state.ended.is_some() || state.idle_round > round).await;
-        self.outcome()
+        let unknown = |state: &State| state.unknown.as_ref().filter(|(unknown, _)| *unknown > round).cloned();
+        self.wait_for(|state| state.ended.is_some() || state.idle_round > round || unknown(state).is_some()).await;
+        let unknown = unknown(&self.shared.state.borrow());
+        match unknown {
+            Some((_, why)) if self.is_active() => Err(why),
+            _ => self.outcome(),
+        }
     }
 
     /// Stops: the running batch is finished, no other begins. Returns when the query has ended.

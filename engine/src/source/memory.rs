@@ -134,7 +134,7 @@ impl SourceReader for MemoryReader {
             (ReadLimit::AsConfigured, Some(adds)) => available.min(read + adds),
             _ => available,
         };
-        Ok(Latest { end: offset_of(end), available: offset_of(available) })
+        Ok(Latest { end: offset_of(end), available: offset_of(available), unknown: None })
     }
 
     async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {

@@ -15,8 +15,17 @@
 //! 2. *Forward*: `latest_offset(after)` never lies before `after`.
 //! 3. *Repetition*: after a crash the driver may call `bind` and `commit` again with what they were called with before.
 //!    The second call has the same effect as the first.
+//! 4. *Silence is no answer*: who could not find out what there is, because nobody answered, the place is gone or may not
+//!    be looked at, never says that there is nothing new. `latest_offset` says [`Latest::unknown`] and why, or fails; `open`
+//!    and `freeze` fail. A plan that was bound waits as long as the source has patience, and then fails: an answer that does
+//!    not come is not the end of rows.
 //!
-//! An [`Offset`] is JSON of the source's own making. Two offsets are the same place exactly if their JSON is the same.
+//! What follows from `unknown`: a trigger that ends by itself fails with the reason, and so does
+//! [`process_all_available`](crate::query::StreamingQuery::process_all_available). A query that goes on does so with what its
+//! other sources have; its status says what it waits for, since when and why, until the source answers or fails.
+//!
+//! An [`Offset`] is JSON of the source's own making. Two offsets are the same place exactly if their JSON is the same, and
+//! what they [prove](Offset::with_proof).
 
 mod leaf;
 
@@ -42,7 +51,7 @@ pub use self::memory::MemorySource;
 pub use self::offset::{Offset, OffsetRange};
 use crate::checkpoint::CheckpointStore;
 use crate::clock::Clock;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What a user names as the input of a stream. The same source may serve several queries: each opens its own reader.
 #[async_trait]
@@ -88,10 +97,12 @@ pub struct SourceContext {
 #[async_trait]
 pub trait SourceReader: std::fmt::Debug + Send + Sync {
     /// From now on, only what exists at this moment is offered. Called at most once, right after `open`, for triggers
-    /// that end by themselves.
+    /// that end by themselves. Fails if that cannot be found out.
     async fn freeze(&mut self) -> Result<()>;
 
-    /// How far a batch that begins after `after` may go. `after` is `None` while no batch has read this source.
+    /// How far a batch that begins after `after` may go. `after` is `None` while no batch has read this source. With
+    /// [`ReadLimit::Everything`] the query ends after that batch: a source that knows how to wait for an answer does so
+    /// before it says that it has none.
     async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest>;
 
     /// A bounded plan over the rows of `range`. Rows come in any number of partitions; their columns are
@@ -109,12 +120,14 @@ pub trait SourceReader: std::fmt::Debug + Send + Sync {
 }
 
 /// What [`SourceReader::latest_offset`] found.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct Latest {
     /// Where the next batch may end, within the limit; `None` while there has never been anything to read.
     pub end: Option<Offset>,
     /// The end of all there is, limits aside, where the source knows it. For progress only.
     pub available: Option<Offset>,
+    /// Why the source could not find out what there is; `None` if it did. `end` is then what it knows for certain.
+    pub unknown: Option<Error>,
 }
 
 impl Latest {
@@ -125,7 +138,20 @@ impl Latest {
 
     /// The batch may end here, and here is all there is.
     pub fn at(end: Offset) -> Self {
-        Latest { available: Some(end.clone()), end: Some(end) }
+        Latest { available: Some(end.clone()), end: Some(end), unknown: None }
+    }
+
+    /// Nobody can say what there is after `after`, and why.
+    pub fn unknown(after: Option<&Offset>, why: Error) -> Self {
+        Latest { end: after.cloned(), available: None, unknown: Some(why) }
+    }
+}
+
+impl PartialEq for Latest {
+    /// Of errors, what they say is compared.
+    fn eq(&self, other: &Self) -> bool {
+        let said = |latest: &Latest| latest.unknown.as_ref().map(ToString::to_string);
+        self.end == other.end && self.available == other.available && said(self) == said(other)
     }
 }
 

@@ -9,6 +9,9 @@ use crate::error::{Error, Result};
 /// A place in a source: JSON of the source's own making, kept in one canonical spelling (keys sorted, numbers as numbers; no
 /// spaces), so that two offsets are the same place exactly if they are equal.
 ///
+/// Beside it a source may keep a [proof](Self::with_proof) of what it is a place in: the same number in a thing that was
+/// deleted and made again under its name is another place.
+///
 /// ```
 /// use tidewater::source::Offset;
 ///
@@ -17,12 +20,37 @@ use crate::error::{Error, Result};
 /// # Ok::<(), tidewater::error::Error>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Offset(String);
+pub struct Offset {
+    json: String,
+    /// Canonical JSON, too.
+    proof: Option<String>,
+}
 
 impl Offset {
     /// From any JSON value.
     pub fn new(value: impl Into<Value>) -> Self {
-        Offset(sorted(value.into()).to_string())
+        Offset { json: sorted(value.into()).to_string(), proof: None }
+    }
+
+    /// Adds what proves, beside the offset, that a later run has the same thing before it: JSON of the source's own making.
+    /// The checkpoint keeps both together, where Spark ignores it.
+    ///
+    /// ```
+    /// use tidewater::source::Offset;
+    ///
+    /// let offset = Offset::new(7).with_proof("made on Monday");
+    /// assert_eq!((offset.json(), offset.proof()), ("7", Some("made on Monday".into())));
+    /// assert_ne!(offset, Offset::new(7));
+    /// ```
+    #[must_use]
+    pub fn with_proof(mut self, proof: impl Into<Value>) -> Self {
+        self.proof = Some(sorted(proof.into()).to_string());
+        self
+    }
+
+    /// What the source added as proof.
+    pub fn proof(&self) -> Option<Value> {
+        self.proof.as_ref().and_then(|json| serde_json::from_str(json).ok())
     }
 
     /// From JSON text.
@@ -34,25 +62,25 @@ impl Offset {
 
     /// The canonical JSON text.
     pub fn json(&self) -> &str {
-        &self.0
+        &self.json
     }
 
     /// The JSON value.
     pub fn value(&self) -> Value {
         // The text was made from a value, so it parses.
-        serde_json::from_str(&self.0).unwrap_or(Value::Null)
+        serde_json::from_str(&self.json).unwrap_or(Value::Null)
     }
 }
 
 impl fmt::Debug for Offset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.json)
     }
 }
 
 impl fmt::Display for Offset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.json)
     }
 }
 

@@ -25,6 +25,17 @@ pub trait SourceUnderTest: Send + Sync {
     /// Makes at least one more row available. No two calls add equal rows.
     async fn add_rows(&self) -> Result<()>;
 
+    /// Lets the source's world go away, so that nobody can say what there is: the broker, the folder, the store. False if
+    /// this one cannot go away.
+    async fn go_away(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Brings it back, with all that was there. Called after [`go_away`](Self::go_away) alone.
+    async fn come_back(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The clock its readers are given.
     fn clock(&self) -> Arc<dyn Clock> {
         Arc::new(ManualClock::at(0))
@@ -43,6 +54,7 @@ pub async fn run<S: SourceUnderTest>(new: impl Fn() -> S) {
     a_frozen_source_offers_no_more(&new()).await;
     a_commit_can_be_repeated(&new()).await;
     only_wanted_columns_come(&new()).await;
+    silence_is_no_answer(&new()).await;
 }
 
 /// A source with the checkpoint folder its readers share.
@@ -57,15 +69,18 @@ impl<'a> Examined<'a> {
         Examined { subject, log: sub_store(&memory_store(), "sources/0"), ctx: SessionContext::new() }
     }
 
-    async fn open(&self) -> Box<dyn SourceReader> {
-        let context = SourceContext {
+    fn context(&self) -> SourceContext {
+        SourceContext {
             log: Arc::clone(&self.log),
             session: Arc::new(self.ctx.state()),
             clock: self.subject.clock(),
             partitions: 3,
             min_batches_to_retain: 100,
-        };
-        said("open", self.subject.source().open(context).await)
+        }
+    }
+
+    async fn open(&self) -> Box<dyn SourceReader> {
+        said("open", self.subject.source().open(self.context()).await)
     }
 
     async fn add_rows(&self) {
@@ -237,6 +252,40 @@ pub async fn only_wanted_columns_come(subject: &dyn SourceUnderTest) {
 
     let none = examined.read(&mut reader, None, &end, vec![]).await;
     assert_eq!(count(&none), count(&whole), "rows without columns must still be counted");
+}
+
+/// Silence: where nobody can say what there is, the source says so, or fails; and goes on when somebody can.
+pub async fn silence_is_no_answer(subject: &dyn SourceUnderTest) {
+    let examined = Examined::new(subject);
+    let mut reader = examined.open().await;
+    examined.add_rows().await;
+    let first_end = examined.new_end(&mut reader, None).await;
+    let first = examined.read_all(&mut reader, None, &first_end).await;
+    examined.add_rows().await;
+    if !said("go_away", subject.go_away().await) {
+        return;
+    }
+    for limit in [ReadLimit::AsConfigured, ReadLimit::Everything] {
+        for after in [None, Some(&first_end)] {
+            if let Ok(latest) = reader.latest_offset(after, limit).await {
+                // What it knows for certain it may offer.
+                let offers = latest.end.as_ref().is_some_and(|end| after != Some(end));
+                assert!(
+                    latest.unknown.is_some() || offers,
+                    "nobody answered, and latest_offset says that all is known"
+                );
+            }
+        }
+    }
+    let context = examined.context();
+    if let Ok(mut reopened) = subject.source().open(context).await {
+        assert!(reopened.freeze().await.is_err(), "nobody answered, and freeze knows what there is");
+    }
+    said("come_back", subject.come_back().await);
+    let second_end = examined.new_end(&mut reader, Some(&first_end)).await;
+    let second = examined.read_all(&mut reader, Some(&first_end), &second_end).await;
+    assert!(count(&second) > 0, "what was added before the silence must be offered after it");
+    same("the first range, after the silence", &first, &examined.read_all(&mut reader, None, &first_end).await);
 }
 
 #[cfg(test)]

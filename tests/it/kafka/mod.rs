@@ -11,10 +11,12 @@
 //! | `bad_records` | records that are not in their format: fail, null, dead letter |
 //! | `conditions` | partitions and topics without records, or added; what is wrong from the start |
 //! | `lost` | records and topics that are gone before they were read |
+//! | `made_again` | topics that were deleted and made again under their name |
 //! | `markers` | the marker of the sink, and a cluster that forgot it |
 //! | `offsets` | where a query begins, and how far a batch goes |
 //! | `records` | keys, values, headers, times: what comes in and what goes out |
 //! | `secrets` | passwords and TLS |
+//! | `silence` | a broker that does not answer |
 //! | `sinks`, `steps` | no tests: what the others share |
 
 mod away;
@@ -31,6 +33,8 @@ mod kill;
 
 mod lost;
 
+mod made_again;
+
 mod markers;
 
 mod offsets;
@@ -38,6 +42,8 @@ mod offsets;
 mod records;
 
 mod secrets;
+
+mod silence;
 
 mod sinks;
 

@@ -2,7 +2,9 @@
 //!
 //! It is the committed offset of a consumer group that never has members, for partition 0 of a topic. Offsets can be
 //! committed in a transaction together with rows, so the marker says N + 1 exactly when the rows of batch N can be
-//! read. Beside it stands who wrote it, for people with Kafka's tools: `{"query":"…","batch":N,"run":"…"}`.
+//! read. Beside it stands who wrote it, and of which topic: `{"query":"…","sink":"output","batch":N,"run":"…","topicId":"…"}`.
+//! A marker that another query or another sink signed is refused, and one of a topic that was deleted and made again under
+//! its name is none.
 //!
 //! | marker | the batch before was committed to the checkpoint: batch N is new | batch N may be there already |
 //! |---|---|---|
@@ -20,9 +22,11 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{Offset, TopicPartitionList};
 use tidewater::error::{Error, ErrorKind, Result};
 use tidewater::id::{BatchId, QueryId, RunId};
+use tidewater::sink::{SinkContext, SinkName};
 
 use super::properties;
 use crate::kafka::client::{ClientSettings, Context, leave};
+use crate::kafka::describe::describe;
 use crate::kafka::patience::{Deadline, is_hopeless, may_pass};
 use crate::kafka::problem;
 
@@ -30,14 +34,57 @@ use crate::kafka::problem;
 const PARTITION: i32 = 0;
 /// Of those that wait to be heard: so many a time.
 const EVENTS: usize = 32;
+/// How long one look before the take-over may take.
+const GLANCE: Duration = Duration::from_secs(5);
 
 /// Where the marker of one sink of one query is, and in whose name it is written.
 pub(super) struct Marker {
     topic: String,
     name: String,
     group: ConsumerGroupMetadata,
+    signer: Signer,
+}
+
+/// In whose name a marker is written, and of which topic.
+#[derive(Debug, Clone)]
+struct Signer {
     query: QueryId,
     run: RunId,
+    sink: SinkName,
+    /// Not known of every cluster.
+    topic_id: Option<String>,
+}
+
+/// What a marker says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Found {
+    taken: i64,
+    /// By whom it was written, in JSON.
+    signature: String,
+}
+
+/// The name under which Kafka knows a sink of a query: its transactional id, and the group of its marker.
+pub(super) fn name_of(context: &SinkContext) -> String {
+    format!("tidewater-{}-{}", context.query_id, context.name)
+}
+
+/// An error if the marker says already that this run comes too late, or to the wrong place: before it takes over, for whoever
+/// is rightly at work would be fenced. What cannot be seen at a glance is seen after the take-over.
+pub(super) fn glance(client: &ClientSettings, topic: &str, context: &SinkContext) -> Result<()> {
+    let name = name_of(context);
+    let mut config = properties::of_marker_reader(client, &name);
+    // Not waiting for the transaction that a run left open when it died.
+    config.set("isolation.level", "read_uncommitted");
+    let Ok(consumer) = config.create_with_context::<_, BaseConsumer<Context>>(Context::default()) else {
+        return Ok(());
+    };
+    let found = committed(&consumer, topic, GLANCE).ok().flatten();
+    leave(&consumer);
+    let (next, may_be_taken) = (context.next_batch, context.next_batch_may_be_taken);
+    match decide(found.map(|found| found.taken), next, may_be_taken, &place(&name, topic)) {
+        Err(error) if error.kind() == ErrorKind::IncompatibleCheckpoint => Err(error),
+        _ => Ok(()),
+    }
 }
 
 impl Marker {
@@ -46,11 +93,11 @@ impl Marker {
     /// Transactions of earlier runs must be settled: what they are about to write would not be seen.
     pub(super) fn read(
         client: &ClientSettings,
-        name: String,
         topic: String,
-        (query, run): (QueryId, RunId),
+        context: &SinkContext,
         patience: Duration,
     ) -> Result<(Self, Option<i64>)> {
+        let name = name_of(context);
         let heard = Context::default();
         let action = format!("read the marker of the Kafka sink, which is {}", place(&name, &topic));
         let failed = |error: &KafkaError| problem::failed(&action, client, &heard, error);
@@ -58,9 +105,11 @@ impl Marker {
         let consumer: BaseConsumer<Context> =
             config.create_with_context(heard.clone()).map_err(|error| failed(&error))?;
         let deadline = Deadline::after(patience);
-        let taken = loop {
-            let error = match committed(&consumer, &topic, deadline.step()) {
-                Ok(taken) => break taken,
+        let (topic_id, found) = loop {
+            let asked = describe(&consumer, [topic.as_str()], deadline.step())
+                .and_then(|ids| Ok((ids, committed(&consumer, &topic, deadline.step())?)));
+            let error = match asked {
+                Ok((mut ids, found)) => break (ids.remove(&topic).flatten(), found),
                 Err(error) => error,
             };
             for _ in 0..EVENTS {
@@ -75,7 +124,9 @@ impl Marker {
             .group_metadata()
             .ok_or_else(|| Error::internal("the reader of the Kafka sink's marker has no consumer group"))?;
         leave(&consumer);
-        Ok((Marker { topic, name, group, query, run }, taken))
+        let signer = Signer { query: context.query_id, run: context.run_id, sink: context.name, topic_id };
+        let taken = signer.accept(found, &place(&name, &topic))?;
+        Ok((Marker { topic, name, group, signer }, taken))
     }
 
     /// For people.
@@ -95,7 +146,7 @@ impl Marker {
         let mut offsets = TopicPartitionList::with_capacity(1);
         let mut entry = offsets.add_partition(&self.topic, PARTITION);
         entry.set_offset(Offset::Offset(offset)).map_err(|_| beyond())?;
-        entry.set_metadata(signature(taken, self.query, self.run));
+        entry.set_metadata(self.signer.signature(taken));
         Ok(offsets)
     }
 }
@@ -104,20 +155,65 @@ fn place(name: &str, topic: &str) -> String {
     format!("the offset of consumer group `{name}` in partition {PARTITION} of topic `{topic}`")
 }
 
-/// Who wrote the marker, after which batch.
-fn signature(taken: u64, query: QueryId, run: RunId) -> String {
-    let batch = taken.checked_sub(1);
-    serde_json::json!({ "query": query.to_string(), "batch": batch, "run": run.to_string() }).to_string()
+impl Signer {
+    /// Who wrote the marker, after which batch.
+    fn signature(&self, taken: u64) -> String {
+        let batch = taken.checked_sub(1);
+        let Signer { query, run, sink, topic_id } = self;
+        let mut signature = serde_json::json!({
+            "query": query.to_string(), "sink": sink.to_string(), "batch": batch, "run": run.to_string(),
+        });
+        if let Some(id) = topic_id {
+            signature["topicId"] = id.as_str().into();
+        }
+        signature.to_string()
+    }
+
+    /// How many batches were taken, if what was found is this query's, this sink's and of this topic.
+    fn accept(&self, found: Option<Found>, place: &str) -> Result<Option<i64>> {
+        let Some(Found { taken, signature }) = found else { return Ok(None) };
+        // Kafka's tools can set an offset, and do not sign it.
+        if signature.is_empty() {
+            return Ok(Some(taken));
+        }
+        let signed: serde_json::Value = serde_json::from_str(&signature).unwrap_or_default();
+        // Earlier releases signed without sink and topic.
+        let differs = |name: &str, ours: &str| signed.get(name).is_some_and(|theirs| theirs != ours);
+        if signed.get("query").is_none()
+            || differs("query", &self.query.to_string())
+            || differs("sink", &self.sink.to_string())
+        {
+            return Err(Error::new(
+                ErrorKind::IncompatibleCheckpoint,
+                format!(
+                    "the marker of this sink of query {} was written by somebody else, as {signature}. It is {place}",
+                    self.query
+                ),
+            )
+            .hint("see who writes to this consumer group; the query needs it for itself"));
+        }
+        if let Some(id) = &self.topic_id
+            && differs("topicId", id)
+        {
+            tracing::warn!(
+                place,
+                signature,
+                "the marker is of a topic that was deleted and made again: it counts for none"
+            );
+            return Ok(None);
+        }
+        Ok(Some(taken))
+    }
 }
 
-fn committed(consumer: &BaseConsumer<Context>, topic: &str, patience: Duration) -> KafkaResult<Option<i64>> {
+fn committed(consumer: &BaseConsumer<Context>, topic: &str, patience: Duration) -> KafkaResult<Option<Found>> {
     let mut wanted = TopicPartitionList::with_capacity(1);
     wanted.add_partition(topic, PARTITION);
     let found = consumer.committed_offsets(wanted, patience)?;
     let Some(entry) = found.find_partition(topic, PARTITION) else { return Ok(None) };
     entry.error()?;
     Ok(match entry.offset() {
-        Offset::Offset(taken) => Some(taken),
+        Offset::Offset(taken) => Some(Found { taken, signature: entry.metadata().to_owned() }),
         _ => None,
     })
 }
@@ -211,14 +307,44 @@ mod tests {
         assert!(error.hint_text().unwrap().contains("offsets.retention.minutes"), "{error}");
     }
 
+    fn signer(topic_id: Option<&str>) -> Signer {
+        let topic_id = topic_id.map(str::to_owned);
+        Signer { query: QueryId::random(), run: RunId::random(), sink: SinkName::Output, topic_id }
+    }
+
     #[test]
     fn the_marker_is_signed() {
-        let (query, run) = (QueryId::random(), RunId::random());
-        let read = |taken| -> serde_json::Value { serde_json::from_str(&signature(taken, query, run)).unwrap() };
+        let signer = signer(Some("x"));
+        let read = |taken| -> serde_json::Value { serde_json::from_str(&signer.signature(taken)).unwrap() };
         let after = read(8);
-        assert_eq!(after["batch"], 7);
-        assert_eq!(after["query"], query.to_string());
-        assert_eq!(after["run"], run.to_string());
+        assert_eq!((&after["batch"], &after["sink"], &after["topicId"]), (&7.into(), &"output".into(), &"x".into()));
+        assert_eq!(after["query"], signer.query.to_string());
+        assert_eq!(after["run"], signer.run.to_string());
         assert!(read(0)["batch"].is_null(), "before the first batch");
+    }
+
+    #[test]
+    fn only_a_marker_of_this_query_this_sink_and_this_topic_counts() {
+        let ours = signer(Some("x"));
+        let accept = |signature: String| ours.accept(Some(Found { taken: 4, signature }), "here");
+        assert_eq!(ours.accept(None, "here").unwrap(), None);
+        // By an earlier run, an earlier release, a cluster without ids, a tool.
+        let later = Signer { run: RunId::random(), ..ours.clone() };
+        assert_eq!(later.accept(Some(Found { taken: 4, signature: ours.signature(4) }), "here").unwrap(), Some(4));
+        assert_eq!(accept(format!(r#"{{"query":"{}","batch":3,"run":"r"}}"#, ours.query)).unwrap(), Some(4));
+        assert_eq!(accept(Signer { topic_id: None, ..ours.clone() }.signature(4)).unwrap(), Some(4));
+        assert_eq!(accept(String::new()).unwrap(), Some(4));
+        // Of another topic of this name.
+        assert_eq!(accept(Signer { topic_id: Some("y".to_owned()), ..ours.clone() }.signature(4)).unwrap(), None);
+        for foreign in [
+            signer(Some("x")).signature(4),
+            Signer { sink: SinkName::DeadLetters, ..ours.clone() }.signature(4),
+            "no signature of ours".to_owned(),
+            "{}".to_owned(),
+        ] {
+            let error = accept(foreign.clone()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::IncompatibleCheckpoint, "{error}");
+            assert!(error.message().contains(&foreign) && error.hint_text().is_some(), "{error}");
+        }
     }
 }

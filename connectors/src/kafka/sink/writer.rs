@@ -17,7 +17,7 @@ use tidewater::id::{BatchId, PartitionId};
 use tidewater::sink::{Begin, Guarantee, PartitionWriter, Receipt, SinkContext, SinkWriter};
 
 use super::Checked;
-use super::marker::{Marker, Standing, decide};
+use super::marker::{self, Marker, Standing, decide};
 use super::producer::Sender;
 use super::record::Columns;
 
@@ -69,7 +69,7 @@ enum Handed {
 impl KafkaWriter {
     /// Takes over from the run before, and finds out where it stopped.
     pub(super) fn open(sink: Checked, columns: Columns, context: &SinkContext) -> Result<Self> {
-        let name = format!("tidewater-{}-{}", context.query_id, context.name);
+        let name = marker::name_of(context);
         let exactly_once = sink.guarantee == Guarantee::ExactlyOnce;
         let sender = Sender::new(sink.client.clone(), exactly_once.then_some(name.as_str()))?;
         match (&sink.topic, &sink.marker_topic) {
@@ -86,11 +86,11 @@ impl KafkaWriter {
         if let (true, Some(topic)) = (exactly_once, sink.marker_topic) {
             let sender = &writer.shared.sender;
             sender.meet(Some(&topic))?;
+            marker::glance(&sink.client, &topic, context)?;
             // Before the marker is read: what the run before left in doubt is settled by this.
             sender.init_transactions()?;
             let patience = sender.patience_to_start();
-            let run = (context.query_id, context.run_id);
-            let (marker, found) = Marker::read(&sink.client, name, topic, run, patience)?;
+            let (marker, found) = Marker::read(&sink.client, topic, context, patience)?;
             let next = context.next_batch;
             let standing = decide(found, next, context.next_batch_may_be_taken, &marker.place())?;
             tracing::debug!(query = %context.query_id, batch = %next, ?found, ?standing, "read the marker in Kafka");

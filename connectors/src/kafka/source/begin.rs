@@ -2,17 +2,22 @@
 
 use tidewater::error::{Error, Result};
 
-use super::discover::{Partitions, Place, Questions, Silence, no_topic};
+use super::discover::{Found, Partitions, Place, Questions, Silence, no_topic};
+use super::identity::TopicIds;
 use super::settings::{NoOffsetForTime, StartingOffsets, Topics};
 use crate::kafka::offsets::PartitionOffsets;
 
-/// The first offset to read of every partition. The outer error may pass; the inner one says that the user must change
-/// something.
-pub(super) fn resolve(questions: &Questions<'_>) -> Result<Result<PartitionOffsets>, Silence> {
-    let partitions = questions.partitions()?;
+/// The first offset to read of every partition, and of which topics. The outer error may pass; the inner one says that the
+/// user must change something.
+pub(super) fn resolve(questions: &Questions<'_>) -> Result<Result<(PartitionOffsets, TopicIds)>, Silence> {
+    let Found { partitions, ids } = questions.topics()?;
     if let Err(error) = all_there(questions, &partitions) {
         return Ok(Err(error));
     }
+    Ok(first_offsets(questions, partitions)?.map(|begin| (begin, ids)))
+}
+
+fn first_offsets(questions: &Questions<'_>, partitions: Partitions) -> Result<Result<PartitionOffsets>, Silence> {
     match &questions.settings.starting {
         StartingOffsets::Earliest => questions.offsets(&partitions, Place::Earliest).map(Ok),
         StartingOffsets::Latest => questions.offsets(&partitions, Place::Latest).map(Ok),

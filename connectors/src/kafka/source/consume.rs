@@ -4,7 +4,7 @@
 //! partition. A [`PartitionQueue`] hands out what lies there, by reference: keys and values are copied once, into Arrow.
 //! (Polling message by message costs five times as much.)
 //!
-//! This is the only file with `unsafe`, because the `rdkafka` crate has no batches. What must hold:
+//! There is `unsafe` here because the `rdkafka` crate has no batches. What must hold:
 //!
 //! 1. Every message pointer that librdkafka returns is destroyed once: [`Owned`] does, when it is dropped.
 //! 2. No message and no queue outlives its consumer: both live in a [`PartitionQueue`], which holds the consumer and drops it
@@ -327,8 +327,25 @@ impl Owned {
     }
 
     fn error(&self) -> Option<RDKafkaErrorCode> {
-        let code = self.message().0.err;
+        let code: RDKafkaRespErr = self.message().0.err;
+        if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET && self.tells_of_truncation() {
+            return Some(RDKafkaErrorCode::LogTruncation);
+        }
         (code != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).then(|| code.into())
+    }
+
+    /// librdkafka compares the leader epochs of what it has read with those of a new leader, and says in words alone that
+    /// the new one lacked records.
+    fn tells_of_truncation(&self) -> bool {
+        // SAFETY: the message is alive, and its text with it; that of an error code is for ever.
+        let [text, truncated] = unsafe {
+            [
+                sys::rd_kafka_message_errstr(self.0.as_ptr()),
+                sys::rd_kafka_err2str(RDKafkaRespErr::RD_KAFKA_RESP_ERR__LOG_TRUNCATION),
+            ]
+            .map(|text| if text.is_null() { c"" } else { CStr::from_ptr(text) })
+        };
+        !truncated.is_empty() && text.to_string_lossy().contains(truncated.to_string_lossy().as_ref())
     }
 }
 

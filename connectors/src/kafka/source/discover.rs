@@ -13,7 +13,9 @@ use rdkafka::{Offset, TopicPartitionList};
 use tidewater::error::{Error, ErrorKind, Result};
 
 use super::consume::Fetcher;
+use super::identity::TopicIds;
 use super::settings::{Settings, Topics, whole_name};
+use crate::kafka::describe::{Described, describe};
 use crate::kafka::offsets::PartitionOffsets;
 use crate::kafka::patience::{is_hopeless, is_no_topic, may_pass};
 use crate::kafka::problem::failed;
@@ -26,6 +28,15 @@ const LISTEN: Duration = Duration::from_millis(100);
 
 /// The partitions of each topic.
 pub(super) type Partitions = BTreeMap<String, BTreeSet<i32>>;
+
+/// The topics that the source reads, as they are now.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Found {
+    pub(super) partitions: Partitions,
+    /// Which topics they are. Whoever asks where they end does so later: a topic that is made again in between is then
+    /// taken for the old one, with ends of the new one, and found out when it is read.
+    pub(super) ids: TopicIds,
+}
 
 /// A place in a partition that the broker knows by name. Numbers are those of Kafka's protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,8 +82,21 @@ impl Questions<'_> {
         if passes { Silence::Away(told) } else { Silence::Refused(told) }
     }
 
-    /// The partitions of all topics that the source reads, as they are now. A topic that is not there is left out.
-    pub(super) fn partitions(&self) -> Result<Partitions, Silence> {
+    /// All topics that the source reads, as they are now. One that is not there is left out.
+    pub(super) fn topics(&self) -> Result<Found, Silence> {
+        let mut partitions = self.partitions()?;
+        let described = self.describe(partitions.keys().map(String::as_str))?;
+        partitions.retain(|topic, _| described.contains_key(topic));
+        Ok(Found { partitions, ids: TopicIds::told(described) })
+    }
+
+    /// The ids of these topics. One that is not there is left out.
+    pub(super) fn describe<'t>(&self, topics: impl IntoIterator<Item = &'t str>) -> Result<Described, Silence> {
+        describe(self.fetcher.consumer(), topics, QUESTION_TIMEOUT)
+            .map_err(|e| self.silence("ask which topics there are", &e))
+    }
+
+    fn partitions(&self) -> Result<Partitions, Silence> {
         match &self.settings.topics {
             Topics::Assign(assigned) => {
                 let mut found = Partitions::new();

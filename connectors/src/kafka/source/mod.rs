@@ -1,11 +1,12 @@
 //! Topics as a stream.
 //!
 //! ```text
-//! discover   asks the broker: which partitions, from where, up to where
+//! discover   asks the broker: which topics and partitions, from where, up to where
+//! identity   what offsets are offsets of: the ids of topics
 //! limit      how much of that one batch takes                                   (pure)
 //! split      who reads which piece of it                                        (pure)
 //! reader     fixes the offsets of each batch and binds them
-//! consume    takes messages out of librdkafka's queues                          (the only unsafe code)
+//! consume    takes messages out of librdkafka's queues                          (unsafe code)
 //! columns    messages become Arrow columns
 //! scan       one piece after the other, as a stream of record batches
 //! begin      where a new query begins
@@ -18,6 +19,7 @@ mod begin;
 mod columns;
 mod consume;
 mod discover;
+mod identity;
 mod initial;
 mod limit;
 mod reader;
@@ -63,7 +65,23 @@ use crate::formats::Format;
 /// `startingOffsets`, `startingTimestamp`, `startingOffsetsByTimestamp`, `startingOffsetsByTimestampStrategy`,
 /// `maxOffsetsPerTrigger`, `minOffsetsPerTrigger`, `maxTriggerDelay`, `minPartitions`, `maxRecordsPerPartition`,
 /// `failOnDataLoss`, `kafkaConsumer.pollTimeoutMs`, `includeHeaders`, and `kafka.*` for properties of librdkafka. Ours:
-/// `commitOffsetsToGroup`, `badRecords`.
+/// `commitOffsetsToGroup`, `badRecords`, `topicsMoved`.
+///
+/// # What is read once
+///
+/// An offset counts in one topic only. A topic that is deleted and made again under its name is another one, and Kafka
+/// gives it another id; the ids lie beside the offsets in the checkpoint, and are asked for before each batch and after its
+/// last record. The query fails then, stopped or running, or begins the new topic at its beginning (see
+/// [`fail_on_data_loss`](Self::fail_on_data_loss)). What cannot be known: brokers before 2.8 and some that only speak Kafka's
+/// protocol give no ids, checkpoints of Spark and of older releases hold none (the first id that is seen counts), and a
+/// topic that lost its end in an unclean election and has grown again keeps its id: a query that runs finds out by leader
+/// epochs, one that was stopped meanwhile does not. Where a query was stopped by a
+/// `LIMIT` in the middle of a batch, a topic that was made again during that batch is found out with the next.
+///
+/// # A broker that does not answer
+///
+/// Nobody knows then what there is. A query that ends by itself waits 15 seconds and fails; any other waits for
+/// `kafkaConsumer.pollTimeoutMs`, 2 minutes, says in its status what it waits for and since when, and then fails.
 ///
 /// ```no_run
 /// use datafusion::prelude::*;
@@ -165,6 +183,15 @@ impl KafkaSource {
     #[must_use]
     pub fn fail_on_data_loss(mut self, fail: bool) -> Self {
         self.settings.fail_on_data_loss = fail;
+        self
+    }
+
+    /// Takes the topics for the same though their ids are others, and goes on at its old offsets: for topics that were moved
+    /// to another cluster with their offsets, or restored. Needed for the one start that finds them moved; leave it out
+    /// after that, or a topic that is deleted and made again is not found out. Default false.
+    #[must_use]
+    pub fn topics_moved(mut self, moved: bool) -> Self {
+        self.settings.topics_moved = moved;
         self
     }
 

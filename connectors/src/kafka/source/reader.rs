@@ -1,6 +1,7 @@
 //! Fixes the offsets of each batch and binds them.
 
 mod consumers;
+mod group;
 mod reconcile;
 
 use std::collections::BTreeMap;
@@ -12,16 +13,17 @@ use async_trait::async_trait;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
-use rdkafka::consumer::{CommitMode, Consumer};
 use tidewater::checkpoint::CheckpointStore;
 use tidewater::clock::Clock;
-use tidewater::error::Result;
+use tidewater::error::{Error, Result};
 use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, SourceReader};
 
 use self::consumers::config;
+use self::reconcile::Reconciled;
 use super::columns::Wanted;
 use super::consume::Fetcher;
-use super::discover::{Partitions, Place, Questions, Silence};
+use super::discover::{Found, Place, Questions, Silence};
+use super::identity::TopicIds;
 use super::scan::KafkaTask;
 use super::settings::Settings;
 use super::split::{Slice, split};
@@ -56,11 +58,15 @@ pub(super) struct KafkaReader {
     /// How many partitions a fetcher has.
     width: usize,
     /// Where the query began.
-    initial: PartitionOffsets,
-    /// The partitions of the topics, and when the broker was asked.
-    known: Option<(i64, Partitions)>,
+    initial: (PartitionOffsets, TopicIds),
+    /// The ids that this run saw first of topics whose ids the checkpoint does not hold.
+    first_ids: TopicIds,
+    /// The topics, and when the broker was asked.
+    known: Option<(i64, Found)>,
     /// Only what was there then is offered.
-    frozen: Option<PartitionOffsets>,
+    frozen: Option<There>,
+    /// The query ends by itself: whoever asks waits for an answer.
+    ends: bool,
     /// Since when the broker does not answer.
     away_since_ms: Option<i64>,
     /// Since when topics that the query reads are missing.
@@ -71,6 +77,13 @@ pub(super) struct KafkaReader {
     told_group: Option<Offset>,
     malformed: Arc<AtomicU64>,
     lost: Arc<AtomicU64>,
+}
+
+/// What there is to read: where each partition ends, and which topics they are of.
+#[derive(Debug, Clone, Default)]
+struct There {
+    ends: PartitionOffsets,
+    ids: TopicIds,
 }
 
 /// What was bound for the batch that runs.
@@ -97,9 +110,11 @@ impl KafkaReader {
             asker: Arc::new(asker),
             fetchers: vec![],
             width: 1,
-            initial: PartitionOffsets::new(),
+            initial: Default::default(),
+            first_ids: TopicIds::default(),
             known: None,
             frozen: None,
+            ends: false,
             away_since_ms: None,
             missing_since_ms: None,
             last_batch_ms: None,
@@ -112,8 +127,8 @@ impl KafkaReader {
         reader.initial = match initial::read(&reader.log).await? {
             Some(initial) => initial,
             None => {
-                let begin = reader.ask(START_PATIENCE_MS, begin::resolve)??;
-                initial::keep(&reader.log, &begin).await?
+                let (begin, ids) = reader.ask(START_PATIENCE_MS, begin::resolve)??;
+                initial::keep(&reader.log, begin, ids).await?
             }
         };
         Ok(reader)
@@ -124,7 +139,7 @@ impl KafkaReader {
     }
 
     /// Asks until there is an answer, or for so long.
-    fn ask<T>(&self, patience_ms: i64, ask: impl Fn(&Questions<'_>) -> Result<T, Silence>) -> Result<T> {
+    fn ask<T>(&self, patience_ms: i64, ask: impl Fn(&Questions<'_>) -> Result<T, Silence>) -> Result<T, Silence> {
         let deadline = Deadline::after(Duration::from_millis(patience_ms.unsigned_abs()));
         loop {
             match ask(&self.questions()) {
@@ -133,57 +148,76 @@ impl KafkaReader {
                     tracing::debug!(%error, "asking again");
                     wait(ASK_AGAIN);
                 }
-                Err(silence) => return Err(silence.into()),
+                Err(silence) => return Err(silence),
             }
         }
     }
 
-    /// The ends of all partitions; `None` while the broker is away.
-    fn available(&mut self) -> Result<Option<PartitionOffsets>> {
-        if let Some(frozen) = &self.frozen {
-            return Ok(Some(frozen.clone()));
+    /// What there is now. The inner error says why nobody knows: the broker may be back at the next trigger.
+    ///
+    /// A query that ends after this batch waits for the answer, and for topics of `from` that are missing: a broker that is
+    /// starting does not know its topics yet.
+    fn available(&mut self, from: &PartitionOffsets) -> Result<Result<There, Error>> {
+        let is_whole = |there: &There| from.iter().all(|(topic, id, _)| there.ends.get(topic, id).is_some());
+        if let Some(frozen) = self.frozen.as_ref().filter(|frozen| is_whole(frozen)) {
+            return Ok(Ok(frozen.clone()));
         }
         for fetcher in self.fetchers.iter().chain([&self.asker]) {
             fetcher.serve_events();
         }
-        let now_ms = self.clock.now_ms();
-        let answer =
-            self.partitions(now_ms).and_then(|known| Ok((self.questions().offsets(&known.1, Place::Latest)?, known)));
-        match answer {
-            Ok((ends, known)) => {
-                if self.away_since_ms.take().is_some() {
-                    tracing::info!(brokers = self.settings.client.bootstrap(), "the broker answers again");
-                }
-                self.context.answered();
-                self.known = Some(known);
-                Ok(Some(ends))
+        let patience_ms = if self.ends { START_PATIENCE_MS.min(self.settings.patience_ms) } else { 0 };
+        let grace = Deadline::after(Duration::from_millis(DELETED_AFTER_MS.unsigned_abs()));
+        loop {
+            let now_ms = self.clock.now_ms();
+            let is_new = |known: &&(i64, Found)| (0..DISCOVERY_MS).contains(&(now_ms - known.0));
+            let known = self.known.as_ref().filter(|known| !self.ends && is_new(known));
+            let answer = self.ask(patience_ms, |questions: &Questions<'_>| {
+                let known = known.map_or_else(|| Ok((now_ms, questions.topics()?)), |known| Ok(known.clone()))?;
+                Ok((questions.offsets(&known.1.partitions, Place::Latest)?, known))
+            });
+            let (there, known) = match answer {
+                Ok((ends, known)) => (There { ends, ids: known.1.ids.clone() }, known),
+                Err(silence) => return self.wait_for_broker(silence).map(Err),
+            };
+            if self.away_since_ms.take().is_some() {
+                tracing::info!(brokers = self.settings.client.bootstrap(), "the broker answers again");
             }
-            Err(silence) => self.wait_for_broker(silence, now_ms).map(|()| None),
+            self.context.answered();
+            self.known = Some(known);
+            if self.ends && !is_whole(&there) && !grace.has_passed() {
+                wait(ASK_AGAIN);
+                continue;
+            }
+            if let Some(frozen) = &mut self.frozen {
+                *frozen = there.clone();
+            }
+            return Ok(Ok(there));
         }
     }
 
-    /// The broker did not answer. It may be back at the next trigger; but patience has an end.
-    fn wait_for_broker(&mut self, silence: Silence, now_ms: i64) -> Result<()> {
+    /// The broker did not answer, and why. It may be back at the next trigger; but patience has an end.
+    fn wait_for_broker(&mut self, silence: Silence) -> Result<Error> {
         // What is missing may be a partition that is no more.
         self.known = None;
+        self.behind.clear();
         match silence {
             Silence::Refused(error) => Err(error),
             Silence::Away(error) => {
-                if self.away_since_ms.is_none() {
-                    tracing::warn!(%error, patience_ms = self.settings.patience_ms, "waiting for the broker");
-                }
+                let now_ms = self.clock.now_ms();
                 let since_ms = *self.away_since_ms.get_or_insert(now_ms);
-                if now_ms - since_ms >= self.settings.patience_ms { Err(error) } else { Ok(()) }
+                if now_ms - since_ms >= self.settings.patience_ms { Err(error) } else { Ok(error) }
             }
         }
     }
 
-    /// The partitions, and when the broker was asked.
-    fn partitions(&self, now_ms: i64) -> Result<(i64, Partitions), Silence> {
-        match &self.known {
-            Some(known) if (0..DISCOVERY_MS).contains(&(now_ms - known.0)) => Ok(known.clone()),
-            _ => Ok((now_ms, self.questions().partitions()?)),
-        }
+    /// Where a range begins or ends, and of which topics these are offsets, as far as that is known.
+    fn place(&self, offset: Option<&Offset>) -> Result<(PartitionOffsets, TopicIds)> {
+        let (offsets, mut ids) = match offset {
+            Some(offset) => (PartitionOffsets::from_offset(offset)?, TopicIds::of(offset)?),
+            None => self.initial.clone(),
+        };
+        ids.learn(&self.first_ids.only(offsets.iter().map(|(topic, ..)| topic)));
+        Ok((offsets, ids))
     }
 
     /// How much of it this batch takes; `None` if it is to wait for more.
@@ -199,56 +233,32 @@ impl KafkaReader {
             None => available.clone(),
         })
     }
-
-    /// Tells the consumer group of the user's choice how far the query is.
-    fn tell_group(&mut self, end: &Offset, last: bool) -> Result<()> {
-        if self.settings.commit_group.is_none() || self.told_group.as_ref() == Some(end) {
-            return Ok(());
-        }
-        let mut list = rdkafka::TopicPartitionList::new();
-        for (topic, partition, offset) in PartitionOffsets::from_offset(end)?.iter() {
-            // Numbers from the checkpoint: none is below zero.
-            let added = list.add_partition_offset(topic, partition, rdkafka::Offset::Offset(offset.max(0)));
-            added.map_err(|e| {
-                failed("commit offsets to the consumer group", &self.settings.client, &self.context, &e)
-            })?;
-        }
-        let mode = if last { CommitMode::Sync } else { CommitMode::Async };
-        if let Err(error) = self.asker.consumer().commit(&list, mode) {
-            // For tools that watch, and only for them.
-            tracing::warn!(%error, group = self.settings.commit_group, "offsets were not committed to the consumer group");
-        }
-        self.told_group = Some(end.clone());
-        Ok(())
-    }
 }
 
 #[async_trait]
 impl SourceReader for KafkaReader {
     async fn freeze(&mut self) -> Result<()> {
-        let grace = Deadline::after(Duration::from_millis(DELETED_AFTER_MS.unsigned_abs()));
-        let partitions = loop {
-            let partitions = self.ask(START_PATIENCE_MS, |questions: &Questions<'_>| questions.partitions())?;
-            let expected = self.initial.iter().all(|(topic, ..)| partitions.contains_key(topic));
-            if expected || grace.has_passed() {
-                break partitions;
-            }
-            wait(ASK_AGAIN);
-        };
-        self.frozen = Some(
-            self.ask(START_PATIENCE_MS, |questions: &Questions<'_>| questions.offsets(&partitions, Place::Latest))?,
-        );
+        self.ends = true;
+        let initial = self.initial.0.clone();
+        self.frozen = Some(self.available(&initial)??);
         Ok(())
     }
 
     async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
-        let nothing_new = || Latest { end: after.cloned(), available: None };
         if let Some(after) = after {
             self.tell_group(after, self.frozen.is_some())?;
         }
-        let from = after.map_or_else(|| Ok(self.initial.clone()), PartitionOffsets::from_offset)?;
-        let Some(available) = self.available()? else { return Ok(nothing_new()) };
-        let Some((begin, available)) = self.reconcile(&from, available)? else { return Ok(nothing_new()) };
+        let (from, ids) = self.place(after)?;
+        self.ends = self.frozen.is_some() || limit == ReadLimit::Everything;
+        let there = match self.available(&from)? {
+            Ok(there) => there,
+            Err(why) => return Ok(Latest::unknown(after, why)),
+        };
+        let Reconciled { from: begin, there, is_new, missing } = match self.reconcile(&from, &ids, there)? {
+            Ok(reconciled) => reconciled,
+            Err(why) => return Ok(Latest::unknown(after, why)),
+        };
+        let There { ends: available, ids } = there;
         let is_there = |(topic, partition, from): &(&str, i32, i64)| {
             available.get(topic, *partition).is_some_and(|end| *from <= end)
         };
@@ -258,27 +268,26 @@ impl SourceReader for KafkaReader {
             ReadLimit::Everything => Some(available.clone()),
             ReadLimit::AsConfigured => self.within_limits(&begin, &available),
         };
-        let all = available.to_offset();
-        let Some(end) = end else { return Ok(Latest { end: after.cloned(), available: Some(all) }) };
+        let mut latest = Latest { end: after.cloned(), available: Some(available.to_offset()), unknown: missing };
+        let Some(end) = end else { return Ok(latest) };
         self.behind = available
             .iter()
             .map(|(topic, partition, last)| {
                 last.saturating_sub(end.get(topic, partition).unwrap_or(last)).max(0) as u64
             })
             .collect();
-        if end == from {
-            return Ok(Latest { end: after.cloned(), available: Some(all) });
+        if end != from || is_new {
+            self.last_batch_ms = Some(self.clock.now_ms());
+            latest.end = Some(ids.beside(&end));
         }
-        self.last_batch_ms = Some(self.clock.now_ms());
-        Ok(Latest { end: Some(end.to_offset()), available: Some(all) })
+        Ok(latest)
     }
 
     async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
         if self.bound.as_ref().is_none_or(|bound| bound.range != *range) {
             self.bound = Some(Bound { range: range.clone(), fetchers: BTreeMap::new(), dead_letters_told: false });
         }
-        let start = range.start.as_ref().map_or_else(|| Ok(self.initial.clone()), PartitionOffsets::from_offset)?;
-        let slices = self.slices(&start, &PartitionOffsets::from_offset(&range.end)?)?;
+        let (slices, ids) = self.slices(range)?;
         // As a batch that is run again is bound before anything was asked.
         self.fetch_ahead(&slices.iter().map(|s| (s.topic.clone(), s.partition, s.from)).collect())?;
         if slices.is_empty() {
@@ -326,6 +335,7 @@ impl SourceReader for KafkaReader {
                 settings: Arc::clone(&settings),
                 asker: Arc::clone(&self.asker),
                 context: self.context.clone(),
+                ids: ids.clone(),
                 lost: Arc::clone(&self.lost),
             };
             tasks.push(Arc::new(task) as Arc<dyn PartitionStream>);

@@ -23,10 +23,11 @@ use tidewater::error::{Error, ErrorKind, Result};
 use super::columns::{Columns, Finished, Wanted};
 use super::consume::{Fetcher, PartitionQueue};
 use super::discover::{Questions, Silence};
+use super::identity::TopicIds;
 use super::settings::Settings;
 use super::split::Slice;
 use crate::kafka::client::Context;
-use crate::kafka::patience::Deadline;
+use crate::kafka::patience::{Deadline, wait};
 use crate::kafka::problem::failed;
 
 /// How long one wait for messages is.
@@ -43,6 +44,8 @@ pub(super) struct KafkaTask {
     pub(super) settings: Arc<Settings>,
     pub(super) asker: Arc<Fetcher>,
     pub(super) context: Context,
+    /// The topics that it is to read.
+    pub(super) ids: TopicIds,
     /// Offsets that were gone before they were read.
     pub(super) lost: Arc<AtomicU64>,
 }
@@ -60,6 +63,8 @@ impl PartitionStream for KafkaTask {
             settings: Arc::clone(&self.settings),
             asker: Arc::clone(&self.asker),
             context: self.context.clone(),
+            ids: self.ids.only(self.pieces.iter().map(|(slice, _)| slice.topic.as_str())),
+            is_confirmed: false,
             lost: Arc::clone(&self.lost),
         };
         let rows = stream::try_unfold(reading, move |mut reading| {
@@ -97,6 +102,9 @@ struct Reading {
     settings: Arc<Settings>,
     asker: Arc<Fetcher>,
     context: Context,
+    ids: TopicIds,
+    /// It is known that all came from topics with these ids.
+    is_confirmed: bool,
     lost: Arc<AtomicU64>,
 }
 
@@ -105,6 +113,9 @@ impl Reading {
     async fn next(&mut self, context: &TaskContext) -> Result<Option<RecordBatch>> {
         loop {
             let over = self.fill(context).await?;
+            if over && !self.is_confirmed {
+                self.confirm(context).await?;
+            }
             let Finished { rows, dead_letters } = self.columns.finish()?;
             if let Some(dead_letters) = dead_letters.filter(|rows| rows.num_rows() > 0) {
                 BatchContext::of(context)?.dead_letter(dead_letters)?;
@@ -166,6 +177,41 @@ impl Reading {
         Ok(false)
     }
 
+    /// Sees that all that was read came from the topics that it was to come from: librdkafka goes on at the old offset in a
+    /// topic that is deleted and made again under its hands. So they are asked for after the last record has come.
+    async fn confirm(&mut self, context: &TaskContext) -> Result<()> {
+        let deadline = self.deadline();
+        while !self.ids.is_empty() {
+            match self.check_ids() {
+                Ok(()) => break,
+                Err(Silence::Refused(error)) => return Err(error),
+                Err(Silence::Away(error)) if deadline.has_passed() => return Err(error),
+                Err(Silence::Away(_)) => {}
+            }
+            if let Ok(batch) = BatchContext::of(context) {
+                batch.check_cancelled()?;
+            }
+            wait(WAIT);
+            tokio::task::yield_now().await;
+        }
+        self.is_confirmed = true;
+        Ok(())
+    }
+
+    /// An error if a topic is another one by now. One that is gone says nothing of what was read before.
+    fn check_ids(&self) -> Result<(), Silence> {
+        let questions = Questions { fetcher: &self.asker, settings: &self.settings };
+        let now = TopicIds::told(questions.describe(self.ids.topics())?);
+        match self.ids.made_again(&now).first() {
+            Some(topic) => {
+                let what = self.ids.tell(topic, &now);
+                let what = format!("{what}; this happened while the batch was read, and its rows are of both");
+                Err(Silence::Refused(Error::new(ErrorKind::SourceLostData, what).hint(MADE_AGAIN_HINT)))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn open(&self, slice: Slice, fetcher: Arc<Fetcher>) -> Result<Piece> {
         let queue = fetcher.read_from(&slice.topic, slice.partition, slice.from).map_err(|e| {
             let action = format!("read {slice}");
@@ -192,6 +238,20 @@ impl Reading {
                 piece.stopped = true;
                 self.look()
             }
+            Some(Code::LogTruncation) => {
+                let what = format!(
+                    "cannot read {}: the partition has a new leader that lacked records which were read, after an unclean \
+                     election; offset {} is another record now",
+                    piece.slice, piece.next
+                );
+                let told = Error::new(ErrorKind::SourceLostData, what).hint(LOSS_HINT).caused_by(error.clone());
+                if self.settings.fail_on_data_loss {
+                    return Err(told);
+                }
+                tracing::warn!(error = %told, "going on with what the new leader has");
+                piece.stopped = true;
+                self.look()
+            }
             _ => {
                 let action = format!("read {}", piece.slice);
                 Err(failed(&action, &self.settings.client, &self.context, error))
@@ -206,6 +266,12 @@ impl Reading {
         piece.look = Deadline::after(LOOK);
         let action = format!("read {}", piece.slice);
         let tell = |error: &KafkaError| failed(&action, &self.settings.client, &self.context, error);
+        match self.check_ids() {
+            Err(Silence::Refused(error)) => return Err(error),
+            Err(Silence::Away(_)) => return Ok(()),
+            Ok(()) => {}
+        }
+        let Some(piece) = &mut self.now else { return Ok(()) };
         let questions = Questions { fetcher: &self.asker, settings: &self.settings };
         let (first, end) = match questions.extent(&piece.slice.topic, piece.slice.partition) {
             Ok(Some(extent)) => extent,
@@ -276,6 +342,9 @@ impl Reading {
         Err(failed(&action, &self.settings.client, &self.context, &error))
     }
 }
+
+/// What to do about a topic that is another one.
+pub(super) const MADE_AGAIN_HINT: &str = "start a new query with a new checkpoint; or go on with the new topic from its beginning, by setting `failOnDataLoss` to false; or, if it has the same records at the same offsets, as one has that was moved to another cluster or restored, set `topicsMoved` to true for one start";
 
 /// What to do about records that are gone.
 pub(super) const LOSS_HINT: &str = "keep records longer in Kafka than the query may be behind; to go on without what is lost, set `failOnDataLoss` to false";

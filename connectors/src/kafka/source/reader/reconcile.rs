@@ -1,27 +1,52 @@
-//! What there is beside what was read: partitions that were added, are gone, or have lost records.
+//! What there is beside what was read: topics that are new, gone or made again, partitions that were added or have lost records.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use tidewater::error::{Error, ErrorKind, Result};
+use tidewater::source::OffsetRange;
 
-use super::{DELETED_AFTER_MS, KafkaReader};
+use super::{DELETED_AFTER_MS, KafkaReader, There};
 use crate::kafka::offsets::PartitionOffsets;
 use crate::kafka::source::discover::{Partitions, Place, Questions};
-use crate::kafka::source::scan::LOSS_HINT;
+use crate::kafka::source::identity::TopicIds;
+use crate::kafka::source::scan::{LOSS_HINT, MADE_AGAIN_HINT};
 use crate::kafka::source::split::Slice;
 
+/// What there is, as the query sees it.
+pub(super) struct Reconciled {
+    /// Where each partition is to be read from.
+    pub(super) from: PartitionOffsets,
+    /// How far each goes, and the ids of the topics.
+    pub(super) there: There,
+    /// A topic is another one than before: a new place, even if all numbers are the old ones.
+    pub(super) is_new: bool,
+    /// Why nothing is known of topics that are missing, though they were read.
+    pub(super) missing: Option<Error>,
+}
+
 impl KafkaReader {
-    /// Compares what there is with where the query is: partitions that were added, are gone, or have fewer records than were
-    /// read. Returns where each partition is to be read from and how far it goes; `None` to wait.
+    /// Compares what there is with where the query is. The inner error says why nobody knows.
     pub(super) fn reconcile(
         &mut self,
         from: &PartitionOffsets,
-        available: PartitionOffsets,
-    ) -> Result<Option<(PartitionOffsets, PartitionOffsets)>> {
-        let (mut from, mut available) = (from.clone(), available);
+        ids: &TopicIds,
+        there: There,
+    ) -> Result<Result<Reconciled, Error>> {
+        let (mut from, mut there) = (from.clone(), there);
+        self.first_ids.learn(&there.ids);
+        if self.settings.topics_moved {
+            there.ids.move_from(ids);
+        }
+        let made_again = ids.made_again(&there.ids);
+        if !made_again.is_empty() {
+            self.made_again(&made_again, ids, &there.ids)?;
+            from = without(&from, &made_again);
+            // What they have fetched ahead is the old topic's.
+            self.fetchers.clear();
+        }
         let mut added = Partitions::new();
-        for (topic, partition, _) in available.iter() {
+        for (topic, partition, _) in there.ends.iter() {
             if from.get(topic, partition).is_none() {
                 added.entry(topic.to_owned()).or_default().insert(partition);
             }
@@ -30,7 +55,7 @@ impl KafkaReader {
             let earliest = self.questions().offsets(&added, Place::Earliest);
             let earliest = match earliest {
                 Ok(earliest) => earliest,
-                Err(silence) => return self.wait_for_broker(silence, self.clock.now_ms()).map(|()| None),
+                Err(silence) => return self.wait_for_broker(silence).map(Err),
             };
             for (topic, partition, first) in earliest.iter() {
                 tracing::info!(topic, partition, first, "a new partition");
@@ -41,46 +66,9 @@ impl KafkaReader {
                 from.set(topic, partition, first);
             }
         }
-        let gone: Vec<(String, i32, i64)> = from
-            .iter()
-            .filter(|(topic, partition, _)| available.get(topic, *partition).is_none())
-            .map(|(topic, partition, offset)| (topic.to_owned(), partition, offset))
-            .collect();
-        if gone.is_empty() {
-            self.missing_since_ms = None;
-        } else {
-            let now_ms = self.clock.now_ms();
-            let since_ms = *self.missing_since_ms.get_or_insert(now_ms);
-            let deleted = self.frozen.is_some() || now_ms - since_ms >= DELETED_AFTER_MS;
-            if deleted {
-                let topics: BTreeSet<&str> = gone.iter().map(|(topic, ..)| topic.as_str()).collect();
-                let topics: Vec<String> = topics.into_iter().map(|topic| format!("`{topic}`")).collect();
-                let read = gone.first().map(|(topic, partition, offset)| {
-                    format!("partition {partition} of `{topic}` was read up to offset {offset}")
-                });
-                let read = read.unwrap_or_default();
-                self.lose(
-                    0,
-                    format!(
-                        "topics that the query reads, or partitions of them, are gone: {} ({read})",
-                        topics.join(", ")
-                    ),
-                )?;
-                // As in Spark: should they come back, they are new ones.
-                let is_there = |(topic, partition, _): &(&str, i32, i64)| available.get(topic, *partition).is_some();
-                from = from
-                    .iter()
-                    .filter(is_there)
-                    .map(|(topic, partition, at)| (topic.to_owned(), partition, at))
-                    .collect();
-            } else {
-                for (topic, partition, offset) in gone {
-                    available.set(&topic, partition, offset);
-                }
-            }
-        }
+        let missing = self.find_gone(&mut from, &mut there, ids)?;
         for (topic, partition, offset) in from.iter() {
-            if let Some(end) = available.get(topic, partition).filter(|end| *end < offset) {
+            if let Some(end) = there.ends.get(topic, partition).filter(|end| *end < offset) {
                 self.lose(
                     0,
                     format!(
@@ -90,11 +78,54 @@ impl KafkaReader {
                 )?;
             }
         }
-        Ok(Some((from, available)))
+        Ok(Ok(Reconciled { from, there, is_new: !made_again.is_empty(), missing }))
     }
 
-    /// What there is to read between two offsets.
-    pub(super) fn slices(&self, start: &PartitionOffsets, end: &PartitionOffsets) -> Result<Vec<Slice>> {
+    /// Looks for partitions that were read and are not there. For some seconds nobody knows why; then they are gone, and
+    /// forgotten. As in Spark, should they come back, they are new ones.
+    fn find_gone(&mut self, from: &mut PartitionOffsets, there: &mut There, ids: &TopicIds) -> Result<Option<Error>> {
+        let gone: Vec<(String, i32, i64)> = from
+            .iter()
+            .filter(|(topic, partition, _)| there.ends.get(topic, *partition).is_none())
+            .map(|(topic, partition, offset)| (topic.to_owned(), partition, offset))
+            .collect();
+        let Some((topic, partition, offset)) = gone.first() else {
+            self.missing_since_ms = None;
+            return Ok(None);
+        };
+        let topics: BTreeSet<&str> = gone.iter().map(|(topic, ..)| topic.as_str()).collect();
+        let named: Vec<String> = topics.iter().map(|topic| format!("`{topic}`")).collect();
+        let named = named.join(", ");
+        let now_ms = self.clock.now_ms();
+        let since_ms = *self.missing_since_ms.get_or_insert(now_ms);
+        // Whoever is to end has waited for them already.
+        if self.ends || now_ms - since_ms >= DELETED_AFTER_MS {
+            self.lose(
+                0,
+                format!(
+                    "topics that the query reads, or partitions of them, are gone: {named} (partition {partition} of `{topic}` \
+                     was read up to offset {offset})"
+                ),
+            )?;
+            let is_there = |(topic, partition, _): &(&str, i32, i64)| there.ends.get(topic, *partition).is_some();
+            *from = from.iter().filter(is_there).map(|(topic, id, at)| (topic.to_owned(), id, at)).collect();
+            return Ok(None);
+        }
+        there.ids.learn(&ids.only(topics));
+        let why = format!("the broker does not know the topics {named}, which the query reads, or partitions of them");
+        for (topic, partition, offset) in gone {
+            there.ends.set(&topic, partition, offset);
+        }
+        let hint = "a broker that is starting knows its topics a little later; see whether they were deleted";
+        Ok(Some(Error::new(ErrorKind::Unavailable, why).hint(hint)))
+    }
+
+    /// What there is to read of a range, and the ids that the topics must still have when it has been read.
+    pub(super) fn slices(&self, range: &OffsetRange) -> Result<(Vec<Slice>, TopicIds)> {
+        let (start, start_ids) = self.place(range.start.as_ref())?;
+        let (end, mut ids) = self.place(Some(&range.end))?;
+        // In this batch they are read from their beginning.
+        let start = without(&start, &start_ids.made_again(&ids));
         let mut slices = vec![];
         for (topic, partition, to) in end.iter() {
             let from = match start.get(topic, partition) {
@@ -115,7 +146,37 @@ impl KafkaReader {
                 slices.push(Slice { topic: topic.to_owned(), partition, from, to });
             }
         }
-        Ok(slices)
+        let read: BTreeSet<&str> = slices.iter().map(|slice| slice.topic.as_str()).collect();
+        let now = match &self.known {
+            Some((_, found)) => found.ids.only(read),
+            // As a batch that is run again is bound before anything was asked.
+            None => {
+                let ask = |questions: &Questions<'_>| questions.describe(read.iter().copied());
+                TopicIds::told(self.ask(self.settings.patience_ms, ask)?)
+            }
+        };
+        // In the meantime they were made again: what the batch was to read is no more.
+        let made_again = ids.made_again(&now);
+        if !made_again.is_empty() {
+            self.made_again(&made_again, &ids, &now)?;
+            let (gone, left) = slices.into_iter().partition(|slice| made_again.contains(&slice.topic));
+            slices = left;
+            let gone: Vec<Slice> = gone;
+            self.lost.fetch_add(gone.iter().map(Slice::size).sum(), Ordering::Relaxed);
+        }
+        ids.learn(&now);
+        Ok((slices, ids))
+    }
+
+    /// Topics are not those that were read: an error, or a line in the log.
+    fn made_again(&self, topics: &BTreeSet<String>, before: &TopicIds, now: &TopicIds) -> Result<()> {
+        let told: Vec<String> = topics.iter().map(|topic| before.tell(topic, now)).collect();
+        let what = told.join("; ");
+        if self.settings.fail_on_data_loss {
+            return Err(Error::new(ErrorKind::SourceLostData, what).hint(MADE_AGAIN_HINT));
+        }
+        tracing::warn!("{what}; going on with the new one, from its beginning");
+        Ok(())
     }
 
     /// Records are gone: an error, or a line in the log.
@@ -131,4 +192,10 @@ impl KafkaReader {
 
 fn new_and_cut(topic: &str, partition: i32, first: i64) -> String {
     format!("partition {partition} of topic `{topic}` is new to the query, and its first {first} records are gone")
+}
+
+/// The offsets of all other topics.
+fn without(offsets: &PartitionOffsets, topics: &BTreeSet<String>) -> PartitionOffsets {
+    let stays = |(topic, ..): &(&str, i32, i64)| !topics.contains(*topic);
+    offsets.iter().filter(stays).map(|(topic, partition, at)| (topic.to_owned(), partition, at)).collect()
 }

@@ -26,6 +26,7 @@ const OPTIONS: &[&str] = &[
     "minPartitions",
     "maxRecordsPerPartition",
     "failOnDataLoss",
+    "topicsMoved",
     "kafkaConsumer.pollTimeoutMs",
     "includeHeaders",
     "groupIdPrefix",
@@ -76,6 +77,7 @@ pub(super) fn settings(given: impl IntoIterator<Item = (String, String)>) -> Res
     settings.min_partitions = pieces.map(|pieces| usize::try_from(pieces).unwrap_or(usize::MAX));
     settings.max_records_per_partition = options.positive_u64("maxRecordsPerPartition")?;
     settings.fail_on_data_loss = options.bool("failOnDataLoss", true)?;
+    settings.topics_moved = options.bool("topicsMoved", false)?;
     let patience = options.positive_u64("kafkaConsumer.pollTimeoutMs")?;
     settings.patience_ms = patience.map_or(settings.patience_ms, |ms| i64::try_from(ms).unwrap_or(i64::MAX));
     settings.include_headers = options.bool("includeHeaders", false)?;

@@ -34,7 +34,7 @@ fn defaults_are_spark_s() {
     assert_eq!((settings.max_offsets, settings.min_offsets), (None, None));
     assert_eq!(settings.max_trigger_delay_ms, 900_000);
     assert_eq!((settings.min_partitions, settings.max_records_per_partition), (None, None));
-    assert!(settings.fail_on_data_loss && !settings.include_headers);
+    assert!(settings.fail_on_data_loss && !settings.topics_moved && !settings.include_headers);
     assert_eq!(settings.patience_ms, 120_000);
     assert_eq!((settings.commit_group, settings.bad_records), (None, BadRecords::Fail));
     assert!(settings.key_format.is_none() && settings.value_format.is_none());
@@ -51,6 +51,7 @@ fn names_are_of_any_case() {
             ("minPartitions", "7"),
             ("maxRecordsPerPartition", "8"),
             ("failOnDataLoss", "False"),
+            ("topicsMoved", "true"),
             ("includeHeaders", "TRUE"),
             ("startingOffsets", "earLiEst"),
             ("startingOffsetsByTimestampStrategy", "Latest"),
@@ -64,7 +65,7 @@ fn names_are_of_any_case() {
         assert_eq!((settings.max_offsets, settings.min_offsets), (Some(1112), Some(1111)));
         assert_eq!(settings.max_trigger_delay_ms, 1111);
         assert_eq!((settings.min_partitions, settings.max_records_per_partition), (Some(7), Some(8)));
-        assert!(!settings.fail_on_data_loss && settings.include_headers);
+        assert!(!settings.fail_on_data_loss && settings.topics_moved && settings.include_headers);
         assert_eq!(settings.starting, StartingOffsets::Earliest);
         assert_eq!(settings.no_offset_for_time, NoOffsetForTime::Latest);
         assert_eq!(settings.commit_group.as_deref(), Some("lag"));
