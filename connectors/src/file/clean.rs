@@ -152,7 +152,7 @@ mod tests {
         let pattern = Pattern::parse(&input.display().to_string()).unwrap();
         let mut cleaner = Cleaner::new(&CleanSource::Archive(archive.clone()), &pattern).unwrap().unwrap();
         let runtime = RuntimeEnv::default();
-        let uri = pattern.list(&runtime).await.unwrap().remove(0).uri;
+        let uri = pattern.list(&runtime).await.unwrap().files.remove(0).uri;
         cleaner.clean(vec![uri.clone()], &runtime).await;
         cleaner.clean(vec![uri.clone()], &runtime).await;
         assert_eq!((cleaner.cleaned, cleaner.failed), (2, 0));

@@ -29,7 +29,7 @@ pub(super) async fn infer_schema(pattern: &Pattern, format: &Format, session: &S
     let mut files = if pattern.has_sink_log(runtime).await? {
         pattern.committed(runtime).await?
     } else {
-        pattern.list(runtime).await?
+        pattern.list(runtime).await?.files
     };
     files.sort_by(|a, b| a.uri.cmp(&b.uri));
     let Some(first) = files.first() else {
@@ -73,7 +73,8 @@ pub(super) async fn infer_schema(pattern: &Pattern, format: &Format, session: &S
 fn partition_fields(root: &FileLocation, files: &[FileLocation], columns: &Schema) -> Vec<Field> {
     let mut found: Vec<(String, Vec<String>)> = vec![];
     for file in files {
-        for (key, value) in partition_columns::in_path(&root.path, &file.path) {
+        for (key, value) in partition_columns::in_path(root, file) {
+            let value = value.map(|value| String::from_utf8_lossy(&value).into_owned());
             match found.iter_mut().find(|(known, _)| *known == key) {
                 Some((_, values)) => values.extend(value),
                 None => found.push((key, value.into_iter().collect())),

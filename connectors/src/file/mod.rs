@@ -29,9 +29,15 @@ mod format;
 
 mod infer;
 
+mod left_out;
+
 mod listing;
 
 mod manifest;
+
+mod names;
+
+mod odd_file;
 
 mod partition_columns;
 

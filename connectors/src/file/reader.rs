@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
@@ -16,11 +16,14 @@ use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Sou
 use super::admit::admit;
 use super::clean::{CleanSource, Cleaner};
 use super::format::{Format, ParseMode};
-use super::listing::{ListedFile, Pattern};
+use super::left_out::LeftOut;
+use super::listing::{ListedFile, Listing, Pattern};
 use super::scan::parquet::{MIN_CUT_BYTES, ParquetOpener};
+use super::scan::problem::gone;
+use super::scan::tally::Tally;
 use super::scan::text::{MalformedRows, TextOpener};
 use super::scan::{FilePart, FileScanExec, OpenFile};
-use super::seen::SeenFiles;
+use super::seen::{Known, SeenFiles};
 use super::settings::Settings;
 use super::source_log::{FileEntry, SourceLog, log_offset, offset};
 use super::uri::FileLocation;
@@ -40,6 +43,8 @@ pub(super) struct FileReader {
     seen: SeenFiles,
     /// New files that an earlier listing found and no batch had room for.
     unread: Vec<ListedFile>,
+    /// What the last listing saw and did not offer.
+    left_out: LeftOut,
     /// All that is offered, once that is fixed.
     frozen: Option<Vec<ListedFile>>,
     /// The files of source batches that may still be bound: their sizes need not be asked for again.
@@ -52,6 +57,11 @@ pub(super) struct FileReader {
     /// The first source batch whose files are still to be cleaned up, as far as this run knows.
     clean_from: Option<u64>,
     malformed: Arc<MalformedRows>,
+    /// The range that was bound last, and what was met in it. A source that is read at two places is bound twice.
+    bound: Option<OffsetRange>,
+    tally: Arc<Tally>,
+    /// Whether it was said that no file of a batch has some column.
+    told_of_columns: AtomicBool,
 }
 
 impl FileReader {
@@ -63,6 +73,7 @@ impl FileReader {
         context: SourceContext,
     ) -> Result<Self> {
         pattern.check_exists()?;
+        settings.names.check(&schema)?;
         let clean = settings.clean_source()?;
         let cleaner = Cleaner::new(&clean, &pattern)?;
         let log = SourceLog::open(Arc::clone(&context.log), context.min_batches_to_retain).await?;
@@ -82,6 +93,7 @@ impl FileReader {
             log,
             seen,
             unread: vec![],
+            left_out: LeftOut::default(),
             frozen: None,
             recent: BTreeMap::new(),
             sink_log: None,
@@ -89,6 +101,9 @@ impl FileReader {
             cleaner,
             clean_from: None,
             malformed: Arc::default(),
+            bound: None,
+            tally: Arc::default(),
+            told_of_columns: AtomicBool::new(false),
         };
         let all: Vec<usize> = (0..reader.schema.fields().len()).collect();
         if let Some(text) = reader.text_opener(all, Arc::clone(&reader.schema)) {
@@ -120,7 +135,8 @@ impl FileReader {
         let mut files = match self.sink_log {
             Some(true) => self.pattern.committed(self.runtime()).await?,
             _ => {
-                let files = self.pattern.list(self.runtime()).await?;
+                let Listing { files, omitted } = self.pattern.list(self.runtime()).await?;
+                self.left_out.omitted(&self.pattern.to_string(), omitted);
                 // Files without a log decide: a log that appears later tells only of its own.
                 self.sink_log = self.sink_log.or((!files.is_empty()).then_some(false));
                 files
@@ -144,7 +160,22 @@ impl FileReader {
             Some(frozen) => frozen.clone(),
             None => self.list().await?,
         };
-        files.retain(|file| self.seen.is_new(&file.uri, file.modified_ms));
+        let (mut changed, mut too_old) = (vec![], vec![]);
+        files.retain(|file| match self.seen.look_up(&file.uri, file.modified_ms) {
+            Known::New => true,
+            Known::Offered => false,
+            Known::Changed => {
+                changed.push(file.uri.clone());
+                false
+            }
+            Known::TooOld => {
+                too_old.push(file.uri.clone());
+                false
+            }
+        });
+        let input = self.pattern.to_string();
+        self.left_out.changed(&input, changed);
+        self.left_out.too_old(&input, too_old);
         Ok(files)
     }
 
@@ -164,18 +195,41 @@ impl FileReader {
     }
 
     /// The files of a range, with their sizes.
-    async fn files_of(&self, start: Option<u64>, end: u64) -> Result<Vec<ListedFile>> {
+    async fn files_of(&mut self, start: Option<u64>, end: u64) -> Result<Vec<ListedFile>> {
         let first = start.map_or(0, |start| start + 1);
         if (first..=end).all(|id| self.recent.contains_key(&id)) {
-            return Ok(self.recent.range(first..=end).flat_map(|(_, files)| files.clone()).collect());
+            let files = self.recent.range(first..=end).flat_map(|(_, files)| files);
+            // One that was empty may have been about to be filled.
+            if files.clone().all(|file| file.size > 0) {
+                return Ok(files.cloned().collect());
+            }
         }
         let entries = self.log.between(start, end).await?;
         let runtime = self.runtime();
-        stream::iter(entries)
+        let found: Vec<_> = stream::iter(entries)
             .map(|entry| async move { head(entry, runtime).await })
             .buffered(HEADS_AT_ONCE)
             .try_collect()
-            .await
+            .await?;
+        let mut files = vec![];
+        let mut changed = vec![];
+        for (entry, found) in found {
+            match found {
+                Ok(file) => {
+                    if file.modified_ms != entry.timestamp {
+                        changed.push(entry.path);
+                    }
+                    files.push(file);
+                }
+                Err(_) if self.settings.ignored.missing_files => self.tally.missing_file(&entry.path),
+                Err(error) => return Err(error),
+            }
+        }
+        // A sink's log tells the time at which it closed the file, which a copy need not keep.
+        if !changed.is_empty() && self.sink_log == Some(false) {
+            LeftOut::changed_under_batch(&self.pattern.to_string(), &changed);
+        }
+        Ok(files)
     }
 
     fn text_opener(&self, projection: Vec<usize>, output: SchemaRef) -> Option<TextOpener> {
@@ -191,18 +245,19 @@ impl FileReader {
     }
 }
 
-/// What storage knows of a file that was offered.
-async fn head(entry: FileEntry, runtime: &RuntimeEnv) -> Result<ListedFile> {
+/// What storage knows of a file that was offered; the inner error says that it is gone.
+async fn head(entry: FileEntry, runtime: &RuntimeEnv) -> Result<(FileEntry, Result<ListedFile>)> {
     let location = FileLocation::parse(&entry.path)?;
     match location.open(runtime)?.head(&location.path).await {
-        Ok(object) => Ok(ListedFile { uri: entry.path, modified_ms: entry.timestamp, size: object.size }),
-        Err(e @ object_store::Error::NotFound { .. }) => Err(Error::new(
-            ErrorKind::SourceLostData,
-            format!("a file of source batch {} is gone, and a batch that was begun needs its rows", entry.batch_id),
-        )
-        .file(entry.path)
-        .hint("put it back with the same contents, and let nothing delete input files before they are committed")
-        .caused_by(e)),
+        Ok(object) => {
+            let modified_ms = object.last_modified.timestamp_millis();
+            let file = ListedFile { uri: entry.path.clone(), modified_ms, size: object.size };
+            Ok((entry, Ok(file)))
+        }
+        Err(e @ object_store::Error::NotFound { .. }) => {
+            let error = gone(e).file(entry.path.clone());
+            Ok((entry, Err(error)))
+        }
         Err(e) => Err(Error::new(ErrorKind::Unavailable, format!("cannot look at the file: {e}"))
             .file(entry.path)
             .hint("check the rights and the network, then start again")
@@ -264,10 +319,20 @@ impl SourceReader for FileReader {
         let end = log_offset(&range.end)?;
         // The batch before was cleaned up, or is the business of an earlier run.
         self.clean_from.get_or_insert(start.map_or(0, |start| start + 1));
+        if self.bound.as_ref() != Some(range) {
+            self.tally = Arc::default();
+        }
+        if self.sink_log.is_none() && self.pattern.has_sink_log(self.runtime()).await? {
+            self.sink_log = Some(true);
+        }
         let files = self.files_of(start, end).await?;
+        self.bound = Some(range.clone());
         let root = (!self.settings.recursive).then(|| self.pattern.root());
+        let names = self.settings.names;
+        // An empty file is no rows, whatever its format asks for at the beginning.
+        let parts = files.iter().filter(|file| file.size > 0);
         let parts =
-            files.iter().map(|file| FilePart::new(file, &self.schema, root.as_ref())).collect::<Result<Vec<_>>>()?;
+            parts.map(|file| FilePart::new(file, &self.schema, root.as_ref(), names)).collect::<Result<Vec<_>>>()?;
 
         self.malformed = Arc::default();
         let text = self.text_opener(scan.projection.clone(), Arc::clone(&scan.schema));
@@ -276,12 +341,14 @@ impl SourceReader for FileReader {
             None => {
                 let schema = Arc::clone(&self.schema);
                 let session = &self.context.session;
-                let opener = ParquetOpener::new(schema, scan.projection.clone(), &scan.filters, session)?;
+                let tally = Arc::clone(&self.tally);
+                let opener = ParquetOpener::new(schema, scan.projection.clone(), &scan.filters, session, names, tally)?;
                 (Arc::new(opener), Some(MIN_CUT_BYTES))
             }
         };
         let output = Arc::clone(&scan.schema);
-        Ok(Arc::new(FileScanExec::new(parts, opener, output, self.context.partitions, min_cut_bytes)))
+        let met = (self.settings.ignored, Arc::clone(&self.tally));
+        Ok(Arc::new(FileScanExec::new(parts, opener, output, self.context.partitions, min_cut_bytes, met)))
     }
 
     async fn commit(&mut self, end: &Offset) -> Result<()> {
@@ -312,6 +379,24 @@ impl SourceReader for FileReader {
                 add("malformedRowsKept", self.malformed.kept.load(Ordering::Relaxed));
             }
             _ => {}
+        }
+        for (name, count) in self.left_out.figures() {
+            add(name, count);
+        }
+        if self.settings.ignored.missing_files {
+            add("missingFilesIgnored", self.tally.missing_files());
+        }
+        if self.settings.ignored.corrupt_files {
+            add("corruptFilesIgnored", self.tally.corrupt_files());
+        }
+        let columns = self.tally.columns_in_no_file();
+        add("columnsInNoFile", columns.len() as u64);
+        if !columns.is_empty() && !self.told_of_columns.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                input = %self.pattern,
+                columns = columns.join(", "),
+                "no file of the batch has these columns of the source: they are null in every row"
+            );
         }
         if let Some(cleaner) = &self.cleaner {
             add("filesCleaned", cleaner.cleaned);

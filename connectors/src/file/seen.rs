@@ -2,23 +2,44 @@
 //!
 //! Files older than the newest one seen by more than `maxFileAge` are forgotten, so the map stays small; in return, a
 //! file that old is never new. Age is counted from the newest file, not from the clock: a folder that rests forgets nothing.
+//!
+//! A file is known by its path (or name) alone: one that was replaced or changed after it was offered is not read again. That
+//! can be told from its time, and so can it of a file that came too late; neither is passed over in silence.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 
 /// The files that were offered, by path or by name alone.
 #[derive(Debug)]
 pub(super) struct SeenFiles {
     files: HashMap<String, i64>,
+    /// Those that are forgotten, by hash: only to tell them from files that came too late.
+    forgotten: HashSet<u64>,
+    hasher: RandomState,
     max_age_ms: i64,
     by_name: bool,
     latest_ms: i64,
     last_purge_ms: i64,
 }
 
+/// What is known of a file that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// It was never offered, as far as can be known.
+    New,
+    /// It was offered as it is.
+    Offered,
+    /// It was offered, and has another time since.
+    Changed,
+    /// It was not offered and never will be: it is older than the newest by more than the age.
+    TooOld,
+}
+
 impl SeenFiles {
     /// An empty map; `by_name` takes two files of the same name in different folders for one.
     pub(super) fn new(max_age_ms: i64, by_name: bool) -> Self {
-        SeenFiles { files: HashMap::new(), max_age_ms, by_name, latest_ms: 0, last_purge_ms: 0 }
+        let (files, forgotten, hasher) = Default::default();
+        SeenFiles { files, forgotten, hasher, max_age_ms, by_name, latest_ms: 0, last_purge_ms: i64::MIN }
     }
 
     /// Notes that the file `path` (a URI), modified at `modified_ms`, was offered.
@@ -27,15 +48,30 @@ impl SeenFiles {
         self.latest_ms = self.latest_ms.max(modified_ms);
     }
 
-    /// True if the file was never offered, as far as can be known.
-    pub(super) fn is_new(&self, path: &str, modified_ms: i64) -> bool {
-        modified_ms >= self.last_purge_ms && !self.files.contains_key(self.key(path))
+    /// What is known of the file `path` (a URI), modified at `modified_ms`.
+    pub(super) fn look_up(&self, path: &str, modified_ms: i64) -> Known {
+        let key = self.key(path);
+        match self.files.get(key) {
+            // By name alone, two files may be meant.
+            Some(offered_ms) if *offered_ms != modified_ms && !self.by_name => Known::Changed,
+            Some(_) => Known::Offered,
+            None if modified_ms >= self.last_purge_ms => Known::New,
+            None if self.forgotten.contains(&self.hasher.hash_one(key)) => Known::Offered,
+            None => Known::TooOld,
+        }
     }
 
     /// Forgets files that are too old to come up again.
     pub(super) fn purge(&mut self) {
         self.last_purge_ms = self.latest_ms.saturating_sub(self.max_age_ms);
-        self.files.retain(|_, modified_ms| *modified_ms >= self.last_purge_ms);
+        let (last_purge_ms, hasher, forgotten) = (self.last_purge_ms, &self.hasher, &mut self.forgotten);
+        self.files.retain(|path, modified_ms| {
+            let stays = *modified_ms >= last_purge_ms;
+            if !stays {
+                forgotten.insert(hasher.hash_one(path));
+            }
+            stays
+        });
     }
 
     fn key<'a>(&self, path: &'a str) -> &'a str {
@@ -46,6 +82,28 @@ impl SeenFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl SeenFiles {
+        fn is_new(&self, path: &str, modified_ms: i64) -> bool {
+            self.look_up(path, modified_ms) == Known::New
+        }
+    }
+
+    #[test]
+    fn what_changed_and_what_came_too_late_is_told_from_what_was_read() {
+        let mut seen = SeenFiles::new(10, false);
+        seen.add("old", 5);
+        seen.add("new", 20);
+        seen.purge();
+        assert_eq!(seen.look_up("new", 20), Known::Offered);
+        assert_eq!(seen.look_up("new", 21), Known::Changed);
+        assert_eq!(seen.look_up("old", 5), Known::Offered, "forgotten, but not unknown");
+        assert_eq!(seen.look_up("late", 9), Known::TooOld);
+        assert_eq!(seen.look_up("late", 10), Known::New);
+        let mut by_name = SeenFiles::new(10, true);
+        by_name.add("file:///in/a.csv", 5);
+        assert_eq!(by_name.look_up("file:///in/b/a.csv", 6), Known::Offered);
+    }
 
     #[test]
     fn a_file_is_forgotten_once_it_is_older_than_the_newest_by_more_than_the_age() {

@@ -5,6 +5,8 @@ use tidewater::error::{Error, Result};
 use super::admit::{KeepRest, Limit};
 use super::clean::CleanSource;
 use super::format::{CSV_OPTIONS, Format, ParseMode, TEXT_OPTIONS, parse_mode};
+use super::names::Names;
+use super::scan::Ignored;
 use crate::options::Options;
 
 const WEEK_MS: i64 = 7 * 24 * 60 * 60 * 1000;
@@ -21,6 +23,9 @@ const GENERAL_OPTIONS: &[&str] = &[
     "sourceArchiveDir",
     "maxCachedFiles",
     "discardCachedInputRatio",
+    "caseSensitive",
+    "ignoreMissingFiles",
+    "ignoreCorruptFiles",
 ];
 
 /// What a file source was told, beside its path, format and schema. Names and defaults are Spark's, but for `mode`.
@@ -37,6 +42,8 @@ pub(super) struct Settings {
     pub(super) archive: Option<String>,
     pub(super) max_cached_files: usize,
     pub(super) discard_cached_ratio: f64,
+    pub(super) names: Names,
+    pub(super) ignored: Ignored,
     pub(super) mode: ParseMode,
     pub(super) corrupt_column: String,
 }
@@ -55,6 +62,8 @@ impl Default for Settings {
             archive: None,
             max_cached_files: 10_000,
             discard_cached_ratio: 0.2,
+            names: Names { case_sensitive: false },
+            ignored: Ignored { missing_files: false, corrupt_files: false },
             mode: ParseMode::default(),
             corrupt_column: "_corrupt_record".to_owned(),
         }
@@ -84,6 +93,10 @@ pub(super) fn apply(
     settings.max_file_age_ms = options.duration_ms("maxFileAge")?.unwrap_or(settings.max_file_age_ms);
     settings.by_name = options.bool("fileNameOnly", settings.by_name)?;
     settings.recursive = options.bool("recursiveFileLookup", settings.recursive)?;
+    settings.names.case_sensitive = options.bool("caseSensitive", settings.names.case_sensitive)?;
+    let ignored = &mut settings.ignored;
+    ignored.missing_files = options.bool("ignoreMissingFiles", ignored.missing_files)?;
+    ignored.corrupt_files = options.bool("ignoreCorruptFiles", ignored.corrupt_files)?;
     let texts = [
         ("pathGlobFilter", &mut settings.name_filter),
         ("cleanSource", &mut settings.clean),

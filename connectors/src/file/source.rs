@@ -154,6 +154,30 @@ impl FileSource {
         self
     }
 
+    /// Whether names of columns in files (and in the path) are told apart by case. Default no, as in Spark: `id` is read
+    /// from `ID`, and a file that has both is refused.
+    #[must_use]
+    pub fn case_sensitive(mut self, case_sensitive: bool) -> Self {
+        self.settings.names.case_sensitive = case_sensitive;
+        self
+    }
+
+    /// Goes on without files that were deleted after they were offered, and counts them (`missingFilesIgnored`). Default:
+    /// the query stops, because a batch that was begun must be read again as it was.
+    #[must_use]
+    pub fn ignore_missing_files(mut self, ignore: bool) -> Self {
+        self.settings.ignored.missing_files = ignore;
+        self
+    }
+
+    /// Goes on without the rest of a file that turns out to be torn or damaged, and counts it (`corruptFilesIgnored`).
+    /// Default: the query stops. Rows that are malformed are not meant: see [`mode`](Self::mode).
+    #[must_use]
+    pub fn ignore_corrupt_files(mut self, ignore: bool) -> Self {
+        self.settings.ignored.corrupt_files = ignore;
+        self
+    }
+
     /// What becomes of rows that cannot be read. Parquet files have none.
     #[must_use]
     pub fn mode(mut self, mode: ParseMode) -> Self {

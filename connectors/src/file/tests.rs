@@ -564,3 +564,9 @@ async fn a_source_that_cannot_work_is_refused_at_the_start() {
     let error = FileSource::json(stream.input()).infer_schema(&stream.session).await.unwrap_err();
     assert!(error.message().contains("no files yet"), "{error}");
 }
+
+mod columns;
+
+mod entries;
+
+mod partitions;

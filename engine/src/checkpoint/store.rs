@@ -69,12 +69,11 @@ pub fn open_store(location: &str, runtime: &RuntimeEnv, durable: bool) -> Result
 
 /// The local path that `location` names, made absolute; `None` if it is a URL of another scheme.
 pub fn local_path(location: &str) -> Result<Option<PathBuf>> {
-    let path = match location.split_once("://") {
+    let path = match scheme(location) {
         None => PathBuf::from(location),
-        Some(("file", _)) => url::Url::parse(location)
-            .ok()
-            .and_then(|url| url.to_file_path().ok())
-            .ok_or_else(|| Error::invalid(format!("`{location}` is not a file URL")))?,
+        Some((name, rest)) if name.eq_ignore_ascii_case("file") => {
+            path_of_file_url(rest).ok_or_else(|| Error::invalid(format!("`{location}` is not a file URL")))?
+        }
         Some(_) => return Ok(None),
     };
     if path.as_os_str().is_empty() {
@@ -82,6 +81,34 @@ pub fn local_path(location: &str) -> Result<Option<PathBuf>> {
     }
     let absolute = std::path::absolute(&path).map_err(|e| Error::io("resolve the path", location, e))?;
     Ok(Some(absolute))
+}
+
+/// The scheme of a URL and what follows its colon; `None` for a path.
+fn scheme(location: &str) -> Option<(&str, &str)> {
+    let (name, rest) = location.split_once(':')?;
+    let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+    // Hadoop writes `file:/a` for `file:///a`.
+    let is_url = rest.starts_with("//") || (name.eq_ignore_ascii_case("file") && rest.starts_with('/'));
+    (is_name && is_url).then_some((name, rest))
+}
+
+/// The path of a `file` URL, of which only percent signs are special: `#` and `?` are in names of files, too.
+fn path_of_file_url(rest: &str) -> Option<PathBuf> {
+    let path = match rest.strip_prefix("//") {
+        Some(rest) => rest.strip_prefix("localhost").filter(|rest| rest.starts_with('/')).unwrap_or(rest),
+        None => rest,
+    };
+    let is_absolute = path.starts_with('/');
+    let mut encoded = "file://".to_owned();
+    for c in path.chars() {
+        match c {
+            '#' | '?' | '\\' | '|' | '\0'..=' ' => encoded.push_str(&format!("%{:02X}", u32::from(c))),
+            c => encoded.push(c),
+        }
+    }
+    let url = url::Url::parse(&encoded).ok()?;
+    is_absolute.then(|| url.to_file_path().ok()).flatten()
 }
 
 /// A folder inside another store.
@@ -311,6 +338,28 @@ pub fn memory_store() -> Arc<dyn CheckpointStore> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_url_is_a_path_in_every_spelling_and_with_every_name() {
+        for (location, path) in [
+            ("/data/in", "/data/in"),
+            ("file:///data/in", "/data/in"),
+            ("file:/data/in", "/data/in"),
+            ("FILE:/data/in", "/data/in"),
+            ("file://localhost/data/in", "/data/in"),
+            ("file:/data/a b%20c/report.csv#1", "/data/a b c/report.csv#1"),
+            ("file:///data/a?.csv", "/data/a?.csv"),
+            ("file:///data/tab\tand\\", "/data/tab\tand\\"),
+            ("/data/a://b", "/data/a://b"),
+            ("/data/a:b", "/data/a:b"),
+        ] {
+            assert_eq!(local_path(location).unwrap(), Some(PathBuf::from(path)), "{location}");
+        }
+        assert_eq!(local_path("s3://bucket/file:/x").unwrap(), None);
+        assert_eq!(local_path("x:y").unwrap(), Some(std::path::absolute("x:y").unwrap()));
+        assert!(local_path("file://host/x").is_err());
+        assert!(local_path("").is_err());
+    }
 
     async fn behaves(store: Arc<dyn CheckpointStore>) {
         assert_eq!(store.create("a/7", Bytes::from_static(b"one")).await.unwrap(), Created::New);

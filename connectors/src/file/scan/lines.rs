@@ -10,6 +10,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{GetResultPayload, ObjectStore, ObjectStoreExt};
+use tidewater::error::{Error, ErrorKind};
 
 /// About how many bytes a block has: large enough to be decoded column by column, small enough for a cache.
 const BLOCK_BYTES: usize = 1 << 20;
@@ -64,6 +65,13 @@ impl Lines {
         let mut searched = 0;
         let end = loop {
             self.fill(&mut text).await?;
+            if self.next_line == 1
+                && let Some((what, todo)) = super::foreign::kind_of(&text)
+            {
+                let message =
+                    format!("the file is {what}, and its name says that it is plain text or compressed otherwise");
+                return Err(Error::new(ErrorKind::BadInput, message).hint(format!("{todo}, or move it away")).into());
+            }
             if self.ended {
                 if text.last().is_some_and(|last| *last != b'\n') {
                     text.push(b'\n');

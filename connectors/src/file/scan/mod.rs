@@ -5,13 +5,19 @@
 
 mod csv;
 
+mod foreign;
+
 mod json;
 
 pub(super) mod parquet;
 
-mod problem;
+pub(super) mod problem;
+
+mod pruning;
 
 mod spread;
+
+pub(super) mod tally;
 
 pub(super) mod text;
 
@@ -32,11 +38,14 @@ use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, Sched
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, future, stream};
 use object_store::ObjectMeta;
 use tidewater::error::Result;
 
+use self::problem::Trouble;
+use self::tally::Tally;
 use super::listing::ListedFile;
+use super::names::Names;
 use super::partition_columns;
 use super::uri::FileLocation;
 
@@ -55,11 +64,12 @@ pub(super) struct FilePart {
 
 impl FilePart {
     /// A whole file. `root` is the folder below which `key=value` folders are columns; without it there are none.
-    pub(super) fn new(file: &ListedFile, schema: &Schema, root: Option<&FileLocation>) -> Result<Self> {
+    pub(super) fn new(file: &ListedFile, schema: &Schema, root: Option<&FileLocation>, names: Names) -> Result<Self> {
         let location = FileLocation::parse(&file.uri)?;
         let constants = match root {
-            Some(root) => partition_columns::constants(schema, &root.path, &location.path)
-                .map_err(|e| e.file(file.uri.clone()))?,
+            Some(root) => {
+                partition_columns::constants(schema, root, &location, names).map_err(|e| e.file(file.uri.clone()))?
+            }
             None => vec![],
         };
         Ok(FilePart {
@@ -103,11 +113,20 @@ pub(super) trait OpenFile: fmt::Debug + Send + Sync {
     fn describe(&self) -> String;
 }
 
+/// What the query goes on without.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ignored {
+    pub(super) missing_files: bool,
+    pub(super) corrupt_files: bool,
+}
+
 /// Reads the files of a batch.
 #[derive(Debug)]
 pub(super) struct FileScanExec {
     partitions: Vec<Vec<FilePart>>,
     opener: Arc<dyn OpenFile>,
+    ignored: Ignored,
+    tally: Arc<Tally>,
     properties: Arc<PlanProperties>,
 }
 
@@ -119,6 +138,7 @@ impl FileScanExec {
         schema: SchemaRef,
         partitions: usize,
         min_cut_bytes: Option<u64>,
+        (ignored, tally): (Ignored, Arc<Tally>),
     ) -> Self {
         let partitions = spread::spread(parts, partitions, min_cut_bytes);
         let properties = PlanProperties::new(
@@ -128,7 +148,7 @@ impl FileScanExec {
             Boundedness::Bounded,
         )
         .with_scheduling_type(SchedulingType::Cooperative);
-        FileScanExec { partitions, opener, properties: Arc::new(properties) }
+        FileScanExec { partitions, opener, ignored, tally, properties: Arc::new(properties) }
     }
 }
 
@@ -183,14 +203,28 @@ impl ExecutionPlan for FileScanExec {
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> DataFusionResult<SendableRecordBatchStream> {
         let parts = self.partitions.get(partition).cloned().unwrap_or_default();
-        let opener = Arc::clone(&self.opener);
+        let (opener, ignored, tally) = (Arc::clone(&self.opener), self.ignored, Arc::clone(&self.tally));
         let rows = stream::iter(parts).flat_map(move |part| {
-            let uri = part.uri.clone();
+            let (uri, tally) = (part.uri.clone(), Arc::clone(&tally));
             let rows = match opener.open(part, Arc::clone(&context)) {
                 Ok(rows) => rows,
                 Err(error) => stream::once(async { Err(DataFusionError::from(error)) }).boxed(),
             };
-            rows.map_err(move |error| problem::in_file(error, &uri).into())
+            // `None` ends the file before its end.
+            let rows = rows.map(move |rows| {
+                let error = match rows {
+                    Ok(rows) => return Some(Ok(rows)),
+                    Err(error) => error,
+                };
+                let (error, trouble) = problem::in_file(error, &uri);
+                match trouble {
+                    Trouble::Gone if ignored.missing_files => tally.missing_file(&uri),
+                    Trouble::Corrupt if ignored.corrupt_files => tally.corrupt_file(&uri, error.message()),
+                    _ => return Some(Err(error.into())),
+                }
+                None
+            });
+            rows.take_while(|rows| future::ready(rows.is_some())).filter_map(future::ready)
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)))
     }

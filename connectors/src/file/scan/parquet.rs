@@ -2,31 +2,43 @@
 
 use std::sync::Arc;
 
+use arrow::array::{ArrayData, ArrayRef, make_array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::error::ArrowError;
+use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use datafusion::common::DFSchema;
 use datafusion::common::config::TableParquetOptions;
 use datafusion::datasource::listing::PartitionedFile;
-use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
 use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
+use datafusion::datasource::physical_plan::parquet::{
+    CachedParquetFileReaderFactory, DefaultParquetFileReaderFactory, ParquetFileReaderFactory,
+};
 use datafusion::datasource::physical_plan::{FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::table_schema::TableSchema;
-use datafusion::error::{DataFusionError, Result as DataFusionResult};
-use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
+use datafusion::error::Result as DataFusionResult;
+use datafusion::execution::{SessionState, TaskContext};
 use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::expr_rewriter::unnormalize_cols;
 use datafusion::logical_expr::utils::conjunction;
+use datafusion::parquet::file::metadata::ParquetMetaData;
 use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_expr::utils::{collect_columns, reassign_expr_columns};
+use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_plan::ExecutionPlan;
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::ObjectStore;
 use tidewater::error::{Error, ErrorKind, Result};
 
-use super::{FilePart, OpenFile, Rows};
+use super::tally::Tally;
+use super::{FilePart, OpenFile, Rows, pruning};
+use crate::file::names::Names;
 
 /// A file smaller than twice this is read by one partition.
 pub(in crate::file) const MIN_CUT_BYTES: u64 = 8 << 20;
+
+/// In what unit, and as times of which zone, old files' times of 96 bits are read. In nanoseconds, which is DataFusion's
+/// choice, times before 1677 and after 2262 would turn into others; Spark, which writes them, knows microseconds only.
+const INT96: (&str, &str) = ("us", "UTC");
 
 /// Opens Parquet files.
 #[derive(Debug, Clone)]
@@ -35,9 +47,20 @@ pub(in crate::file) struct ParquetOpener {
     schema: SchemaRef,
     /// Which of them the scan wants, and in what order.
     projection: Vec<usize>,
+    output: SchemaRef,
     /// What every wanted row fulfils, over all columns: whole stretches of a file may be skipped by it.
-    predicate: Option<Arc<dyn PhysicalExpr>>,
+    conjuncts: Vec<Arc<dyn PhysicalExpr>>,
     options: TableParquetOptions,
+    names: Names,
+    tally: Arc<Tally>,
+}
+
+/// Where the columns of the source are in one file.
+struct Found {
+    /// By position in the source: the column's position in the file, if it is there, and how it is spelled.
+    columns: Vec<(Option<usize>, Arc<Field>)>,
+    schema: Schema,
+    metadata: Arc<ParquetMetaData>,
 }
 
 impl ParquetOpener {
@@ -46,6 +69,8 @@ impl ParquetOpener {
         projection: Vec<usize>,
         filters: &[Expr],
         session: &SessionState,
+        names: Names,
+        tally: Arc<Tally>,
     ) -> Result<Self> {
         let predicate = match conjunction(unnormalize_cols(filters.iter().cloned())) {
             Some(filter) => {
@@ -54,51 +79,97 @@ impl ParquetOpener {
             }
             None => None,
         };
-        let options = session.default_table_options().parquet.clone();
-        Ok(ParquetOpener { schema, projection, predicate, options })
+        let mut options = session.default_table_options().parquet.clone();
+        let (unit, zone) = INT96;
+        if options.global.coerce_int96.is_none() {
+            options.global.coerce_int96 = Some(unit.to_owned());
+            options.global.coerce_int96_tz = Some(zone.to_owned());
+        }
+        let output = Arc::new(schema.project(&projection)?);
+        let conjuncts = pruning::plain(predicate.as_ref());
+        Ok(ParquetOpener { schema, projection, output, conjuncts, options, names, tally })
     }
 
     /// The columns of which a file's own type matters.
     fn used(&self, part: &FilePart) -> Vec<usize> {
         let mut used = self.projection.clone();
-        used.extend(self.predicate.iter().flat_map(collect_columns).map(|column| column.index()));
+        used.extend(self.conjuncts.iter().flat_map(collect_columns).map(|column| column.index()));
         used.retain(|column| !part.is_constant(*column));
         used.sort_unstable();
         used.dedup();
         used
     }
 
-    async fn rows(self, part: FilePart, context: Arc<TaskContext>) -> DataFusionResult<SendableRecordBatchStream> {
+    /// Finds the columns of the source in the file. An error if one that is used cannot be read as what it should be.
+    fn find(&self, part: &FilePart, schema: Schema, metadata: Arc<ParquetMetaData>) -> Result<Found> {
+        let in_file: Vec<_> = (0..self.schema.fields().len()).filter(|column| !part.is_constant(*column)).collect();
+        let wanted = self.schema.project(&in_file)?;
+        self.tally.file_lacks(self.names.lacking(schema.fields(), wanted.fields()));
+
+        let mut columns: Vec<_> = self.schema.fields().iter().map(|field| (None, Arc::clone(field))).collect();
+        for column in self.used(part) {
+            let wanted = self.schema.field(column);
+            let names = schema.fields().iter().map(|field| field.name().as_str());
+            let spelled = self.names.find(names, wanted.name()).and_then(|place| {
+                let Some(place) = place else { return Ok(None) };
+                let found = schema.field(place);
+                let data_type = self.names.as_spelled(found.data_type(), wanted.data_type())?;
+                let field = wanted.clone().with_name(found.name()).with_data_type(data_type);
+                Ok(Some((Some(place), Arc::new(field))))
+            });
+            match (spelled, columns.get_mut(column)) {
+                (Ok(Some(found)), Some(column)) => *column = found,
+                // A column that is missing is null.
+                (Ok(_), _) => {}
+                (Err(why), _) => {
+                    let message = format!("column `{}` cannot be read: {why}", wanted.name());
+                    return Err(Error::new(ErrorKind::BadInput, message).hint(
+                        "replace the file by one with the expected columns, or start a query that declares the column as \
+                         it is (the option `caseSensitive` tells names apart by case)",
+                    ));
+                }
+            }
+        }
+        Ok(Found { columns, schema, metadata })
+    }
+
+    async fn rows(self, part: FilePart, context: Arc<TaskContext>) -> DataFusionResult<Rows> {
         let runtime = context.runtime_env();
         let store: Arc<dyn ObjectStore> = part.location.open(&runtime)?;
         let object = part.object();
-        let cache = runtime.cache_manager.get_file_metadata_cache();
+        // The cache knows files by a path that an odd name only resembles.
+        let cache = (!part.location.is_odd()).then(|| runtime.cache_manager.get_file_metadata_cache());
         // Read now, the footer is in the cache when the file is scanned.
-        let found = DFParquetMetadata::new(store.as_ref(), &object)
-            .with_file_metadata_cache(Some(Arc::clone(&cache)))
-            .fetch_schema()
-            .await?;
-        for column in self.used(&part) {
-            check_column(&found, self.schema.field(column))?;
-        }
+        let footer = DFParquetMetadata::new(store.as_ref(), &object)
+            .with_file_metadata_cache(cache.clone())
+            .with_coerce_int96(self.options.global.coerce_int96.as_deref().and_then(time_unit))
+            .with_coerce_int96_tz(self.options.global.coerce_int96_tz.as_deref().map(Arc::from));
+        let found = self.find(&part, footer.fetch_schema().await?, footer.fetch_metadata().await?)?;
 
         let is_constant = |column: &usize| part.is_constant(*column);
         let columns = 0..self.schema.fields().len();
         let (from_path, from_file): (Vec<usize>, Vec<usize>) = columns.partition(is_constant);
         let fields = |columns: &[usize]| -> Vec<Arc<Field>> {
-            columns.iter().map(|column| Arc::new(self.schema.field(*column).clone())).collect()
+            columns.iter().filter_map(|column| found.columns.get(*column)).map(|(_, field)| Arc::clone(field)).collect()
         };
         let table = TableSchema::builder(Arc::new(Schema::new(fields(&from_file))))
             .with_table_partition_cols(fields(&from_path))
             .build();
         let order: Vec<usize> = from_file.into_iter().chain(from_path).collect();
-        let projection = self.projection.iter().filter_map(|wanted| order.iter().position(|column| column == wanted));
+        let place_of = |wanted: usize| order.iter().position(|column| *column == wanted);
+        let projection = self.projection.iter().filter_map(|wanted| place_of(*wanted));
 
+        let readers: Arc<dyn ParquetFileReaderFactory> = match cache {
+            Some(cache) => Arc::new(CachedParquetFileReaderFactory::new(store, cache)),
+            None => Arc::new(DefaultParquetFileReaderFactory::new(store)),
+        };
         let mut source = ParquetSource::new(table.clone())
             .with_table_parquet_options(self.options.clone())
-            .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(store, cache)));
-        if let Some(predicate) = &self.predicate {
-            source = source.with_predicate(reassign_expr_columns(Arc::clone(predicate), table.table_schema())?);
+            .with_parquet_file_reader_factory(readers);
+        let trusted = |column: usize| found.trusts(column, self.schema.field(column).data_type());
+        let usable = |column: usize| place_of(column).filter(|_| part.is_constant(column) || trusted(column));
+        if let Some(predicate) = pruning::over_file(&self.conjuncts, table.table_schema(), usable)? {
+            source = source.with_predicate(predicate);
         }
         let values = part.constants.iter().map(|(_, value)| value.clone()).collect();
         let mut file = PartitionedFile::new_from_meta(object).with_partition_values(values);
@@ -109,8 +180,51 @@ impl ParquetOpener {
             .with_file(file)
             .with_projection_indices(Some(projection.collect()))?
             .build();
-        DataSourceExec::from_data_source(scan).execute(0, context)
+        let rows = DataSourceExec::from_data_source(scan).execute(0, context)?;
+        let output = Arc::clone(&self.output);
+        Ok(rows.map(move |rows| Ok(respelled(&rows?, &output)?)).boxed())
     }
+}
+
+impl Found {
+    /// True if what the file says of this column of the source, of type `wanted`, may be used to skip rows.
+    fn trusts(&self, column: usize, wanted: &DataType) -> bool {
+        let place = self.columns.get(column).and_then(|(place, _)| *place);
+        place.is_some_and(|place| pruning::is_trusted(&self.metadata, &self.schema, place, wanted))
+    }
+}
+
+/// The unit that a setting of DataFusion names.
+fn time_unit(name: &str) -> Option<arrow::datatypes::TimeUnit> {
+    use arrow::datatypes::TimeUnit::{Microsecond, Millisecond, Nanosecond, Second};
+    [("s", Second), ("ms", Millisecond), ("us", Microsecond), ("ns", Nanosecond)]
+        .into_iter()
+        .find_map(|(known, unit)| name.eq_ignore_ascii_case(known).then_some(unit))
+}
+
+/// The same rows under the names of `schema`.
+fn respelled(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+    let columns = rows.columns().iter().zip(schema.fields()).map(|(column, field)| {
+        if column.data_type() == field.data_type() {
+            return Ok(Arc::clone(column));
+        }
+        renamed(column.to_data(), field.data_type()).map(make_array)
+    });
+    let columns: Vec<ArrayRef> = columns.collect::<Result<_, _>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+    RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)
+}
+
+/// The same values as `wanted`, which differs in names alone.
+fn renamed(data: ArrayData, wanted: &DataType) -> Result<ArrayData, ArrowError> {
+    let inner: Vec<&DataType> = match wanted {
+        DataType::Struct(fields) => fields.iter().map(|field| field.data_type()).collect(),
+        DataType::List(item) | DataType::LargeList(item) => vec![item.data_type()],
+        _ => return Ok(data),
+    };
+    let children = data.child_data().iter().zip(inner).map(|(child, inner)| renamed(child.clone(), inner));
+    let children = children.collect::<Result<Vec<_>, _>>()?;
+    data.into_builder().data_type(wanted.clone()).child_data(children).build()
 }
 
 impl OpenFile for ParquetOpener {
@@ -120,110 +234,12 @@ impl OpenFile for ParquetOpener {
     }
 
     fn describe(&self) -> String {
-        match &self.predicate {
-            Some(predicate) => format!("parquet, predicate={predicate}"),
-            None => "parquet".to_owned(),
-        }
-    }
-}
-
-/// An error if the file has the column with a type that cannot be read as the wanted one.
-fn check_column(file: &Schema, wanted: &Field) -> Result<(), DataFusionError> {
-    match file.field_with_name(wanted.name()) {
-        Ok(found) if !reads_as(found.data_type(), wanted.data_type()) => Err(Error::new(
-            ErrorKind::BadInput,
-            format!(
-                "column `{}` is {} in this file, and the query expects {}",
-                wanted.name(),
-                found.data_type(),
-                wanted.data_type()
-            ),
-        )
-        .hint("replace the file by one with the expected type, or start a query that declares the column as it is")
-        .into()),
-        // A column that is missing is null.
-        _ => Ok(()),
-    }
-}
-
-/// True if every value of type `found` has its like in `wanted`.
-fn reads_as(found: &DataType, wanted: &DataType) -> bool {
-    use DataType::*;
-    if found == wanted {
-        return true;
-    }
-    match (found, wanted) {
-        (Null, _) => true,
-        (Dictionary(_, values), _) => reads_as(values, wanted),
-        (Utf8 | LargeUtf8 | Utf8View, Utf8 | LargeUtf8 | Utf8View) => true,
-        (Binary | LargeBinary | BinaryView | FixedSizeBinary(_), Binary | LargeBinary | BinaryView) => true,
-        (Timestamp(..), Timestamp(..)) => true,
-        (Float32, Float64) => true,
-        (Decimal128(p, s) | Decimal256(p, s), Decimal128(wp, ws) | Decimal256(wp, ws)) => {
-            ws >= s && i16::from(*wp) - i16::from(*ws) >= i16::from(*p) - i16::from(*s)
-        }
-        (List(found) | LargeList(found), List(wanted) | LargeList(wanted)) => {
-            reads_as(found.data_type(), wanted.data_type())
-        }
-        (Struct(found), Struct(wanted)) => wanted.iter().all(|wanted| match found.find(wanted.name()) {
-            Some((_, found)) => reads_as(found.data_type(), wanted.data_type()),
-            None => true,
-        }),
-        _ => match (integer_bits(found), integer_bits(wanted)) {
-            (Some((found, signed)), Some((wanted, wanted_signed))) => {
-                found < wanted && (signed == wanted_signed || wanted_signed)
+        match &self.conjuncts[..] {
+            [] => "parquet".to_owned(),
+            conjuncts => {
+                let conjuncts: Vec<_> = conjuncts.iter().map(ToString::to_string).collect();
+                format!("parquet, predicate={}", conjuncts.join(" AND "))
             }
-            (Some((bits, _)), None) => matches!(wanted, Float64) && bits <= 32,
-            _ => false,
-        },
-    }
-}
-
-/// How wide an integer is, and whether it has a sign.
-fn integer_bits(of: &DataType) -> Option<(u8, bool)> {
-    Some(match of {
-        DataType::Int8 => (8, true),
-        DataType::Int16 => (16, true),
-        DataType::Int32 => (32, true),
-        DataType::Int64 => (64, true),
-        DataType::UInt8 => (8, false),
-        DataType::UInt16 => (16, false),
-        DataType::UInt32 => (32, false),
-        DataType::UInt64 => (64, false),
-        _ => return None,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use arrow::datatypes::TimeUnit;
-
-    use super::*;
-
-    #[test]
-    fn types_may_widen_and_nothing_else() {
-        use DataType::*;
-        for (found, wanted) in [
-            (Int32, Int64),
-            (UInt32, Int64),
-            (Utf8, Utf8View),
-            (Float32, Float64),
-            (Int32, Float64),
-            (Timestamp(TimeUnit::Nanosecond, None), Timestamp(TimeUnit::Microsecond, Some("UTC".into()))),
-            (Decimal128(10, 2), Decimal128(12, 4)),
-        ] {
-            assert!(reads_as(&found, &wanted), "{found} {wanted}");
-        }
-        for (found, wanted) in [
-            (Int64, Int32),
-            (Int32, UInt64),
-            (Utf8, Int64),
-            (Int64, Utf8),
-            (Float64, Float32),
-            (Int64, Float64),
-            (Decimal128(10, 2), Decimal128(10, 4)),
-        ] {
-            assert!(!reads_as(&found, &wanted), "{found} {wanted}");
         }
     }
 }

@@ -1,14 +1,16 @@
 //! Hive-style folders: `k=v/` for every value of the partition columns.
 //!
 //! Names and values are spelled as Spark spells them, since they are all that is stored of these columns: characters that
-//! a path cannot hold are percent-escaped, and null, like the empty string, is `__HIVE_DEFAULT_PARTITION__`.
+//! a path cannot hold are percent-escaped, and null, like the empty string, is `__HIVE_DEFAULT_PARTITION__`. What is written
+//! is read back as it was: times are those of UTC, with all the digits they have; bytes that are no text are escaped one by
+//! one; and a text that happens to be the name of null is told from it by an escape that every reader undoes.
 
 use std::collections::HashMap;
 use std::fmt::Write;
 
-use arrow::array::{Array, ArrayRef, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, UInt32Array};
 use arrow::compute::{cast, take_record_batch};
-use arrow::datatypes::{DataType, TimeUnit};
+use arrow::datatypes::DataType;
 use arrow::record_batch::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use tidewater::error::{Error, Result};
@@ -35,12 +37,21 @@ pub(super) fn split(rows: &RecordBatch, partition_columns: &[(String, usize)]) -
         folder.clear();
         for ((name, column), formatter) in columns.iter().zip(&formatters) {
             text.clear();
-            if column.is_valid(row) {
-                write!(text, "{}", formatter.value(row))
-                    .map_err(|_| Error::invalid(format!("a value of partition column `{name}` is out of range")))?;
-            }
-            let value = escape(without_trailing_zeros(&text, column.data_type()));
-            folder.extend([name.as_str(), "=", if value.is_empty() { NULL } else { &value }, "/"]);
+            let value = match column.as_binary_opt::<i64>() {
+                Some(bytes) if bytes.is_valid(row) => escape_bytes(bytes.value(row)),
+                _ if column.is_null(row) => String::new(),
+                _ => {
+                    write!(text, "{}", formatter.value(row))
+                        .map_err(|_| Error::invalid(format!("a value of partition column `{name}` is out of range")))?;
+                    escape(as_spark_shows(&text, column.data_type()))
+                }
+            };
+            let value = match value.as_str() {
+                "" => NULL,
+                NULL => "%5F_HIVE_DEFAULT_PARTITION__",
+                value => value,
+            };
+            folder.extend([name.as_str(), "=", value, "/"]);
         }
         let place = match place_of.get(&folder) {
             Some(place) => *place,
@@ -63,24 +74,41 @@ pub(super) fn split(rows: &RecordBatch, partition_columns: &[(String, usize)]) -
         .collect()
 }
 
-/// Timestamps of any zone are shown in UTC, and to the microsecond.
+/// The column as a type whose values are shown in full: times of any zone in UTC.
 fn as_text_shows(column: &ArrayRef) -> Result<ArrayRef> {
     Ok(match column.data_type() {
-        DataType::Timestamp(_, None) => cast(column, &DataType::Timestamp(TimeUnit::Microsecond, None))?,
-        DataType::Timestamp(_, Some(_)) => {
-            cast(column, &DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into())))?
-        }
+        DataType::Dictionary(_, values) => as_text_shows(&cast(column, values)?)?,
+        DataType::Timestamp(unit, Some(_)) => cast(column, &DataType::Timestamp(*unit, Some("+00:00".into())))?,
         DataType::Date64 => cast(column, &DataType::Date32)?,
+        DataType::Binary | DataType::BinaryView | DataType::FixedSizeBinary(_) => cast(column, &DataType::LargeBinary)?,
         _ => ArrayRef::clone(column),
     })
 }
 
-/// Spark shows no more digits of a second than needed.
-fn without_trailing_zeros<'a>(text: &'a str, data_type: &DataType) -> &'a str {
+/// Spark shows no more digits of a second than needed, and has other names for what is no number.
+fn as_spark_shows<'a>(text: &'a str, data_type: &DataType) -> &'a str {
     match data_type {
         DataType::Timestamp(..) if text.contains('.') => text.trim_end_matches('0').trim_end_matches('.'),
+        DataType::Float16 | DataType::Float32 | DataType::Float64 => match text {
+            "inf" => "Infinity",
+            "-inf" => "-Infinity",
+            other => other,
+        },
         _ => text,
     }
+}
+
+/// Bytes that are text are spelled as text.
+fn escape_bytes(bytes: &[u8]) -> String {
+    let mut escaped = String::with_capacity(bytes.len() + 8);
+    for chunk in bytes.utf8_chunks() {
+        escaped.push_str(&escape(chunk.valid()));
+        for byte in chunk.invalid() {
+            // Writing to a string does not fail.
+            let _ = write!(escaped, "%{byte:02X}");
+        }
+    }
+    escaped
 }
 
 fn escape(text: &str) -> String {
@@ -100,7 +128,10 @@ fn escape(text: &str) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{BooleanArray, Date32Array, Int64Array, StringArray, TimestampMicrosecondArray};
+    use arrow::array::{
+        BinaryArray, BooleanArray, Date32Array, Float64Array, Int64Array, StringArray, TimestampMicrosecondArray,
+        TimestampNanosecondArray,
+    };
 
     use super::*;
 
@@ -122,6 +153,14 @@ mod tests {
         let ts = TimestampMicrosecondArray::from(ts);
         assert_eq!(folders(Arc::new(ts.clone())), expected);
         assert_eq!(folders(Arc::new(ts.with_timezone("+02:00"))), expected);
+        let ns = TimestampNanosecondArray::from(vec![1_704_067_200_000_000_001]).with_timezone("+02:00");
+        assert_eq!(folders(Arc::new(ns)), ["k=2024-01-01 00%3A00%3A00.000000001/"]);
+        let bytes = BinaryArray::from_vec(vec![b"a/b", b"\xff\x00%", b""]);
+        assert_eq!(folders(Arc::new(bytes)), ["k=a%2Fb/", "k=%FF%00%25/", "k=__HIVE_DEFAULT_PARTITION__/"]);
+        let null = StringArray::from(vec![NULL]);
+        assert_eq!(folders(Arc::new(null)), ["k=%5F_HIVE_DEFAULT_PARTITION__/"]);
+        let floats = Float64Array::from(vec![f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 0.1]);
+        assert_eq!(folders(Arc::new(floats)), ["k=Infinity/", "k=-Infinity/", "k=NaN/", "k=0.1/"]);
         assert_eq!(folders(Arc::new(Date32Array::from(vec![19_723]))), ["k=2024-01-01/"]);
         assert_eq!(folders(Arc::new(BooleanArray::from(vec![true]))), ["k=true/"]);
         assert_eq!(folders(Arc::new(Int64Array::from(vec![-5]))), ["k=-5/"]);

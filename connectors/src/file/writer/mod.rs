@@ -29,6 +29,7 @@ use self::encode::{Encoder, stored_rows};
 use self::output::Output;
 pub(crate) use self::output::Root;
 use super::manifest::ManifestEntry;
+use super::partition_columns::is_readable;
 
 /// An open Parquet file holds its rows in memory until a row group is full, so there must not be too many.
 const OPEN_FILES: usize = 64;
@@ -108,6 +109,13 @@ fn partition_columns(schema: &Schema, partition_by: &[String]) -> Result<Vec<(St
         if field.data_type().is_nested() {
             let message = format!("the file sink cannot partition by `{name}`: {} has no text", field.data_type());
             return Err(Error::invalid(message).hint("partition by one of its fields"));
+        }
+        if !is_readable(field.data_type()) {
+            let message = format!(
+                "the file sink cannot partition by `{name}`: no reader knows a {} by its text",
+                field.data_type()
+            );
+            return Err(Error::invalid(message).hint("partition by a number instead: how many seconds it has, say"));
         }
         columns.push((name.clone(), position));
     }

@@ -21,6 +21,12 @@ use tidewater::error::{Error, ErrorKind, Result};
 use super::super::manifest::{MANIFEST_FOLDER, ManifestEntry};
 use super::super::uri::{object_store, uri_of};
 
+/// How many bytes the name of a folder may have on every disk in use.
+const LONGEST_NAME: usize = 255;
+
+/// How many bytes a key may have in every object store in use.
+const LONGEST_KEY: usize = 1024;
+
 /// Object stores take parts of at least 5 MB, and some want them all of one size.
 const PART_BYTES: usize = 8 * 1024 * 1024;
 
@@ -80,6 +86,7 @@ impl Root {
         let uri = self.uri(name);
         let to = match self {
             Root::Local(root) => {
+                check_lengths(name, LONGEST_NAME, usize::MAX)?;
                 let path = root.join(name);
                 if let Some(folder) = path.parent() {
                     create_folders(folder, durable)?;
@@ -89,6 +96,8 @@ impl Root {
                 To::Local(LocalFile { file, path, durable, kept: false })
             }
             Root::Remote { store, folder, .. } => {
+                let longest = LONGEST_KEY.saturating_sub(folder.as_ref().len() + 1);
+                check_lengths(name, longest, longest)?;
                 let path = ObjectPath::parse(format!("{folder}/{name}"))
                     .map_err(|e| Error::invalid(format!("no object store takes this name: {e}")).file(&uri))?;
                 To::Remote(RemoteFile { store: Arc::clone(store), path, upload: None, buffer: Vec::new() })
@@ -96,6 +105,29 @@ impl Root {
         };
         Ok(Output { uri, size: 0, to })
     }
+}
+
+/// An error if `name`, of folders `key=value` and a file, is too long: in one of its parts, or as a whole.
+fn check_lengths(name: &str, part: usize, whole: usize) -> Result<()> {
+    let longest = name.split('/').max_by_key(|part| part.len()).unwrap_or_default();
+    if longest.len() <= part && name.len() <= whole {
+        return Ok(());
+    }
+    let (column, value) = longest.split_once('=').unwrap_or(("", longest));
+    let shown: String = value.chars().take(40).collect();
+    Err(Error::new(
+        ErrorKind::BadInput,
+        format!(
+            "a value of partition column `{column}` is too long for the name of a folder: `{shown}…` takes {} bytes, and \
+             this storage has names of up to {} bytes",
+            longest.len(),
+            part.min(whole)
+        ),
+    )
+    .hint(
+        "partition by something shorter (a prefix, a hash), or filter such rows out, and start the query again: the batch \
+         will be repeated",
+    ))
 }
 
 /// Java and object stores resolve `..` by name, so that is what must be written, too.
@@ -277,6 +309,23 @@ mod tests {
         assert_eq!(entry.size, bytes.len() as u64);
         let stored = store.get(&ObjectPath::parse("out/k=a%2Fb/big").unwrap()).await.unwrap().bytes().await.unwrap();
         assert_eq!(stored, bytes);
+    }
+
+    #[test]
+    fn a_value_too_long_for_a_name_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let local = Root::Local(folder.path().to_owned());
+        let store = Arc::new(InMemory::new());
+        let url = ObjectStoreUrl::parse("mem://bucket").unwrap();
+        let remote = Root::Remote { store, url, folder: ObjectPath::from("out") };
+        let name = |value: usize| format!("city={}/part-0.parquet", "ü".repeat(value));
+        assert!(local.create(&name(125), false).is_ok());
+        assert!(remote.create(&name(490), false).is_ok());
+        for (root, value) in [(&local, 126), (&remote, 510)] {
+            let Err(error) = root.create(&name(value), false) else { panic!("{value} letters") };
+            assert_eq!(error.kind(), ErrorKind::BadInput);
+            assert!(error.message().contains("partition column `city` is too long"), "{error}");
+        }
     }
 
     #[cfg(unix)]

@@ -1,24 +1,25 @@
 //! What is there: the files that a path or glob names right now.
 //!
 //! The walk goes down one folder at a time and only where the pattern can still match. Below a folder that matches as a
-//! whole it takes the files directly inside, and those in folders named `key=value`; with `recursive`, all.
+//! whole it takes the files directly inside, and those in folders named `key=value`; with `recursive`, all. On a local disk
+//! that is the matter of [`local`], elsewhere of [`remote`].
 //!
-//! Names that begin with `_` or `.` are hidden: other programs keep there what is not finished.
+//! Names that begin with `_` or `.` are hidden: other programs keep there what is not finished. Any other entry is a file,
+//! a folder, or [left out](Omitted) with the reason; one entry never decides over the others.
 
-use std::sync::Arc;
+mod local;
+
+mod remote;
 
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
-use futures::TryStreamExt;
 use globset::{GlobBuilder, GlobMatcher};
-use object_store::path::{Path, PathPart};
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use percent_encoding::percent_decode_str;
 use tidewater::checkpoint::local_path;
 use tidewater::error::{Error, ErrorKind, Result};
 
-use super::manifest::committed_files;
-use super::uri::{FileLocation, object_store, uri_of};
+use super::manifest::{MANIFEST_FOLDER, committed_files};
+use super::uri::{FileLocation, object_store};
 
 /// A file that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +30,22 @@ pub(super) struct ListedFile {
     pub(super) modified_ms: i64,
     /// Its size in bytes.
     pub(super) size: u64,
+}
+
+/// What a walk found.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    /// The files, in no order.
+    pub(super) files: Vec<ListedFile>,
+    pub(super) omitted: Vec<Omitted>,
+}
+
+/// An entry that has the name of input and cannot be read as a file or folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Omitted {
+    /// For people.
+    pub(super) name: String,
+    pub(super) why: String,
 }
 
 /// One step of a path.
@@ -73,10 +90,10 @@ impl Pattern {
     /// The part before the first glob: all files lie below.
     pub(super) fn root(&self) -> FileLocation {
         let names = self.steps.iter().map_while(|step| match step {
-            Step::Name(name) => Some(PathPart::parse(name).unwrap_or_else(|_| PathPart::from(name.as_str()))),
+            Step::Name(name) => Some(name.as_bytes().to_vec()),
             Step::Glob(_) => None,
         });
-        FileLocation { store: self.store.clone(), path: Path::from_iter(names) }
+        FileLocation::from_names(self.store.clone(), names.collect())
     }
 
     pub(super) fn is_glob(&self) -> bool {
@@ -145,103 +162,72 @@ impl Pattern {
         if self.is_glob() {
             return Ok(false);
         }
-        let FileLocation { store, path } = self.root();
-        let folder = path.join(super::manifest::MANIFEST_FOLDER);
+        if self.is_local() {
+            return local::has_files(&self.names_on_disk()?, MANIFEST_FOLDER).map_err(|e| self.failed(e));
+        }
+        let FileLocation { store, path, .. } = self.root();
+        let folder = path.join(MANIFEST_FOLDER);
         let found = object_store(&store, runtime)?.list_with_delimiter(Some(&folder)).await;
-        Ok(!found.map_err(|e| self.failed(e))?.objects.is_empty())
+        Ok(!found.map_err(|e| remote::failed(self, e))?.objects.is_empty())
     }
 
-    /// All files that match now, in no order.
-    pub(super) async fn list(&self, runtime: &RuntimeEnv) -> Result<Vec<ListedFile>> {
-        let store = object_store(&self.store, runtime)?;
-        let mut found = vec![];
-        // What is still to be visited: a folder, how many steps led there, and whether only the rest of the walk counts.
-        let mut open: Vec<(Path, usize)> = vec![(Path::default(), 0)];
-        while let Some((folder, depth)) = open.pop() {
-            match self.steps.get(depth) {
-                None => self.take_below(&store, folder, &mut open, &mut found).await?,
-                Some(Step::Name(name)) => {
-                    let path = folder.join(PathPart::parse(name).unwrap_or_else(|_| PathPart::from(name.as_str())));
-                    if depth + 1 == self.steps.len() {
-                        match self.file_at(&store, &path).await? {
-                            Some(file) => found.extend(self.taken(file)),
-                            None => open.push((path, depth + 1)),
-                        }
-                    } else {
-                        open.push((path, depth + 1));
-                    }
-                }
-                Some(Step::Glob(glob)) => {
-                    let entries = store.list_with_delimiter(Some(&folder)).await.map_err(|e| self.failed(e))?;
-                    let matching =
-                        |path: &Path| path.filename().is_some_and(|name| !is_hidden(name) && glob.is_match(name));
-                    if depth + 1 == self.steps.len() {
-                        found.extend(
-                            entries.objects.into_iter().filter(|o| matching(&o.location)).filter_map(|o| self.taken(o)),
-                        );
-                    }
-                    open.extend(entries.common_prefixes.into_iter().filter(matching).map(|path| (path, depth + 1)));
-                }
+    /// All files that match now.
+    pub(super) async fn list(&self, runtime: &RuntimeEnv) -> Result<Listing> {
+        if !self.is_local() {
+            return remote::walk(self, &object_store(&self.store, runtime)?).await;
+        }
+        let pattern = self.clone();
+        match tokio::runtime::Handle::try_current() {
+            // A large folder takes a while, and this may be a thread that others wait for.
+            Ok(runtime) => runtime
+                .spawn_blocking(move || local::walk(&pattern))
+                .await
+                .map_err(|e| Error::internal(format!("the listing of a folder broke off: {e}")).caused_by(e))?,
+            Err(_) => local::walk(&pattern),
+        }
+    }
+
+    fn is_local(&self) -> bool {
+        self.store == ObjectStoreUrl::local_filesystem()
+    }
+
+    /// The path before the first glob, on a local disk.
+    fn names_on_disk(&self) -> Result<std::path::PathBuf> {
+        let mut path = std::path::PathBuf::from("/");
+        for name in self.root().names() {
+            path.push(super::odd_file::os_name(&name).ok_or_else(|| Error::invalid("a path must be UTF-8"))?);
+        }
+        Ok(path)
+    }
+
+    /// Whether a file of this name is input.
+    fn takes(&self, name: &str) -> bool {
+        !is_hidden(name) && self.name_filter.as_ref().is_none_or(|filter| filter.is_match(name))
+    }
+
+    /// Whether the walk goes down into a folder of this name, once the pattern has matched.
+    fn goes_into(&self, name: &str) -> bool {
+        !is_hidden(name) && (self.recursive || name.contains('='))
+    }
+
+    fn failed(&self, error: std::io::Error) -> Error {
+        let error = match error.kind() {
+            std::io::ErrorKind::NotFound => Error::new(
+                ErrorKind::Unavailable,
+                format!("`{}` is gone: whether there are new files cannot be known", self.text),
+            )
+            .hint("put it back, or mount the disk that it is on; for another folder, start a new query")
+            .caused_by(error),
+            std::io::ErrorKind::PermissionDenied => {
+                Error::new(ErrorKind::Unavailable, format!("cannot list `{}`: {error}", self.text))
+                    .hint("give the process the right to list this folder")
+                    .caused_by(error)
             }
-        }
-        Ok(found)
-    }
-
-    /// The files below a folder that matches as a whole.
-    async fn take_below(
-        &self,
-        store: &Arc<dyn ObjectStore>,
-        folder: Path,
-        open: &mut Vec<(Path, usize)>,
-        found: &mut Vec<ListedFile>,
-    ) -> Result<()> {
-        if self.recursive {
-            let all: Vec<_> = store.list(Some(&folder)).try_collect().await.map_err(|e| self.failed(e))?;
-            let visible = all.into_iter().filter(|object| {
-                let mut below = object.location.prefix_match(&folder).into_iter().flatten();
-                !below.any(|name| is_hidden(name.as_ref()))
-            });
-            found.extend(visible.filter_map(|object| self.taken(object)));
-            return Ok(());
-        }
-        let entries = store.list_with_delimiter(Some(&folder)).await.map_err(|e| self.failed(e))?;
-        found.extend(entries.objects.into_iter().filter_map(|object| self.taken(object)));
-        let partitions = entries
-            .common_prefixes
-            .into_iter()
-            .filter(|path| path.filename().is_some_and(|name| !is_hidden(name) && name.contains('=')));
-        open.extend(partitions.map(|path| (path, self.steps.len())));
-        Ok(())
-    }
-
-    /// The object named exactly `path`, if there is one and it is no folder.
-    async fn file_at(&self, store: &Arc<dyn ObjectStore>, path: &Path) -> Result<Option<ObjectMeta>> {
-        if path.is_root() {
-            return Ok(None);
-        }
-        match store.head(path).await {
-            Ok(object) => Ok(Some(object)),
-            // A local folder is no object either: some stores say so with another error.
-            Err(object_store::Error::NotFound { .. } | object_store::Error::Generic { .. }) => Ok(None),
-            Err(e) => Err(self.failed(e)),
-        }
-    }
-
-    fn taken(&self, object: ObjectMeta) -> Option<ListedFile> {
-        let name = object.location.filename()?;
-        let wanted = self.name_filter.as_ref().is_none_or(|filter| filter.is_match(name));
-        (wanted && !is_hidden(name)).then(|| ListedFile {
-            uri: uri_of(&self.store, object.location.as_ref()),
-            modified_ms: object.last_modified.timestamp_millis(),
-            size: object.size,
-        })
-    }
-
-    fn failed(&self, error: object_store::Error) -> Error {
-        Error::new(ErrorKind::Unavailable, format!("cannot list `{}`: {error}", self.text))
-            .file(self.text.clone())
-            .hint("check the path, the rights and the network, then start again")
-            .caused_by(error)
+            _ => Error::new(ErrorKind::Unavailable, format!("cannot list `{}`: {error}", self.text))
+                .hint("check the path and the disk")
+                .caused_by(error),
+        };
+        error.file(self.text.clone())
     }
 }
 
@@ -272,13 +258,13 @@ fn is_hidden(name: &str) -> bool {
 /// The store of `location` and the names that lead to it.
 fn split(location: &str) -> Result<(ObjectStoreUrl, Vec<String>)> {
     let wrong = |why: String| Error::invalid(format!("`{location}` is neither a path nor a URL: {why}"));
-    let (store, path) = match location.split_once("://") {
-        None | Some(("file", _)) => {
-            let path = local_path(location)?.ok_or_else(|| wrong("it is not local".to_owned()))?;
+    let (store, path) = match (local_path(location)?, location.split_once("://")) {
+        (Some(path), _) => {
             let path = path.into_os_string().into_string().map_err(|_| wrong("it is not UTF-8".to_owned()))?;
             (ObjectStoreUrl::local_filesystem(), path)
         }
-        Some((scheme, rest)) => {
+        (None, None) => return Err(wrong("it has no store".to_owned())),
+        (None, Some((scheme, rest))) => {
             let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
             let store = ObjectStoreUrl::parse(format!("{scheme}://{authority}")).map_err(|e| wrong(e.to_string()))?;
             (store, percent_decode_str(path).decode_utf8().map_err(|e| wrong(e.to_string()))?.into_owned())
@@ -312,8 +298,8 @@ mod tests {
     async fn list(root: &std::path::Path, pattern: &str, change: impl FnOnce(&mut Pattern)) -> Vec<String> {
         let mut pattern = Pattern::parse(&root.join(pattern).display().to_string()).unwrap();
         change(&mut pattern);
-        let prefix = uri_of(&pattern.store, Path::from_absolute_path(root).unwrap().as_ref()) + "/";
-        let files = pattern.list(&RuntimeEnv::default()).await.unwrap();
+        let prefix = Pattern::parse(root.to_str().unwrap()).unwrap().root().uri() + "/";
+        let files = pattern.list(&RuntimeEnv::default()).await.unwrap().files;
         let mut names: Vec<_> = files.iter().map(|f| f.uri.strip_prefix(&prefix).unwrap().to_owned()).collect();
         names.sort();
         names
@@ -328,7 +314,11 @@ mod tests {
         let all = list(root.path(), "in", |p| p.recursive = true).await;
         assert_eq!(all, ["in/_k=1/h.csv", "in/a.csv", "in/k=1/d%20e.csv", "in/sub/f.csv"]);
         assert_eq!(list(root.path(), "in/a.csv", |_| ()).await, ["in/a.csv"]);
-        assert!(list(root.path(), "nowhere", |_| ()).await.is_empty());
+        let nowhere = Pattern::parse(&root.path().join("nowhere").display().to_string()).unwrap();
+        let error = nowhere.list(&RuntimeEnv::default()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.message().contains("is gone"), "{error}");
+        assert!(list(root.path(), "nowhere/*", |_| ()).await.is_empty());
     }
 
     #[tokio::test]

@@ -1,0 +1,300 @@
+//! The walk over a local disk.
+//!
+//! Names are taken as they are, be they text or not. Links are followed, except one that leads back to where the walk has
+//! come from.
+
+use std::fs::Metadata;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use tidewater::error::Result;
+
+use super::{ListedFile, Listing, Omitted, Pattern, Step};
+use crate::file::uri::FileLocation;
+
+/// A place that the walk is still to visit.
+struct Place {
+    path: PathBuf,
+    /// How many steps of the pattern led there.
+    depth: usize,
+    /// The folders above it that the walk came through, by their real paths; only once the pattern has matched.
+    came_through: Vec<PathBuf>,
+}
+
+/// All files that match now.
+pub(super) fn walk(pattern: &Pattern) -> Result<Listing> {
+    let mut walk = Walk { pattern, open: vec![], found: Listing::default() };
+    walk.open.push(Place { path: PathBuf::from("/"), depth: 0, came_through: vec![] });
+    while let Some(place) = walk.open.pop() {
+        match pattern.steps.get(place.depth) {
+            None => walk.visit(place)?,
+            Some(Step::Name(name)) => {
+                walk.open.push(Place { path: place.path.join(name), depth: place.depth + 1, ..place });
+            }
+            Some(Step::Glob(_)) => walk.match_names(&place)?,
+        }
+    }
+    Ok(walk.found)
+}
+
+/// Whether `folder/below` is a folder with a file in it.
+pub(super) fn has_files(folder: &Path, below: &str) -> io::Result<bool> {
+    let entries = match std::fs::read_dir(folder.join(below)) {
+        Ok(entries) => entries,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    for entry in entries {
+        if entry?.file_type()?.is_file() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+struct Walk<'a> {
+    pattern: &'a Pattern,
+    open: Vec<Place>,
+    found: Listing,
+}
+
+impl Walk<'_> {
+    /// A place that the whole pattern matches, or one below it.
+    fn visit(&mut self, place: Place) -> Result<()> {
+        let is_root = place.came_through.is_empty() && !self.pattern.is_glob();
+        let found = match std::fs::metadata(&place.path) {
+            Ok(found) => found,
+            Err(e) if is_root => return Err(self.pattern.failed(e)),
+            Err(e) => {
+                self.cannot_look(&place.path, &e);
+                return Ok(());
+            }
+        };
+        if !found.is_dir() {
+            match name_of(&place.path) {
+                Some(name) if self.pattern.takes(&name) => self.take(&place.path, &found),
+                Some(name) if is_root && super::is_hidden(&name) => {
+                    self.leave_out(&place.path, "a name that begins with `_` or `.` stands for what is not finished");
+                }
+                _ => {}
+            }
+            return Ok(());
+        }
+        let real = match std::fs::canonicalize(&place.path) {
+            Ok(real) => real,
+            Err(e) => {
+                self.cannot_look(&place.path, &e);
+                return Ok(());
+            }
+        };
+        if place.came_through.iter().any(|above| above.starts_with(&real)) {
+            self.leave_out(&place.path, "it links back to a folder that it lies in");
+            return Ok(());
+        }
+        let entries = match read_folder(&place.path) {
+            Ok(entries) => entries,
+            Err(e) if is_root => return Err(self.pattern.failed(e)),
+            Err(e) => {
+                self.leave_out(&place.path, &format!("it cannot be listed: {e}"));
+                return Ok(());
+            }
+        };
+        let came_through: Vec<PathBuf> = place.came_through.into_iter().chain([real]).collect();
+        for path in entries {
+            let Some(name) = name_of(&path) else { continue };
+            let (takes, goes_into) = (self.pattern.takes(&name), self.pattern.goes_into(&name));
+            if !takes && !goes_into {
+                continue;
+            }
+            match std::fs::metadata(&path) {
+                Ok(found) if found.is_dir() => {
+                    if goes_into {
+                        self.open.push(Place { path, depth: place.depth, came_through: came_through.clone() });
+                    }
+                }
+                Ok(found) if takes => self.take(&path, &found),
+                Ok(_) => {}
+                Err(e) => self.cannot_look(&path, &e),
+            }
+        }
+        Ok(())
+    }
+
+    /// What of a folder's entries the next step of the pattern, a glob, matches.
+    fn match_names(&mut self, place: &Place) -> Result<()> {
+        let Some(step) = self.pattern.steps.get(place.depth) else { return Ok(()) };
+        let after_glob = self.pattern.steps.iter().take(place.depth).any(|step| matches!(step, Step::Glob(_)));
+        let entries = match read_folder(&place.path) {
+            Ok(entries) => entries,
+            // A glob matches what is there, and that may be nothing.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(()),
+            Err(e) if !after_glob => return Err(self.pattern.failed(e)),
+            Err(e) => {
+                self.leave_out(&place.path, &format!("it cannot be listed: {e}"));
+                return Ok(());
+            }
+        };
+        for path in entries {
+            if name_of(&path).is_some_and(|name| !super::is_hidden(&name) && step.matches(&name)) {
+                self.open.push(Place { path, depth: place.depth + 1, came_through: vec![] });
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, path: &Path, found: &Metadata) {
+        if !found.is_file() {
+            return self.leave_out(path, "it is neither a file nor a folder (a pipe, a socket or a device)");
+        }
+        let modified = match found.modified() {
+            Ok(modified) => modified,
+            Err(e) => return self.leave_out(path, &format!("nobody knows when it was modified: {e}")),
+        };
+        let modified_ms = match modified.duration_since(UNIX_EPOCH) {
+            Ok(since) => since.as_millis() as i64,
+            Err(before) => -(before.duration().as_millis() as i64),
+        };
+        let names = path.iter().skip(1).map(|name| name.as_encoded_bytes().to_vec()).collect();
+        let uri = FileLocation::from_names(self.pattern.store.clone(), names).uri();
+        self.found.files.push(ListedFile { uri, modified_ms, size: found.len() });
+    }
+
+    /// An entry that is there by name and cannot be looked at.
+    fn cannot_look(&mut self, path: &Path, error: &io::Error) {
+        match error.kind() {
+            io::ErrorKind::NotFound if std::fs::symlink_metadata(path).is_ok() => {
+                self.leave_out(path, "it is a link to something that is not there");
+            }
+            // Deleted meanwhile; or a glob that matches nothing here.
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {}
+            _ => self.leave_out(path, &format!("it cannot be looked at: {error}")),
+        }
+    }
+
+    fn leave_out(&mut self, path: &Path, why: &str) {
+        self.found.omitted.push(Omitted { name: path.display().to_string(), why: why.to_owned() });
+    }
+}
+
+fn read_folder(path: &Path) -> io::Result<Vec<PathBuf>> {
+    std::fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path())).collect()
+}
+
+/// The name of an entry, as far as it is text: enough to match it.
+fn name_of(path: &Path) -> Option<String> {
+    path.file_name().map(|name| name.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![cfg(unix)]
+
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn walked(root: &Path, pattern: &str, recursive: bool) -> (Vec<String>, Vec<(String, String)>) {
+        let mut pattern = Pattern::parse(&root.join(pattern).display().to_string()).unwrap();
+        pattern.recursive = recursive;
+        let found = walk(&pattern).unwrap();
+        let prefix = FileLocation::from_names(
+            pattern.store.clone(),
+            root.iter().skip(1).map(|name| name.as_encoded_bytes().to_vec()).collect(),
+        );
+        let below = |uri: &str| uri.strip_prefix(&format!("{}/", prefix.uri())).unwrap().to_owned();
+        let mut files: Vec<_> = found.files.iter().map(|file| below(&file.uri)).collect();
+        files.sort();
+        let short = |name: &str| name.strip_prefix(&format!("{}/", root.display())).unwrap().to_owned();
+        let mut omitted: Vec<_> = found.omitted.into_iter().map(|it| (short(&it.name), it.why)).collect();
+        omitted.sort();
+        (files, omitted)
+    }
+
+    #[test]
+    fn every_name_is_taken_as_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("in");
+        std::fs::create_dir(&folder).unwrap();
+        let names: [&[u8]; 8] =
+            [b"report.csv#1", b"a\tb.csv", b"caf\xe9.csv", b"a%20b.csv", b"a b.csv", b"new\nline.csv", b"~", b"\x7f"];
+        for name in names {
+            std::fs::write(folder.join(OsStr::from_bytes(name)), "x").unwrap();
+        }
+        std::fs::create_dir_all(folder.join("k=x\ty#2")).unwrap();
+        std::fs::write(folder.join("k=x\ty#2/f#7"), "x").unwrap();
+        let (files, omitted) = walked(root.path(), "in", false);
+        assert_eq!(
+            files,
+            [
+                "in/%7F",
+                "in/a%09b.csv",
+                "in/a%20b.csv",
+                "in/a%2520b.csv",
+                "in/caf%E9.csv",
+                "in/k=x%09y%232/f%237",
+                "in/new%0Aline.csv",
+                "in/report.csv%231",
+                "in/~"
+            ]
+        );
+        assert!(omitted.is_empty(), "{omitted:?}");
+        assert_eq!(walked(root.path(), "in/*.csv#?", false).0, ["in/report.csv%231"]);
+    }
+
+    #[test]
+    fn what_is_no_file_is_left_out_with_the_reason_and_decides_over_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("in");
+        std::fs::create_dir_all(folder.join("k=1/deep")).unwrap();
+        std::fs::create_dir_all(folder.join("folder.csv")).unwrap();
+        std::fs::write(folder.join("k=1/a.csv"), "x").unwrap();
+        std::fs::write(folder.join("b.csv"), "x").unwrap();
+        std::fs::write(root.path().join("outside"), "x").unwrap();
+        symlink("..", folder.join("up")).unwrap();
+        symlink(".", folder.join("k=here")).unwrap();
+        symlink("/", folder.join("k=root")).unwrap();
+        symlink("loop", folder.join("loop")).unwrap();
+        symlink("nothing", folder.join("gone.csv")).unwrap();
+        symlink("nothing", folder.join("_gone.csv")).unwrap();
+        symlink("../outside", folder.join("link.csv")).unwrap();
+        symlink("../..", folder.join("k=1/up")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
+        let (files, omitted) = walked(root.path(), "in", false);
+        assert_eq!(files, ["in/b.csv", "in/k=1/a.csv", "in/link.csv"]);
+        let names: Vec<_> = omitted.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["in/gone.csv", "in/k=here", "in/k=root", "in/loop", "in/socket"]);
+        assert!(omitted[0].1.contains("not there") && omitted[1].1.contains("links back"), "{omitted:?}");
+        assert!(omitted[3].1.contains("cannot be looked at") && omitted[4].1.contains("socket"), "{omitted:?}");
+
+        let (files, omitted) = walked(root.path(), "in", true);
+        assert_eq!(files, ["in/b.csv", "in/k=1/a.csv", "in/link.csv"]);
+        let names: Vec<_> = omitted.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["in/gone.csv", "in/k=1/up", "in/k=here", "in/k=root", "in/loop", "in/socket", "in/up"]);
+        let (files, omitted) = walked(root.path(), "in/{b,gone}.csv", false);
+        assert_eq!((files.len(), omitted.len()), (1, 1));
+    }
+
+    #[test]
+    fn two_folders_that_link_to_each_other_are_read_once_by_each_name() {
+        let root = tempfile::tempdir().unwrap();
+        for (folder, other) in [("a", "b"), ("b", "a")] {
+            std::fs::create_dir_all(root.path().join("in").join(folder)).unwrap();
+            std::fs::write(root.path().join("in").join(folder).join("f"), "x").unwrap();
+            symlink(format!("../{other}"), root.path().join("in").join(folder).join("other")).unwrap();
+        }
+        let (files, omitted) = walked(root.path(), "in", true);
+        assert_eq!(files, ["in/a/f", "in/a/other/f", "in/b/f", "in/b/other/f"]);
+        assert_eq!(omitted.len(), 2);
+    }
+
+    #[test]
+    fn a_single_file_is_a_path_too() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("one.csv"), "x").unwrap();
+        assert_eq!(walked(root.path(), "one.csv", false).0, ["one.csv"]);
+        assert!(!has_files(&root.path().join("one.csv"), "_spark_metadata").unwrap());
+    }
+}
