@@ -19,6 +19,8 @@ mod fixtures;
 #[path = "../../examples/flights/pipeline.rs"]
 mod flights;
 
+mod input_files;
+
 mod job;
 mod kafka;
 

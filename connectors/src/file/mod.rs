@@ -15,9 +15,23 @@
 //! (batch committed)  ──▶ clean          archive or delete what was read
 //! ```
 //!
-//! Files must appear whole: write them elsewhere (or under a hidden name) and rename. A file that was offered is not read
-//! again when it changes. Log, offset and options are Apache Spark's; an unreadable row stops the query unless
-//! [`ParseMode`] says otherwise, which is where it differs.
+//! Files must appear whole: write them elsewhere (or under a hidden name) and rename. A file is known by its path: one that
+//! was offered is not read again when it changes, is replaced, or comes again with its folder. Such a file is told by its time
+//! of modification and counted (`filesChangedAfterRead` in the progress of a batch); a new file of an old name *and* an old
+//! time cannot be told from the one that was read. Nor is there a proof that a batch which is read again after a crash finds
+//! the contents it had: where the time of a file says otherwise, it is traced.
+//!
+//! What a listing sees and does not offer is traced once and counted: entries that are neither files nor folders
+//! (`entriesLeftOut`), and files that came later than `maxFileAge` allows (`filesTooOld`). Hidden names, and names that a
+//! glob or `pathGlobFilter` does not match, are left out by request and not counted. Local names may be anything that the
+//! system allows. An object store that holds a key with an empty or unprintable part beside the input cannot be listed, which
+//! is an error that says so.
+//!
+//! Names of columns are matched as in Spark, without case unless `caseSensitive` is set; a column that no file of a batch
+//! has is said once and counted (`columnsInNoFile`).
+//!
+//! Log, offset and options are Apache Spark's; an unreadable row stops the query unless [`ParseMode`] says otherwise, which
+//! is where it differs.
 
 mod admit;
 
@@ -34,6 +48,8 @@ mod left_out;
 mod listing;
 
 mod manifest;
+
+mod moved;
 
 mod names;
 

@@ -12,7 +12,6 @@ use object_store::{
     Attributes, CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
-use tidewater::error::Error as OwnError;
 
 /// A store that has this one file, under every path, and can only be read.
 #[derive(Debug)]
@@ -21,13 +20,9 @@ pub(super) struct OddFile {
 }
 
 impl OddFile {
-    /// The file that these names lead to, from the root of the file system.
-    pub(super) fn new(names: &[Vec<u8>]) -> std::result::Result<Self, OwnError> {
-        let mut path = PathBuf::from("/");
-        for name in names {
-            path.push(os_name(name).ok_or_else(|| OwnError::invalid("this system has no names that are not UTF-8"))?);
-        }
-        Ok(OddFile { path })
+    /// The file at `path`.
+    pub(super) fn new(path: PathBuf) -> Self {
+        OddFile { path }
     }
 
     fn look(&self, location: &Path) -> std::io::Result<(File, ObjectMeta)> {

@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::physical_plan::ExecutionPlan;
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::ObjectStoreExt;
 use tidewater::error::{Error, ErrorKind, Result};
-use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, SourceReader};
+use tidewater::source::{
+    FILE_NAME_COLUMN, Latest, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, SourceReader,
+};
 
 use super::admit::admit;
 use super::clean::{CleanSource, Cleaner};
@@ -36,6 +38,7 @@ const HEADS_AT_ONCE: usize = 16;
 pub(super) struct FileReader {
     pattern: Pattern,
     format: Format,
+    /// The columns of the source, and behind them that of the file each row comes from.
     schema: SchemaRef,
     settings: Settings,
     context: SourceContext,
@@ -74,6 +77,7 @@ impl FileReader {
     ) -> Result<Self> {
         pattern.check_exists()?;
         settings.names.check(&schema)?;
+        let schema = with_file_names(&schema);
         let clean = settings.clean_source()?;
         let cleaner = Cleaner::new(&clean, &pattern)?;
         let log = SourceLog::open(Arc::clone(&context.log), context.min_batches_to_retain).await?;
@@ -243,6 +247,13 @@ impl FileReader {
             Arc::clone(&self.malformed),
         )
     }
+}
+
+/// The columns of the source, and behind them that of the file each row comes from.
+fn with_file_names(schema: &Schema) -> SchemaRef {
+    let name = Arc::new(Field::new(FILE_NAME_COLUMN, DataType::Utf8, false));
+    let fields: Fields = schema.fields().iter().cloned().chain([name]).collect();
+    Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()))
 }
 
 /// What storage knows of a file that was offered; the inner error says that it is gone.

@@ -19,7 +19,9 @@ use tidewater::query::OutputMode;
 use tidewater::sink::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
 use tokio::sync::Mutex;
 
-use super::manifest::{Manifest, ManifestEntry};
+use super::manifest::{Manifest, ManifestEntry, committed_files};
+use super::moved::check_in_place;
+use super::uri::FileLocation;
 use super::writer::{Encoding, FilesOfPartition, Layout, Root};
 use crate::options::Options;
 
@@ -183,6 +185,11 @@ impl Sink for FileSink {
         let log = root.manifest_store(runtime, context.durable)?;
         let manifest = Manifest::open(log, retention_ms, Arc::clone(&context.clock)).await?;
         manifest.check(context.next_batch, context.next_batch_may_be_taken)?;
+        if !manifest.is_empty() {
+            let files = committed_files(&self.location, runtime).await?;
+            let folder = FileLocation::parse(&root.uri(""))?;
+            check_in_place(&folder, files.iter().map(|file| file.path.as_str()))?;
+        }
         if manifest.is_empty() && root.has_files(runtime).await? {
             tracing::warn!(
                 directory = %self.location,

@@ -229,6 +229,10 @@ impl Source for FileSource {
         self.schema.clone().unwrap_or_else(|| Arc::new(Schema::empty()))
     }
 
+    fn knows_file_names(&self) -> bool {
+        true
+    }
+
     async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>> {
         self.settings.check()?;
         let Some(schema) = self.schema.clone() else {

@@ -6,6 +6,7 @@
 //! A local name may hold what no path of an object store may (a tab, bytes that are no UTF-8, an ending such as `#1`):
 //! such a file is opened by its own name, see [`OddFile`].
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use datafusion::execution::object_store::ObjectStoreUrl;
@@ -15,7 +16,7 @@ use object_store::path::{Path, PathPart};
 use percent_encoding::{percent_decode_str, percent_encode_byte};
 use tidewater::error::{Error, Result};
 
-use super::odd_file::OddFile;
+use super::odd_file::{OddFile, os_name};
 
 /// Where a file lies: in which object store, and under which path there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +68,18 @@ impl FileLocation {
         }
     }
 
+    /// The path on a local disk, if it is one.
+    pub(super) fn on_disk(&self) -> Option<PathBuf> {
+        if self.store != ObjectStoreUrl::local_filesystem() {
+            return None;
+        }
+        let mut path = PathBuf::from("/");
+        for name in self.names() {
+            path.push(os_name(&name)?);
+        }
+        Some(path)
+    }
+
     /// True if no object store takes the name as it is.
     pub(super) fn is_odd(&self) -> bool {
         self.odd.is_some()
@@ -83,7 +96,10 @@ impl FileLocation {
     /// The store, if the session knows it.
     pub(super) fn open(&self, runtime: &RuntimeEnv) -> Result<Arc<dyn ObjectStore>> {
         match &self.odd {
-            Some(names) => Ok(Arc::new(OddFile::new(names)?)),
+            Some(_) => match self.on_disk() {
+                Some(path) => Ok(Arc::new(OddFile::new(path))),
+                None => Err(Error::invalid("this system has no names that are not UTF-8").file(self.uri())),
+            },
             None => object_store(&self.store, runtime),
         }
     }

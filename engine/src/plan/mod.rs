@@ -1,8 +1,8 @@
 //! From the user's plan to the plan that every batch runs. Made once, at the start.
 //!
 //! 1. [`check`] refuses what is no query at all.
-//! 2. [`windows`] take their shape; what [remembers rows](stateful) over batches becomes a node of ours, by what a batch
-//!    [brings] of them.
+//! 2. `input_file_name()` becomes a column of its scan ([`file_names`]). [`windows`] take their shape; what
+//!    [remembers rows](stateful) over batches becomes a node of ours, by what a batch [brings] of them.
 //! 3. Sources get their numbers, in the order the user's plan names them; each `with_watermark` gets its own.
 //! 4. Clock functions are replaced, so that they read the batch's [`clock`].
 //! 5. DataFusion optimises: projections and filters sink into the scans. Of the plan that comes of it, [`check`] refuses what
@@ -20,6 +20,8 @@ pub(crate) mod brings;
 pub(crate) mod check;
 
 pub(crate) mod clock;
+
+mod file_names;
 
 pub(crate) mod join_bounds;
 
@@ -178,7 +180,8 @@ fn optimize(
     partitions: usize,
 ) -> Result<Optimized> {
     check::check_spelled(user_plan, mode)?;
-    let plan = rewrite_windows(user_plan.clone(), Sessions::Stateful(mode))?;
+    let plan = file_names::bind_file_names(user_plan.clone())?;
+    let plan = rewrite_windows(plan, Sessions::Stateful(mode))?;
     let plan = mark_bounds(plan)?;
     let plan = stateful::remember_rows(plan, mode)?;
     let sources = number_sources(&plan)?;

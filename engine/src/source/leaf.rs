@@ -9,7 +9,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
@@ -27,7 +27,7 @@ use datafusion::physical_plan::{
 };
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::{ScanRequest, Source};
+use super::{FILE_NAME_COLUMN, ScanRequest, Source};
 use crate::batch::{BatchContext, restamp};
 
 /// A source as a table of DataFusion: what `read_stream` puts under a `DataFrame`. It plans like any table, but
@@ -42,6 +42,14 @@ impl StreamTable {
     /// The stream of this source.
     pub fn new(source: Arc<dyn Source>) -> Self {
         StreamTable { schema: source.schema(), source }
+    }
+
+    /// The stream of a source that [knows its files](Source::knows_file_names), with their names as its last column.
+    pub(crate) fn with_file_names(source: Arc<dyn Source>) -> Self {
+        let schema = source.schema();
+        let name = Arc::new(Field::new(FILE_NAME_COLUMN, DataType::Utf8, false));
+        let fields: Fields = schema.fields().iter().cloned().chain([name]).collect();
+        StreamTable { schema: Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone())), source }
     }
 
     /// The source.

@@ -53,6 +53,9 @@ use crate::checkpoint::CheckpointStore;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 
+/// What the column is called that holds the names of files, see [`Source::knows_file_names`].
+pub const FILE_NAME_COLUMN: &str = "__tidewater_input_file_name";
+
 /// What a user names as the input of a stream. The same source may serve several queries: each opens its own reader.
 #[async_trait]
 pub trait Source: std::fmt::Debug + Send + Sync {
@@ -70,6 +73,13 @@ pub trait Source: std::fmt::Debug + Send + Sync {
     /// A source that is read at several places of a plan is bound for each, and still tells of a record once: its reader
     /// lets one place of a batch speak, and the others leave the record out in silence.
     fn has_dead_letters(&self) -> bool {
+        false
+    }
+
+    /// Whether this source knows from which file each row comes, so that `input_file_name()` can be answered. If so, a
+    /// [`ScanRequest`] may ask for the column behind the last of [`schema`](Self::schema): [`FILE_NAME_COLUMN`], a Utf8 that
+    /// is never null, with the file's URI.
+    fn knows_file_names(&self) -> bool {
         false
     }
 
@@ -158,7 +168,8 @@ impl PartialEq for Latest {
 /// What one place in the plan wants of a source.
 #[derive(Debug, Clone)]
 pub struct ScanRequest {
-    /// Which columns of the source's schema, by position and in this order.
+    /// Which columns of the source's schema, by position and in this order. The position behind the last one is that of
+    /// [`FILE_NAME_COLUMN`], if the source offers it.
     pub projection: Vec<usize>,
     /// The columns the plan must produce: the source's schema after `projection`.
     pub schema: SchemaRef,

@@ -110,6 +110,10 @@ impl Source for FallingSource {
         self.inner.has_dead_letters()
     }
 
+    fn knows_file_names(&self) -> bool {
+        self.inner.knows_file_names()
+    }
+
     async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>> {
         let inner = around!(self.falls, "source.open", self.inner.open(context).await)?;
         Ok(Box::new(FallingReader { inner, falls: self.falls.clone() }))

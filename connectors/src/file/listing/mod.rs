@@ -19,6 +19,7 @@ use tidewater::checkpoint::local_path;
 use tidewater::error::{Error, ErrorKind, Result};
 
 use super::manifest::{MANIFEST_FOLDER, committed_files};
+use super::moved::check_in_place;
 use super::uri::{FileLocation, object_store};
 
 /// A file that is there.
@@ -151,6 +152,7 @@ impl Pattern {
     /// The files of the sink log in this folder, if a file sink writes here: then only they count.
     pub(super) async fn committed(&self, runtime: &RuntimeEnv) -> Result<Vec<ListedFile>> {
         let files = committed_files(&self.text, runtime).await?;
+        check_in_place(&self.root(), files.iter().map(|file| file.path.as_str()))?;
         Ok(files
             .into_iter()
             .map(|file| ListedFile { uri: file.path, modified_ms: file.modification_time_ms, size: file.size })
@@ -162,8 +164,8 @@ impl Pattern {
         if self.is_glob() {
             return Ok(false);
         }
-        if self.is_local() {
-            return local::has_files(&self.names_on_disk()?, MANIFEST_FOLDER).map_err(|e| self.failed(e));
+        if let Some(folder) = self.root().on_disk() {
+            return local::has_files(&folder, MANIFEST_FOLDER).map_err(|e| self.failed(e));
         }
         let FileLocation { store, path, .. } = self.root();
         let folder = path.join(MANIFEST_FOLDER);
@@ -189,15 +191,6 @@ impl Pattern {
 
     fn is_local(&self) -> bool {
         self.store == ObjectStoreUrl::local_filesystem()
-    }
-
-    /// The path before the first glob, on a local disk.
-    fn names_on_disk(&self) -> Result<std::path::PathBuf> {
-        let mut path = std::path::PathBuf::from("/");
-        for name in self.root().names() {
-            path.push(super::odd_file::os_name(&name).ok_or_else(|| Error::invalid("a path must be UTF-8"))?);
-        }
-        Ok(path)
     }
 
     /// Whether a file of this name is input.

@@ -41,6 +41,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, future, stream};
 use object_store::ObjectMeta;
 use tidewater::error::Result;
+use tidewater::source::FILE_NAME_COLUMN;
 
 use self::problem::Trouble;
 use self::tally::Tally;
@@ -63,15 +64,18 @@ pub(super) struct FilePart {
 }
 
 impl FilePart {
-    /// A whole file. `root` is the folder below which `key=value` folders are columns; without it there are none.
+    /// A whole file. Its name is a constant column, if `schema` has one for it. `root` is the folder below which `key=value` folders are columns; without it there are none.
     pub(super) fn new(file: &ListedFile, schema: &Schema, root: Option<&FileLocation>, names: Names) -> Result<Self> {
         let location = FileLocation::parse(&file.uri)?;
-        let constants = match root {
+        let mut constants = match root {
             Some(root) => {
                 partition_columns::constants(schema, root, &location, names).map_err(|e| e.file(file.uri.clone()))?
             }
             None => vec![],
         };
+        if let Some((index, _)) = schema.column_with_name(FILE_NAME_COLUMN) {
+            constants.push((index, ScalarValue::from(file.uri.clone())));
+        }
         Ok(FilePart {
             uri: file.uri.clone(),
             location,
