@@ -63,6 +63,8 @@ impl Format {
 #[derive(Debug, Clone)]
 pub(super) struct CsvFormat {
     pub(super) header: bool,
+    /// Columns count by position, whatever a header says.
+    pub(super) enforce_schema: bool,
     pub(super) delimiter: u8,
     pub(super) quote: u8,
     /// Escapes a quote inside quotes; doubling the quote does so in any case.
@@ -76,6 +78,7 @@ impl Default for CsvFormat {
     fn default() -> Self {
         CsvFormat {
             header: false,
+            enforce_schema: false,
             delimiter: b',',
             quote: b'"',
             escape: b'\\',
@@ -88,6 +91,7 @@ impl Default for CsvFormat {
 /// The options of [`CsvFormat`].
 pub(super) const CSV_OPTIONS: &[&str] = &[
     "header",
+    "enforceSchema",
     "delimiter",
     "sep",
     "quote",
@@ -116,6 +120,7 @@ impl CsvFormat {
             }
         }
         self.header = options.bool("header", self.header)?;
+        self.enforce_schema = options.bool("enforceSchema", self.enforce_schema)?;
         for name in ["delimiter", "sep"] {
             self.delimiter = character(options, name)?.unwrap_or(self.delimiter);
         }

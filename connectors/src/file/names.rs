@@ -64,7 +64,7 @@ impl Names {
         Ok(())
     }
 
-    /// The type `wanted` with its fields spelled as a file that has the type `found` spells them. An error says why no
+    /// The type `wanted` with its fields spelled as a file that has the type `found` spells them. An error says of it why no
     /// value of `found` can be read as `wanted`.
     pub(super) fn as_spelled(self, found: &DataType, wanted: &DataType) -> std::result::Result<DataType, String> {
         use DataType::{Dictionary, LargeList, List, Struct};
@@ -76,7 +76,9 @@ impl Names {
                     let Some(found) = self.find(names(), wanted.name())?.and_then(|index| found.get(index)) else {
                         return Ok(std::sync::Arc::clone(wanted));
                     };
-                    let data_type = self.as_spelled(found.data_type(), wanted.data_type())?;
+                    let data_type = self
+                        .as_spelled(found.data_type(), wanted.data_type())
+                        .map_err(|why| format!("has the field `{}`, which {why}", found.name()))?;
                     let field = wanted.as_ref().clone().with_name(found.name()).with_data_type(data_type);
                     Ok(std::sync::Arc::new(field))
                 };
@@ -91,7 +93,7 @@ impl Names {
                 Ok(LargeList(std::sync::Arc::new(wanted.as_ref().clone().with_data_type(item))))
             }
             _ if reads_as(found, wanted) => Ok(wanted.clone()),
-            _ => Err(format!("it is {found} in this file, and the query expects {wanted}")),
+            _ => Err(format!("is {found} in this file, and the query expects {wanted}")),
         }
     }
 

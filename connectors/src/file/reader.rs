@@ -77,6 +77,13 @@ impl FileReader {
     ) -> Result<Self> {
         pattern.check_exists()?;
         settings.names.check(&schema)?;
+        let all = (0..schema.fields().len()).collect();
+        let (mode, corrupt_column) = (settings.mode, &settings.corrupt_column);
+        let columns = (Arc::clone(&schema), Arc::clone(&schema));
+        let text = TextOpener::new(&format, columns.0, all, columns.1, mode, corrupt_column, Arc::default());
+        if let Some(text) = text {
+            text.check()?;
+        }
         let schema = with_file_names(&schema);
         let clean = settings.clean_source()?;
         let cleaner = Cleaner::new(&clean, &pattern)?;
@@ -109,10 +116,6 @@ impl FileReader {
             tally: Arc::default(),
             told_of_columns: AtomicBool::new(false),
         };
-        let all: Vec<usize> = (0..reader.schema.fields().len()).collect();
-        if let Some(text) = reader.text_opener(all, Arc::clone(&reader.schema)) {
-            text.check()?;
-        }
         if clean != CleanSource::Off {
             reader.refuse_sink_log().await?;
         }
@@ -348,7 +351,7 @@ impl SourceReader for FileReader {
         self.malformed = Arc::default();
         let text = self.text_opener(scan.projection.clone(), Arc::clone(&scan.schema));
         let (opener, min_cut_bytes): (Arc<dyn OpenFile>, _) = match text {
-            Some(text) => (Arc::new(text), None),
+            Some(text) => (Arc::new(text.with(names, &self.tally)), None),
             None => {
                 let schema = Arc::clone(&self.schema);
                 let session = &self.context.session;

@@ -41,7 +41,7 @@ pub struct FileSource {
 }
 
 impl FileSource {
-    /// CSV files at `path`. A record is a line; columns count by position.
+    /// CSV files at `path`. A record is a line; columns count by position, or by name where there is a [header](Self::header).
     pub fn csv(path: impl Into<String>) -> Self {
         Self::new(Format::Csv(CsvFormat::default()), path)
     }
@@ -192,7 +192,10 @@ impl FileSource {
         self
     }
 
-    /// Whether the first line of every CSV file names the columns; it is skipped. Default no.
+    /// Whether the first line of every CSV file names the columns. Default no. Columns are found by these names, in any
+    /// order; what a file has beside them is passed over, what it lacks is null, and where a header has unknown names and
+    /// lacks known ones, the file is refused. With the option `enforceSchema` the header is skipped, and position counts, as
+    /// in Spark.
     #[must_use]
     pub fn header(self, header: bool) -> Self {
         self.with_csv(|csv| csv.header = header)

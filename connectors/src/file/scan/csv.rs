@@ -126,6 +126,16 @@ impl CsvFormat {
         !line.is_empty() && (self.comment.is_none() || line.first().copied() != self.comment)
     }
 
+    /// The fields of one line, as text.
+    pub(super) fn fields(&self, line: &[u8]) -> Result<Vec<String>, String> {
+        let line = self.with_doubled_quotes(line);
+        let mut reader = csv::ReaderBuilder::new();
+        reader.has_headers(false).delimiter(self.delimiter).quote(self.quote);
+        let mut reader = reader.from_reader(line.as_ref());
+        let record = reader.records().next().transpose().map_err(|e| e.to_string())?;
+        Ok(record.iter().flat_map(csv::StringRecord::iter).map(str::to_owned).collect())
+    }
+
     /// The same lines with quotes inside quotes doubled instead of escaped. An escape before anything but a quote or an
     /// escape is just a character.
     fn with_doubled_quotes<'a>(&self, lines: &'a [u8]) -> Cow<'a, [u8]> {

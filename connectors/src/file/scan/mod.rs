@@ -7,6 +7,8 @@ mod csv;
 
 mod foreign;
 
+mod header;
+
 mod json;
 
 pub(super) mod parquet;
@@ -22,6 +24,8 @@ pub(super) mod tally;
 pub(super) mod text;
 
 mod lines;
+
+mod unseen;
 
 use std::fmt;
 use std::sync::Arc;

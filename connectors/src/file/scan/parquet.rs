@@ -1,5 +1,7 @@
 //! Parquet files: DataFusion reads them, one at a time, so that whatever goes wrong names the file.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use arrow::array::{ArrayData, ArrayRef, make_array};
@@ -16,16 +18,17 @@ use datafusion::datasource::physical_plan::parquet::{
 use datafusion::datasource::physical_plan::{FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::table_schema::TableSchema;
-use datafusion::error::Result as DataFusionResult;
+use datafusion::error::{DataFusionError, Result as DataFusionResult};
 use datafusion::execution::{SessionState, TaskContext};
 use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::expr_rewriter::unnormalize_cols;
 use datafusion::logical_expr::utils::conjunction;
+use datafusion::parquet::errors::ParquetError;
 use datafusion::parquet::file::metadata::ParquetMetaData;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_plan::ExecutionPlan;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use object_store::ObjectStore;
 use tidewater::error::{Error, ErrorKind, Result};
 
@@ -110,7 +113,9 @@ impl ParquetOpener {
         for column in self.used(part) {
             let wanted = self.schema.field(column);
             let names = schema.fields().iter().map(|field| field.name().as_str());
-            let spelled = self.names.find(names, wanted.name()).and_then(|place| {
+            let place =
+                self.names.find(names, wanted.name()).map_err(|why| format!("cannot be told from another: {why}"));
+            let spelled = place.and_then(|place| {
                 let Some(place) = place else { return Ok(None) };
                 let found = schema.field(place);
                 let data_type = self.names.as_spelled(found.data_type(), wanted.data_type())?;
@@ -122,7 +127,7 @@ impl ParquetOpener {
                 // A column that is missing is null.
                 (Ok(_), _) => {}
                 (Err(why), _) => {
-                    let message = format!("column `{}` cannot be read: {why}", wanted.name());
+                    let message = format!("column `{}` {why}", wanted.name());
                     return Err(Error::new(ErrorKind::BadInput, message).hint(
                         "replace the file by one with the expected columns, or start a query that declares the column as \
                          it is (the option `caseSensitive` tells names apart by case)",
@@ -144,7 +149,9 @@ impl ParquetOpener {
             .with_file_metadata_cache(cache.clone())
             .with_coerce_int96(self.options.global.coerce_int96.as_deref().and_then(time_unit))
             .with_coerce_int96_tz(self.options.global.coerce_int96_tz.as_deref().map(Arc::from));
-        let found = self.find(&part, footer.fetch_schema().await?, footer.fetch_metadata().await?)?;
+        let footer = async { DataFusionResult::Ok((footer.fetch_schema().await?, footer.fetch_metadata().await?)) };
+        let (schema, metadata) = AssertUnwindSafe(footer).catch_unwind().await.unwrap_or_else(panicked)?;
+        let found = self.find(&part, schema, metadata)?;
 
         let is_constant = |column: &usize| part.is_constant(*column);
         let columns = 0..self.schema.fields().len();
@@ -182,6 +189,7 @@ impl ParquetOpener {
             .build();
         let rows = DataSourceExec::from_data_source(scan).execute(0, context)?;
         let output = Arc::clone(&self.output);
+        let rows = AssertUnwindSafe(rows).catch_unwind().map(|rows| rows.unwrap_or_else(panicked));
         Ok(rows.map(move |rows| Ok(respelled(&rows?, &output)?)).boxed())
     }
 }
@@ -192,6 +200,13 @@ impl Found {
         let place = self.columns.get(column).and_then(|(place, _)| *place);
         place.is_some_and(|place| pruning::is_trusted(&self.metadata, &self.schema, place, wanted))
     }
+}
+
+/// The decoder of Parquet panics at some contents of damaged files.
+fn panicked<T>(panic: Box<dyn Any + Send>) -> DataFusionResult<T> {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    let message = format!("its contents make the decoder panic: {}", text.unwrap_or("it does not say why"));
+    Err(DataFusionError::ParquetError(Box::new(ParquetError::General(message))))
 }
 
 /// The unit that a setting of DataFusion names.

@@ -1,15 +1,15 @@
 //! What a batch met while its files were read: counted, and said.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 /// Shared by all partitions that read a batch.
 #[derive(Debug, Default)]
 pub(in crate::file) struct Tally {
-    missing_files: AtomicU64,
-    corrupt_files: AtomicU64,
+    /// By name: a file may be read in pieces, and at two places of a plan.
+    missing_files: Mutex<BTreeSet<String>>,
+    corrupt_files: Mutex<BTreeSet<String>>,
     /// The columns that no file so far has; `None` before the first file.
     lacking: Mutex<Option<BTreeSet<String>>>,
 }
@@ -17,18 +17,23 @@ pub(in crate::file) struct Tally {
 impl Tally {
     /// A file is gone, and the query goes on without it.
     pub(in crate::file) fn missing_file(&self, uri: &str) {
-        self.missing_files.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(file = uri, "the file is gone, and `ignoreMissingFiles` is set: its rows are missing for good");
+        if self.missing_files.lock().insert(uri.to_owned()) {
+            tracing::warn!(
+                file = uri,
+                "the file is gone, and `ignoreMissingFiles` is set: its rows are missing for good"
+            );
+        }
     }
 
     /// A file is damaged, and the query goes on without what is left of it.
     pub(super) fn corrupt_file(&self, uri: &str, why: &str) {
-        self.corrupt_files.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(
-            file = uri,
-            why,
-            "the file is damaged, and `ignoreCorruptFiles` is set: the rest of it is left out"
-        );
+        if self.corrupt_files.lock().insert(uri.to_owned()) {
+            tracing::warn!(
+                file = uri,
+                why,
+                "the file is damaged, and `ignoreCorruptFiles` is set: the rest of it is left out"
+            );
+        }
     }
 
     /// A file was opened that lacks these columns of the source.
@@ -47,10 +52,10 @@ impl Tally {
     }
 
     pub(in crate::file) fn missing_files(&self) -> u64 {
-        self.missing_files.load(Ordering::Relaxed)
+        self.missing_files.lock().len() as u64
     }
 
     pub(in crate::file) fn corrupt_files(&self) -> u64 {
-        self.corrupt_files.load(Ordering::Relaxed)
+        self.corrupt_files.lock().len() as u64
     }
 }

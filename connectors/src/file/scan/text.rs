@@ -16,10 +16,14 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tidewater::error::{Error, ErrorKind, Result};
 
 use super::csv::CsvDecoder;
+use super::header::Header;
 use super::json::JsonDecoder;
 use super::lines::{Block, Lines, count_lines, halves, trim_end};
+use super::tally::Tally;
+use super::unseen::Unseen;
 use super::{FilePart, OpenFile, Rows};
 use crate::file::format::{CsvFormat, Format, ParseMode, compression_of};
+use crate::file::names::Names;
 
 /// How many rows could not be read as what they should be.
 #[derive(Debug, Default)]
@@ -47,6 +51,8 @@ pub(in crate::file) struct TextOpener {
     /// The column that takes lines that cannot be read.
     corrupt: Option<usize>,
     malformed: Arc<MalformedRows>,
+    names: Names,
+    tally: Arc<Tally>,
 }
 
 #[derive(Debug, Clone)]
@@ -72,7 +78,22 @@ impl TextOpener {
             Format::Parquet => return None,
         };
         let corrupt = schema.index_of(corrupt_column).ok().filter(|_| mode == ParseMode::Permissive);
-        Some(TextOpener { format, schema, projection, output, mode, corrupt, malformed })
+        Some(TextOpener {
+            format,
+            schema,
+            projection,
+            output,
+            mode,
+            corrupt,
+            malformed,
+            names: Names { case_sensitive: false },
+            tally: Arc::default(),
+        })
+    }
+
+    /// The same, with names compared like this, and what it meets told there.
+    pub(in crate::file) fn with(self, names: Names, tally: &Arc<Tally>) -> Self {
+        TextOpener { names, tally: Arc::clone(tally), ..self }
     }
 
     /// An error if this format cannot hold one of the columns.
@@ -131,7 +152,10 @@ impl TextOpener {
             TextFormat::Csv(csv) if csv.header => Some(csv.clone()),
             _ => None,
         };
-        Ok(TextRows { opener: self.clone(), decoder, wanted, constants: part.constants.clone(), skips_header })
+        let names = in_file.iter().map(|column| self.schema.field(*column).name().as_str());
+        let unseen = matches!(self.format, TextFormat::Json).then(|| Unseen::new(names, Arc::clone(&self.tally)));
+        let constants = part.constants.clone();
+        Ok(TextRows { opener: self.clone(), decoder, wanted, constants, skips_header, unseen, in_file, batch_size })
     }
 }
 
@@ -149,7 +173,10 @@ impl OpenFile for TextOpener {
                             let batches = stream::iter(batches.into_iter().map(Ok::<_, DataFusionError>));
                             Ok::<_, DataFusionError>(Some((batches, (lines, rows))))
                         }
-                        None => Ok(None),
+                        None => {
+                            rows.unseen.iter().for_each(Unseen::tell);
+                            Ok(None)
+                        }
                     }
                 })
                 .try_flatten(),
@@ -175,16 +202,28 @@ struct TextRows {
     constants: Vec<(usize, datafusion::common::ScalarValue)>,
     /// Set while the header is still to come.
     skips_header: Option<CsvFormat>,
+    /// The fields that no object so far had.
+    unseen: Option<Unseen>,
+    /// The columns that the file should have, by position in the source's schema.
+    in_file: Vec<usize>,
+    batch_size: usize,
 }
 
 impl TextRows {
     fn rows(&mut self, block: &Block) -> DataFusionResult<Vec<RecordBatch>> {
         let (mut text, mut line) = (block.text.as_slice(), block.first_line);
+        if let Some(unseen) = &mut self.unseen {
+            unseen.look_through(text);
+        }
         while let Some(csv) = &self.skips_header {
             let Some(end) = text.iter().position(|byte| *byte == b'\n') else { return Ok(vec![]) };
             let (first, rest) = text.split_at(end + 1);
             if csv.is_record(first) {
+                let csv = csv.clone();
                 self.skips_header = None;
+                if !csv.enforce_schema {
+                    self.follow_header(&csv, first)?;
+                }
             }
             (text, line) = (rest, line + 1);
         }
@@ -199,6 +238,38 @@ impl TextRows {
                 })
             }
         }
+    }
+
+    /// From here on, columns are where the header has them.
+    fn follow_header(&mut self, csv: &CsvFormat, line: &[u8]) -> Result<()> {
+        let schema = &self.opener.schema;
+        let field = |column: &usize| Arc::new(schema.field(*column).clone());
+        let declared: Vec<&str> = self.in_file.iter().map(|column| schema.field(*column).name().as_str()).collect();
+        let found = csv
+            .fields(line)
+            .map_err(|why| Error::new(ErrorKind::BadInput, format!("the header is malformed: {why}")))?;
+        let header = Header::compare(&found, &declared, self.opener.names)?;
+        self.opener
+            .tally
+            .file_lacks(header.lacks.iter().filter_map(|i| declared.get(*i)).map(ToString::to_string).collect());
+
+        let columns: Vec<Option<usize>> =
+            header.columns.iter().map(|place| place.and_then(|place| self.in_file.get(place).copied())).collect();
+        let fields: Vec<_> = columns
+            .iter()
+            .zip(&found)
+            .map(|(column, name)| match column {
+                Some(column) => field(column),
+                None => Arc::new(Field::new(name, DataType::Utf8, true)),
+            })
+            .collect();
+        let is_wanted = |column: &Option<usize>| column.is_some_and(|column| self.wanted.contains(&column));
+        let positions: Vec<usize> =
+            columns.iter().enumerate().filter(|(_, column)| is_wanted(column)).map(|(at, _)| at).collect();
+        let wanted = columns.iter().filter(|column| is_wanted(column)).flatten().copied().collect();
+        self.decoder = Box::new(CsvDecoder::new(csv, Arc::new(Schema::new(fields)), positions, self.batch_size));
+        self.wanted = wanted;
+        Ok(())
     }
 
     /// Decodes what can be, after a first attempt at the whole has failed.

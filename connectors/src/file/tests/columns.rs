@@ -49,6 +49,55 @@ async fn a_column_is_found_whatever_its_case_and_what_no_file_has_is_counted() {
 }
 
 #[tokio::test]
+async fn columns_of_a_csv_file_are_where_its_header_says() {
+    for mode in [ParseMode::FailFast, ParseMode::DropMalformed, ParseMode::Permissive] {
+        let mut stream = Stream::new();
+        stream.put("1.csv", "k,v\na,1\n", 10);
+        stream.put("2.csv", "v,k\n2,b\n", 11);
+        stream.put("3.csv", "extra,V,\"k\"\nx,3,c\n", 12);
+        stream.put("4.csv", "v\n4\n", 13);
+        let source = csv(&stream).header(true).mode(mode);
+        let mut reader = stream.open(&source).await.unwrap();
+        let range = stream.next(&mut reader, ReadLimit::AsConfigured).await.unwrap();
+        let rows = stream.read(&source, &mut reader, &range, &[]).await.unwrap();
+        assert_eq!(rows, ["a|1", "b|2", "c|3", "·|4"], "{mode:?}");
+        let rows = stream.read_columns(&source, &mut reader, &range, vec![1], &[]).await.unwrap();
+        assert_eq!(rows, ["1", "2", "3", "4"], "{mode:?}");
+        assert_eq!(reader.metrics()["columnsInNoFile"], "0");
+        stream.put("5.csv", "v\n5\n", 20);
+        assert_eq!(stream.rows(&source, &mut reader).await, ["·|5"]);
+        assert_eq!(reader.metrics()["columnsInNoFile"], "1");
+
+        // A name that nobody declared beside one that is missing: renamed, or two columns?
+        stream.put("6.csv", "key,v\nf,6\n", 30);
+        let error = stream.failure(&source).await;
+        assert_eq!(error.kind(), ErrorKind::BadInput);
+        assert!(error.message().contains("it has `key`, and lacks `k`"), "{error}");
+        assert!(error.file_name().unwrap().ends_with("6.csv"), "{error}");
+        let by_position = source.option("enforceSchema", "true").unwrap();
+        let mut reader = stream.open(&by_position).await.unwrap();
+        let last =
+            OffsetRange { start: Some(Offset::parse(r#"{"logOffset":1}"#).unwrap()), end: stream.at.clone().unwrap() };
+        assert_eq!(stream.read(&by_position, &mut reader, &last, &[]).await.unwrap(), ["f|6"]);
+    }
+}
+
+/// Names of JSON fields are compared as they are, as in Spark.
+#[tokio::test]
+async fn a_field_that_no_json_file_has_is_counted() {
+    let mut stream = Stream::new();
+    stream.put("a.json", "{\"K\":\"a\",\"v\":null}\n", 10);
+    stream.put("b.json", "{\"K\":\"b\",\"v\":2}\n", 10);
+    let source = json(&stream);
+    let mut reader = stream.open(&source).await.unwrap();
+    assert_eq!(stream.rows(&source, &mut reader).await, ["·|2", "·|·"]);
+    assert_eq!(reader.metrics()["columnsInNoFile"], "1", "`k`");
+    stream.put("c.json", "{\"k\":\"c\"}\n", 20);
+    assert_eq!(stream.rows(&source, &mut reader).await, ["c|·"]);
+    assert_eq!(reader.metrics()["columnsInNoFile"], "1", "`v`");
+}
+
+#[tokio::test]
 async fn fields_of_structs_are_found_whatever_their_case() {
     let mut stream = Stream::new();
     let inner: Fields = vec![Field::new("Lat", DataType::Int32, true), Field::new("LON", DataType::Int64, true)].into();
