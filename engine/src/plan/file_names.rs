@@ -20,7 +20,7 @@ use datafusion::logical_expr::{Expr, LogicalPlan, Projection, SubqueryAlias, Tab
 use super::check::{is_streaming, stream_of};
 use super::node::watermark::WatermarkNode;
 use crate::error::{Error, ErrorKind};
-use crate::source::StreamTable;
+use crate::source::{FILE_NAME_COLUMN, StreamTable};
 
 /// Turns every `input_file_name()` over a stream into a column of that stream.
 pub(super) fn bind_file_names(plan: LogicalPlan) -> Result<LogicalPlan> {
@@ -107,6 +107,10 @@ fn bind_in(plan: LogicalPlan) -> Result<LogicalPlan> {
 
 /// `plan` with the name of the file as its last column, if every row still is a row of a file.
 fn carry(plan: &LogicalPlan) -> Result<Option<(LogicalPlan, Column)>> {
+    // A node further down that asked for it has brought it here.
+    if let Some(column) = plan.schema().columns().into_iter().find(|column| column.name == FILE_NAME_COLUMN) {
+        return Ok(Some((plan.clone(), column)));
+    }
     let carried = match plan {
         LogicalPlan::TableScan(scan) => scan_with_names(scan)?,
         LogicalPlan::Projection(projection) => match carry(&projection.input)? {
@@ -155,7 +159,7 @@ fn scan_with_names(scan: &TableScan) -> Result<Option<LogicalPlan>> {
     let Some(source) = stream_of(scan).filter(|source| source.knows_file_names()) else { return Ok(None) };
     let names = source.schema().fields().len();
     let projection: Vec<usize> = match &scan.projection {
-        Some(projection) => projection.iter().copied().filter(|column| *column != names).chain([names]).collect(),
+        Some(projection) => projection.iter().copied().chain([names]).collect(),
         None => (0..=names).collect(),
     };
     let table = provider_as_source(Arc::new(StreamTable::with_file_names(source)));
