@@ -26,11 +26,15 @@ mod kafka;
 
 mod kill;
 
+mod planner_faults;
+
 mod query_api;
 
 mod remote;
 
 mod rows;
+
+mod scalar_subqueries;
 
 mod silence;
 

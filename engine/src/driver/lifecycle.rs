@@ -9,7 +9,6 @@ use std::sync::atomic::AtomicBool;
 
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::physical_plan::displayable;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
@@ -136,7 +135,7 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
         run_id,
         name: start.name,
         guarantee: sinks.guarantee,
-        plan: displayable(plan.physical.as_ref()).indent(true).to_string(),
+        plan: plan.display(),
         unbounded_state: plan.unbounded.clone(),
         state: watch::Sender::new(State {
             status: QueryStatus { message: "starting".to_owned(), ..QueryStatus::default() },

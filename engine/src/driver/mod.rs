@@ -46,7 +46,7 @@ use crate::execution;
 use crate::id::BatchId;
 use crate::plan::QueryPlan;
 use crate::plan::stateful::exchanges;
-use crate::plan::static_sides::{Keep, reset};
+use crate::plan::static_sides::Keep;
 use crate::progress::{EventQueue, Phase, Stopwatch};
 use crate::query::Reservation;
 use crate::source::{Latest, Offset, OffsetRange, ReadLimit, SourceReader};
@@ -219,9 +219,10 @@ impl Driver {
 
         watch.enter(Phase::AddBatch);
         let (plan, runtime) = (&self.plan.physical, &self.runtime);
+        let first = self.plan.scalar_subqueries.plans();
         let parallel = bound_partitions > 1;
         let filled = self.sinks.fill(&context, runtime, |writers| {
-            execution::run(&execution::Run { batch, plan, context: &task_context, writers, runtime, parallel })
+            execution::run(&execution::Run { batch, first, plan, context: &task_context, writers, runtime, parallel })
         });
         let filled = filled.map_err(|e| e.batch(batch))?;
 
@@ -309,7 +310,7 @@ impl Driver {
         }
         let join_reset_due = self.batches_run % BATCHES_PER_JOIN_RESET == BATCHES_PER_JOIN_RESET - 1;
         let keep = if join_reset_due { Keep::StaticRows } else { Keep::HashTables };
-        self.plan.physical = reset(Arc::clone(&self.plan.physical), keep)?;
+        self.plan.reset(keep)?;
         self.plan.clock.set_ms(context.time_ms);
         let session = &self.plan.session;
         let config = session.config().clone().with_extension(Arc::clone(context));

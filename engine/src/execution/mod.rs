@@ -21,7 +21,7 @@ use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use rayon::prelude::*;
 use tokio::runtime::Handle;
 
-use self::task::{run_exchange_task, run_task};
+use self::task::{run_ahead, run_exchange_task, run_task};
 use crate::error::Result;
 use crate::id::{BatchId, PartitionId};
 use crate::plan::stateful::exchanges;
@@ -36,6 +36,8 @@ pub(crate) type Writers<'a> = &'a (dyn Fn(PartitionId) -> Result<Box<dyn Partiti
 /// One run of a plan.
 pub(crate) struct Run<'a> {
     pub(crate) batch: BatchId,
+    /// What runs to its end before the first stage, and gives no rows.
+    pub(crate) first: &'a [Arc<dyn ExecutionPlan>],
     pub(crate) plan: &'a Arc<dyn ExecutionPlan>,
     pub(crate) context: &'a Arc<TaskContext>,
     pub(crate) writers: Writers<'a>,
@@ -47,6 +49,9 @@ pub(crate) struct Run<'a> {
 /// Runs every stage of the plan. Returns the receipts of the partitions that had rows, in partition order, or the first
 /// error.
 pub(crate) fn run(run: &Run<'_>) -> Result<Vec<Receipt>> {
+    for plan in run.first {
+        run_ahead(run, plan)?;
+    }
     let mut parallel = run.parallel;
     for exchange in exchanges(run.plan) {
         let dealt = AtomicUsize::new(0);

@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use datafusion::physical_plan::ExecutionPlan;
 use futures::StreamExt;
 
 use super::Run;
@@ -21,6 +22,16 @@ pub(super) fn run_task(run: &Run<'_>, partition: PartitionId) -> Result<Option<R
 /// Drains one partition below an exchange, which deals its rows out. Returns how many there were.
 pub(super) fn run_exchange_task(run: &Run<'_>, exchange: &ExchangeExec, partition: PartitionId) -> Result<usize> {
     guarded(run, partition, deal(run, exchange, partition))
+}
+
+/// Runs a plan that gives no rows to its end, for what it leaves behind in expressions of the plan of the batch.
+pub(super) fn run_ahead(run: &Run<'_>, plan: &Arc<dyn ExecutionPlan>) -> Result<()> {
+    let work = async {
+        let mut rows = plan.execute(0, Arc::clone(run.context))?;
+        while rows.next().await.transpose()?.is_some() {}
+        Ok(())
+    };
+    guarded(run, PartitionId(0), work)
 }
 
 fn guarded<T>(run: &Run<'_>, partition: PartitionId, work: impl Future<Output = Result<T>>) -> Result<T> {

@@ -11,9 +11,10 @@
 //! 7. Each scan of a stream becomes a numbered leaf that remembers its projection and filters.
 //! 8. DataFusion makes the physical plan, with our extension planner for our nodes; our rules for [`static_sides`] and
 //!    [groups](stateful) run first. Operators and exchanges are numbered.
+//! 9. [Scalar subqueries](scalar_subqueries) are taken off, to run ahead of every batch.
 //!
 //! Per batch nothing is planned: the leaves run what the sources bound, found through the task's
-//! [`BatchContext`](crate::batch::BatchContext), and [`static_sides::reset`] makes the plan fit to run again.
+//! [`BatchContext`](crate::batch::BatchContext), and [`QueryPlan::reset`] makes the plan fit to run again.
 
 pub(crate) mod brings;
 
@@ -26,6 +27,10 @@ mod file_names;
 pub(crate) mod join_bounds;
 
 pub(crate) mod node;
+
+pub(crate) mod scalar_subqueries;
+
+pub(crate) mod settings;
 
 pub(crate) mod stateful;
 
@@ -41,10 +46,10 @@ use datafusion::catalog::Session;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::datasource::provider_as_source;
 use datafusion::error::Result as DataFusionResult;
-use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::execution::SessionState;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::{Extension, LogicalPlan, UserDefinedLogicalNode};
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::{ExecutionPlan, displayable};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 
 use self::brings::{Brings, brings, subqueries};
@@ -54,7 +59,9 @@ use self::node::join::{StreamJoinNode, join_streams, unbounded_sides};
 use self::node::limit::StreamLimitNode;
 use self::node::session::SessionNode;
 use self::node::watermark::WatermarkNode;
-use self::static_sides::KeepStaticSides;
+use self::scalar_subqueries::ScalarSubqueries;
+use self::settings::session_for_streams;
+use self::static_sides::{Keep, reset};
 use self::windows::{Sessions, mark_bounds, rewrite_windows};
 use crate::error::Result;
 use crate::operator::event_time::EventTimeExec;
@@ -69,6 +76,8 @@ use crate::watermark::WatermarkTree;
 pub(crate) struct QueryPlan {
     /// What every batch runs.
     pub(crate) physical: Arc<dyn ExecutionPlan>,
+    /// What runs before it.
+    pub(crate) scalar_subqueries: ScalarSubqueries,
     /// What it was made from, once static tables are to be looked up anew.
     optimized: LogicalPlan,
     /// The streams it reads, by source number.
@@ -109,8 +118,22 @@ impl QueryPlan {
         }
         let session = self.session.as_ref();
         let physical = session.query_planner().create_physical_plan(&self.optimized, session).await?;
+        let (physical, scalar_subqueries) = ScalarSubqueries::take(physical)?;
         self.physical = stateful::number(physical)?;
+        self.scalar_subqueries = scalar_subqueries;
         Ok(())
+    }
+
+    /// Makes the plan fit to run another batch.
+    pub(crate) fn reset(&mut self, keep: Keep) -> Result<()> {
+        self.physical = reset(Arc::clone(&self.physical), keep)?;
+        Ok(self.scalar_subqueries.reset(|plan| reset(plan, keep))?)
+    }
+
+    /// The plan that every batch runs, for people.
+    pub(crate) fn display(&self) -> String {
+        let plans = self.scalar_subqueries.plans().iter().chain([&self.physical]);
+        plans.map(|plan| displayable(plan.as_ref()).indent(true).to_string()).collect()
     }
 }
 
@@ -132,6 +155,7 @@ pub(crate) async fn plan_query(
     let unbounded = unbounded_sides(&optimized);
     let (optimized, leaf_sources) = number_leaves(optimized, &sources, partitions)?;
     let physical = session.query_planner().create_physical_plan(&optimized, session.as_ref()).await?;
+    let (physical, scalar_subqueries) = ScalarSubqueries::take(physical)?;
     let physical = stateful::number(physical)?;
 
     let mut unbounded = unbounded;
@@ -153,6 +177,7 @@ pub(crate) async fn plan_query(
         unbounded,
         watermark_tree: stateful::watermark_tree(&physical),
         physical,
+        scalar_subqueries,
         optimized,
         sources,
         leaves,
@@ -253,51 +278,6 @@ fn number_leaves(
         Ok(Transformed::yes(LogicalPlan::TableScan(scan)))
     })?;
     Ok((plan.data, leaf_sources))
-}
-
-const SINGLE_DISTINCT: &str = "single_distinct_aggregation_to_group_by";
-
-/// The user's session with the settings that a cached plan needs.
-fn session_for_streams(
-    user: SessionState,
-    mode: OutputMode,
-    partitions: usize,
-    streaming_subqueries: bool,
-) -> Result<SessionState> {
-    let mut config = user
-        .config()
-        .clone()
-        // The catalog is shared with the user's session: a default one would take the place of their tables.
-        .with_create_default_catalog_and_schema(false)
-        .with_target_partitions(partitions)
-        .with_round_robin_repartition(false)
-        // Through the string-keyed setter: it also switches off the filters of joins and sorts, which would outlive a batch.
-        .set_bool("datafusion.optimizer.enable_dynamic_filter_pushdown", false)
-        // It takes parts of windows out before their marks are seen.
-        .set_bool("datafusion.optimizer.enable_leaf_expression_pushdown", false)
-        // A row whose key is null joins nothing. Said before optimising, it is filtered out below the watermark, as in Spark.
-        .set_bool("datafusion.optimizer.filter_null_join_keys", true)
-        // The static side of a join is always built whole, so that it can be kept.
-        .set_usize("datafusion.optimizer.hash_join_single_partition_threshold", usize::MAX)
-        .set_usize("datafusion.optimizer.hash_join_single_partition_threshold_rows", usize::MAX);
-    if streaming_subqueries {
-        // What a subquery reads of a stream must go through the plan, as a join, to be counted and remembered.
-        config = config.set_bool("datafusion.optimizer.enable_physical_uncorrelated_scalar_subquery", false);
-    }
-    // It splits count(distinct) into two aggregates; the outer one would count each value again whenever it is touched.
-    let logical_rules = user.optimizers().iter().filter(|rule| rule.name() != SINGLE_DISTINCT).cloned().collect();
-    let mut physical_rules: Vec<_> = vec![
-        Arc::new(KeepStaticSides) as _,
-        Arc::new(stateful::RememberGroups { mode, partitions }) as _,
-        Arc::new(stateful::RunToTheEnd) as _,
-    ];
-    physical_rules.extend(user.physical_optimizers().iter().cloned());
-    Ok(SessionStateBuilder::new_from_existing(user)
-        .with_config(config)
-        .with_optimizer_rules(logical_rules)
-        .with_query_planner(Arc::new(StreamPlanner { mode, partitions }))
-        .with_physical_optimizer_rules(physical_rules)
-        .build())
 }
 
 /// DataFusion's planner, and ours for our own nodes.

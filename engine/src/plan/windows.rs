@@ -34,6 +34,7 @@ use datafusion::optimizer::AnalyzerRule;
 use super::brings::{Brings, brings};
 use super::check::is_streaming;
 use super::node::session::SessionNode;
+use super::settings::keep_answers_right;
 use crate::error::{Error, Result};
 use crate::query::OutputMode;
 use crate::query::window::functions::{Kind, udf};
@@ -63,6 +64,7 @@ pub(crate) enum Sessions {
 
 /// Makes the functions of windows, and grouping by them, known to a session. A second call changes nothing.
 pub(crate) fn enable(state: &mut SessionState) {
+    keep_answers_right(state.config_mut().options_mut());
     for kind in [Kind::Window, Kind::SessionWindow, Kind::WindowTime] {
         let function = udf(kind);
         if !state.scalar_functions().contains_key(function.name()) {
