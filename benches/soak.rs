@@ -1,5 +1,5 @@
 //! A long run in fast-forward: more than an hour of event time in 20,000 batches, through deduplication, a join of two
-//! streams and windows. Memory, state, files and open handles must level off. Every 200 batches they are written to
+//! streams and windows, with keys and values of text that are cut out of larger arrays, as a scan gives them. Memory, state, files and open handles must level off. Every 200 batches they are written to
 //! `soak.csv`, which `plot_soak.py` draws.
 //!
 //! `TIDEWATER_SOAK_BATCHES=N` runs longer or shorter.
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringViewArray, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion::functions::core::expr_ext::FieldAccessor;
 use datafusion::prelude::*;
@@ -104,13 +104,14 @@ fn level(samples: &[[f64; 8]]) -> Result<(), Box<dyn std::error::Error>> {
     if grew.is_empty() { Ok(()) } else { Err(format!("did not level off: {}", grew.join(", ")).into()) }
 }
 
-/// Rows with a time, a key and a number that is theirs alone; one in ten comes twice.
+/// Rows with a time, a key, and a number and a text that are theirs alone; one in ten comes twice.
 fn side(name: &str, salt: u64, batches: u64) -> Made {
     let time = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
     let schema: SchemaRef = Arc::new(Schema::new(vec![
         Field::new(format!("{name}ts"), time, true),
-        Field::new(format!("{name}k"), DataType::Int64, true),
+        Field::new(format!("{name}k"), DataType::Utf8View, true),
         Field::new(format!("{name}id"), DataType::Int64, true),
+        Field::new(format!("{name}text"), DataType::Utf8View, true),
     ]));
     let columns = Arc::clone(&schema);
     Made::new(schema, batches, move |batch| {
@@ -123,14 +124,18 @@ fn side(name: &str, salt: u64, batches: u64) -> Made {
             [time as i64, (drawn >> 32) as i64 % KEYS as i64, (batch * ROWS + number) as i64]
         };
         let rows: Vec<[i64; 3]> = (0..ROWS).map(row).collect();
-        let halves = rows.chunks(rows.len().div_ceil(2)).map(|rows| {
-            let times = TimestampMicrosecondArray::from_iter_values(rows.iter().map(|row| row[0]));
-            let numbers = |column: usize| Int64Array::from_iter_values(rows.iter().map(|row| row[column]));
-            let arrays: Vec<ArrayRef> =
-                vec![Arc::new(times.with_timezone("UTC")), Arc::new(numbers(1)), Arc::new(numbers(2))];
-            RecordBatch::try_new(Arc::clone(&columns), arrays)
-        });
-        halves.collect()
+        let times = TimestampMicrosecondArray::from_iter_values(rows.iter().map(|row| row[0]));
+        let keys = rows.iter().map(|row| format!("the key {:>5}, in some forty characters", row[1]));
+        let texts = rows.iter().map(|row| format!("the text of row {}, which nobody else has", row[2]));
+        let arrays: Vec<ArrayRef> = vec![
+            Arc::new(times.with_timezone("UTC")),
+            Arc::new(StringViewArray::from_iter_values(keys)),
+            Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row[2]))),
+            Arc::new(StringViewArray::from_iter_values(texts)),
+        ];
+        let all = RecordBatch::try_new(Arc::clone(&columns), arrays)?;
+        let half = all.num_rows().div_ceil(2);
+        Ok(vec![all.slice(0, half), all.slice(half, all.num_rows() - half)])
     })
 }
 
@@ -141,11 +146,18 @@ fn query(ctx: &SessionContext, left: DataFrame, right: DataFrame) -> Result<Data
     let near = "lk = rk AND rts >= lts - INTERVAL '2 seconds' AND rts <= lts + INTERVAL '2 seconds'";
     let near = ctx.parse_sql_expr(near, &left.schema().join(right.schema())?)?;
     let pairs = left.join_on(right, JoinType::Left, [near])?;
-    let pairs = pairs.select(vec![col("lts").alias("ts"), col("lk").alias("k"), col("rid")])?;
-    let aggregates = vec![pairs.parse_sql_expr("count(*) AS n")?, pairs.parse_sql_expr("count(rid) AS matched")?];
+    let pairs = pairs.select(vec![col("lts").alias("ts"), col("lk").alias("k"), col("rid"), col("rtext")])?;
+    let aggregates = ["count(*) AS n", "count(rid) AS matched", "max(rtext) AS text"];
+    let aggregates = aggregates.map(|sql| pairs.parse_sql_expr(sql)).into_iter().collect::<Result<_, _>>()?;
     let windows =
         pairs.aggregate(vec![window(col("ts"), "10 seconds", None, None)?.alias("w"), col("k")], aggregates)?;
-    Ok(windows.select(vec![col("w").field("start").alias("window_start"), col("k"), col("n"), col("matched")])?)
+    Ok(windows.select(vec![
+        col("w").field("start").alias("window_start"),
+        col("k"),
+        col("n"),
+        col("matched"),
+        col("text"),
+    ])?)
 }
 
 /// Looks around every so many batches.

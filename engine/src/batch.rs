@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::BatchId;
 use crate::sink::dead_letter_schema;
 use crate::source::LeafId;
+use crate::state::spelling::rows_without_slack;
 use crate::state::{OperatorId, OperatorRun};
 
 /// One batch while it runs. Leaves and operators find it in the `TaskContext` they are executed with, so nothing of a
@@ -170,7 +171,7 @@ impl BatchContext {
                 .hint("the source must give them the columns of `dead_letter_schema`"));
         }
         if rows.num_rows() > 0 {
-            dead_letters.lock().push(rows);
+            dead_letters.lock().push(rows_without_slack(&rows)?);
         }
         Ok(())
     }
@@ -191,7 +192,8 @@ impl BatchContext {
     }
 }
 
-/// Event times seen: how many, the least, the greatest and their mean, in milliseconds since 1970.
+/// Event times seen: how many, the least, the greatest and their mean, in milliseconds since 1970; and how many were out of
+/// range.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct EventTimeStats {
     /// How many rows had an event time.
@@ -202,21 +204,26 @@ pub struct EventTimeStats {
     pub max_ms: i64,
     /// The mean.
     pub avg_ms: f64,
+    /// How many rows have a time that cannot be told in microseconds since 1970 (years -290308 to 294247): they count as
+    /// rows without event time.
+    pub out_of_range: u64,
 }
 
 impl EventTimeStats {
     /// Takes in `count` rows with this range and sum.
     pub(crate) fn of(count: u64, min_ms: i64, max_ms: i64, sum_ms: i128) -> Self {
-        EventTimeStats { count, min_ms, max_ms, avg_ms: if count == 0 { 0.0 } else { sum_ms as f64 / count as f64 } }
+        let avg_ms = if count == 0 { 0.0 } else { sum_ms as f64 / count as f64 };
+        EventTimeStats { count, min_ms, max_ms, avg_ms, out_of_range: 0 }
     }
 
     /// Adds what another one saw.
     pub(crate) fn merge(&mut self, other: &Self) {
+        self.out_of_range += other.out_of_range;
         if other.count == 0 {
             return;
         }
         if self.count == 0 {
-            *self = *other;
+            *self = EventTimeStats { out_of_range: self.out_of_range, ..*other };
             return;
         }
         let count = self.count + other.count;

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
+mod aggregates;
+
 mod answers;
 
 mod bad_input;
@@ -24,6 +26,8 @@ mod input_files;
 mod job;
 mod kafka;
 
+mod key_types;
+
 mod kill;
 
 mod planner_faults;
@@ -35,6 +39,7 @@ mod remote;
 mod rows;
 
 mod scalar_subqueries;
+mod session_rows;
 
 mod silence;
 

@@ -156,6 +156,7 @@ impl StateKeeper {
                 num_rows_removed: counts.rows_removed,
                 num_rows_dropped_by_watermark: counts.rows_dropped_late,
                 num_dropped_duplicate_rows: counts.rows_dropped_duplicate,
+                num_rows_dropped_without_session: counts.rows_without_session,
                 memory_used_bytes: bytes as u64,
                 commit_time_ms: commit_ms,
                 num_shuffle_partitions: run.state.partitions() as u64,

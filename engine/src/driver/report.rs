@@ -117,6 +117,9 @@ impl Driver {
             told.insert("max".to_owned(), timestamp(seen.max_ms));
             told.insert("avg".to_owned(), timestamp(seen.avg_ms as i64));
         }
+        if seen.out_of_range > 0 {
+            told.insert("outOfRange".to_owned(), seen.out_of_range.to_string());
+        }
         told
     }
 

@@ -87,6 +87,7 @@ impl StatefulOperator for DeduplicateExec {
             id: vec![],
             values: vec![],
             describe: vec![scope.to_owned()],
+            wrong_before: vec![],
             sides: 1,
         }
     }

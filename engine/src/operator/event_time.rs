@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StructArray};
 use arrow::buffer::NullBuffer;
@@ -31,6 +32,8 @@ pub(crate) struct EventTimeExec {
     node: usize,
     /// The event-time column.
     column: usize,
+    /// Whether it was said that rows have times out of range.
+    told: Arc<AtomicBool>,
     input: Arc<dyn ExecutionPlan>,
     /// The input's columns, with the event-time mark.
     schema: SchemaRef,
@@ -47,7 +50,8 @@ impl EventTimeExec {
             input.pipeline_behavior(),
             input.boundedness(),
         );
-        EventTimeExec { node, column, input, schema, properties: Arc::new(properties) }
+        let (told, properties) = (Arc::default(), Arc::new(properties));
+        EventTimeExec { node, column, told, input, schema, properties }
     }
 }
 
@@ -92,7 +96,8 @@ impl ExecutionPlan for EventTimeExec {
         _options: ReplaceChildrenOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let input = only_child(children)?;
-        Ok(Arc::new(EventTimeExec::new(self.node, self.column, Arc::clone(&self.schema), input)))
+        let exec = EventTimeExec::new(self.node, self.column, Arc::clone(&self.schema), input);
+        Ok(Arc::new(EventTimeExec { told: Arc::clone(&self.told), ..exec }))
     }
 
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
@@ -104,9 +109,19 @@ impl ExecutionPlan for EventTimeExec {
         let input = self.input.execute(partition, context)?;
         let schema = Arc::clone(&self.schema);
         let (node, column) = (self.node, self.column);
+        let told = Arc::clone(&self.told);
         let rows = input.map(move |rows| {
             let rows = rows?;
-            batch.observe_event_times(node, &event_times(rows.column(column))?);
+            let seen = event_times(rows.column(column))?;
+            batch.observe_event_times(node, &seen);
+            if seen.out_of_range > 0 && !told.swap(true, Ordering::Relaxed) {
+                let name = schema.field(column).name();
+                tracing::warn!(
+                    batch = %batch.batch,
+                    "rows have a time in `{name}` that is too far from 1970 to be told in microseconds; they count as rows \
+                     without event time, now and in later batches: `eventTime.outOfRange` of the progress says how many"
+                );
+            }
             restamp(&rows, &schema)
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), rows)))
@@ -155,12 +170,24 @@ pub(crate) fn times_us(column: &ArrayRef, field: &Field) -> Result<Int64Array> {
 /// What is seen of event time. Milliseconds are cut off downwards.
 fn event_times(column: &ArrayRef) -> Result<EventTimeStats> {
     let micros = plain_times_us(column)?;
+    let out_of_range = out_of_range(column, &micros);
     let (Some(min), Some(max)) = (arrow::compute::min(&micros), arrow::compute::max(&micros)) else {
-        return Ok(EventTimeStats::default());
+        return Ok(EventTimeStats { out_of_range, ..EventTimeStats::default() });
     };
     let sum_ms: i128 = micros.iter().flatten().map(|us| i128::from(us.div_euclid(1000))).sum();
     let count = (micros.len() - micros.null_count()) as u64;
-    Ok(EventTimeStats::of(count, min.div_euclid(1000), max.div_euclid(1000), sum_ms))
+    let seen = EventTimeStats::of(count, min.div_euclid(1000), max.div_euclid(1000), sum_ms);
+    Ok(EventTimeStats { out_of_range, ..seen })
+}
+
+/// How many rows have a time that is lost in µs.
+fn out_of_range(column: &ArrayRef, micros: &Int64Array) -> u64 {
+    let end = column.as_struct_opt().and_then(|window| window.column_by_name("end"));
+    let has_time = |row: usize| column.is_valid(row) && end.is_none_or(|end| end.is_valid(row));
+    match micros.null_count() {
+        0 => 0,
+        _ => (0..micros.len()).filter(|&row| micros.is_null(row) && has_time(row)).count() as u64,
+    }
 }
 
 /// The input of a node that has one.
@@ -184,5 +211,18 @@ mod tests {
         assert_eq!((seen.count, seen.min_ms, seen.max_ms), (2, -1, 1));
         let column: ArrayRef = Arc::new(TimestampSecondArray::from(vec![7]).with_timezone("UTC"));
         assert_eq!(event_times(&column).unwrap().max_ms, 7_000);
+    }
+
+    #[test]
+    fn times_beyond_what_micros_tell_are_counted() {
+        let column: ArrayRef =
+            Arc::new(TimestampSecondArray::from(vec![Some(7), None, Some(i64::MAX), Some(i64::MIN)]));
+        let seen = event_times(&column).unwrap();
+        assert_eq!((seen.count, seen.max_ms, seen.out_of_range), (1, 7_000, 2));
+        let mut all = EventTimeStats::default();
+        all.merge(&EventTimeStats { out_of_range: 1, ..EventTimeStats::default() });
+        all.merge(&seen);
+        all.merge(&EventTimeStats::default());
+        assert_eq!((all.count, all.max_ms, all.out_of_range), (1, 7_000, 3));
     }
 }

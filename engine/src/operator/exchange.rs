@@ -29,6 +29,7 @@ use futures::stream;
 use super::event_time::only_child;
 use crate::batch::BatchContext;
 use crate::state::key_hash::{hash_keys, partition_of};
+use crate::state::spelling::rows_without_slack;
 
 /// By what rows are dealt out.
 #[derive(Debug, Clone)]
@@ -89,12 +90,12 @@ impl ExchangeExec {
         &self.input
     }
 
-    /// The rows that a producer made, by the partition they belong to.
+    /// The rows that a producer made, by the partition they belong to. They wait there, and keep nothing else in memory.
     pub(crate) fn split(&self, producer: usize, rows: RecordBatch) -> Result<Vec<(usize, RecordBatch)>> {
         let partitions = self.partitions();
         let keys = match &self.deals {
             Deals::InPlace => return Ok(vec![(producer, rows)]),
-            Deals::ByKey(_) if partitions == 1 => return Ok(vec![(0, rows)]),
+            Deals::ByKey(_) if partitions == 1 => return Ok(vec![(0, rows_without_slack(&rows)?)]),
             Deals::ByKey(keys) => keys,
         };
         let keys = keys
@@ -109,7 +110,7 @@ impl ExchangeExec {
         for (partition, own) in places.into_iter().enumerate().filter(|(_, own)| !own.is_empty()) {
             let whole = own.len() == rows.num_rows();
             let own = if whole { rows.clone() } else { take_record_batch(&rows, &UInt32Array::from(own))? };
-            dealt.push((partition, own));
+            dealt.push((partition, rows_without_slack(&own)?));
         }
         Ok(dealt)
     }

@@ -69,6 +69,7 @@ impl StatefulOperator for StreamLimitExec {
             id: vec![],
             values: vec![Arc::new(Field::new("passed", DataType::Int64, false))],
             describe: vec![],
+            wrong_before: vec![],
             sides: 1,
         }
     }

@@ -3,7 +3,6 @@
 use std::future::Future;
 
 use arrow::array::ArrayRef;
-use arrow::compute::kernels::cast::cast;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use datafusion::common::internal_err;
@@ -11,6 +10,8 @@ use datafusion::error::Result;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{TryStreamExt, stream};
+
+use crate::state::spelling::{in_type, without_slack};
 
 /// How many rows of state become one batch of output.
 pub(super) const OUTPUT_ROWS: usize = 8192;
@@ -24,7 +25,8 @@ pub(super) fn when_done(
     Box::pin(RecordBatchStreamAdapter::new(schema, batches))
 }
 
-/// Columns as rows of this schema; types that differ in how they are kept only are brought to it.
+/// Columns as rows of this schema; types that differ in how they are kept only are brought to it. Rows that go out do not
+/// hold on to the state they came from.
 pub(super) fn rows_of(schema: &SchemaRef, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
     if columns.len() != schema.fields().len() {
         return internal_err!("{} columns for a schema of {}", columns.len(), schema.fields().len());
@@ -32,10 +34,7 @@ pub(super) fn rows_of(schema: &SchemaRef, columns: Vec<ArrayRef>, rows: usize) -
     let columns = columns
         .into_iter()
         .zip(schema.fields())
-        .map(|(column, field)| match column.data_type() == field.data_type() {
-            true => Ok(column),
-            false => Ok(cast(&column, field.data_type())?),
-        })
+        .map(|(column, field)| without_slack(&in_type(&column, field.data_type())?))
         .collect::<Result<Vec<_>>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     Ok(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?)

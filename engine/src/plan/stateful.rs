@@ -35,7 +35,7 @@ use super::node::limit::StreamLimitNode;
 use super::node::watermark::WatermarkNode;
 use super::static_sides;
 use crate::error::Error;
-use crate::operator::aggregate::StatefulAggregateExec;
+use crate::operator::aggregate::{Aggregates, Code, StatefulAggregateExec, ours};
 use crate::operator::deduplicate::{DeduplicateExec, Remember};
 use crate::operator::event_time::EventTimeExec;
 use crate::operator::exchange::ExchangeExec;
@@ -224,7 +224,19 @@ impl RememberGroups {
         let schema = last.schema();
         let keys = last.group_expr().num_group_exprs();
         let marked = schema.fields().iter().take(keys).position(|field| is_event_time(field));
-        let mut partial = Arc::clone(last.input());
+        let named = first.aggr_expr();
+        let functions = ours::replace(named, &first.input_schema())?;
+        let partial = AggregateExec::try_new(
+            AggregateMode::Partial,
+            first.group_expr().clone(),
+            functions,
+            first.filter_expr().to_vec(),
+            Arc::clone(first.input()),
+            first.input_schema(),
+        )?;
+        let code = if keys == 0 { Code::OneGroup } else { Code::Groups };
+        let aggregates = Aggregates::try_new(named, partial.aggr_expr(), code)?;
+        let mut partial: Arc<dyn ExecutionPlan> = Arc::new(partial);
         // In complete mode nothing is late.
         if let Some(key) = marked
             && self.mode != OutputMode::Complete
@@ -237,7 +249,7 @@ impl RememberGroups {
         }
         let columns: Vec<usize> = (0..keys).collect();
         let input = exchange(partial, &columns, self.partitions)?;
-        let aggregate = StatefulAggregateExec::try_new(id, self.mode, (keys, marked), last.aggr_expr(), schema, input)?;
+        let aggregate = StatefulAggregateExec::try_new(id, self.mode, (keys, marked), aggregates, schema, input)?;
         Ok(Arc::new(aggregate))
     }
 }

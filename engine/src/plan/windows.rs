@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::Transformed;
+use datafusion::common::tree_node::{Transformed, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, ScalarValue, TableReference};
 use datafusion::error::Result as DataFusionResult;
 use datafusion::execution::{FunctionRegistry, SessionState};
@@ -97,6 +97,7 @@ pub(crate) fn rewrite_windows(plan: LogicalPlan, sessions: Sessions) -> Result<L
         LogicalPlan::Aggregate(aggregate) => rewrite(aggregate, sessions),
         other => Ok(Transformed::no(other)),
     })?;
+    check_grouped(&rewritten.data, sessions)?;
     Ok(rewritten.data)
 }
 
@@ -141,6 +142,29 @@ fn marked_bound(expr: &Expr, schema: &DFSchema) -> DataFusionResult<Option<Expr>
     }
     let of = of.clone();
     Ok(Some(udf(Kind::MarkBound).call(vec![Expr::ScalarFunction(call), of, lit(is_start)])))
+}
+
+/// Refuses windows that a row by itself has no value of, anywhere but among the keys of an aggregation.
+fn check_grouped(plan: &LogicalPlan, sessions: Sessions) -> Result<()> {
+    let checked = plan.apply_with_subqueries(|node| {
+        if sessions == Sessions::Untouched && is_streaming(node) {
+            return Ok(TreeNodeRecursion::Continue);
+        }
+        node.apply_expressions(|expr| {
+            if needs_grouping(expr)? {
+                return Err(Error::unsupported(format!(
+                    "`{}` has no value for a row by itself: a row has several sliding windows, and a session is made by rows \
+                     together",
+                    expr.clone().unalias()
+                ))
+                .hint("group by it: it can stand in GROUP BY only, and its name elsewhere")
+                .into());
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })
+    });
+    checked?;
+    Ok(())
 }
 
 fn rewrite(aggregate: Aggregate, sessions: Sessions) -> DataFusionResult<Transformed<LogicalPlan>> {

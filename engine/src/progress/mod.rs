@@ -43,7 +43,8 @@ pub struct QueryProgress {
     /// Milliseconds per phase, to the microsecond: `latestOffset`, `walCommit`, `getBatch`, `addBatch`, `stateCommit`, `commitOffsets`,
     /// `triggerExecution`.
     pub duration_ms: BTreeMap<String, f64>,
-    /// `watermark`, and `min`, `max`, `avg` of the event times seen. Empty for a query without watermark.
+    /// `watermark`, and `min`, `max`, `avg` of the event times seen. Empty for a query without watermark. `outOfRange`, if
+    /// there are any: how many rows had a time too far from 1970 to be told in microseconds, and so count as rows without.
     pub event_time: BTreeMap<String, String>,
     /// One entry per stateful operator.
     pub state_operators: Vec<StateOperatorProgress>,
@@ -69,6 +70,9 @@ pub struct StateOperatorProgress {
     pub num_rows_dropped_by_watermark: u64,
     /// Input rows that had been there before.
     pub num_dropped_duplicate_rows: u64,
+    /// Input rows that have no session: their time is NULL, or their gap is NULL, not above zero or of no fixed length.
+    #[serde(default)]
+    pub num_rows_dropped_without_session: u64,
     /// The memory it holds, in bytes.
     pub memory_used_bytes: u64,
     /// How long it took to write the changes of all operators, in milliseconds.

@@ -15,6 +15,7 @@ use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 
 use super::StateSpec;
+use super::spelling::{plain, plain_type};
 use super::table::NEVER;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -86,7 +87,7 @@ pub(crate) fn decode(spec: &StateSpec, contents: Bytes, file: &str) -> Result<Ve
     }
     let wanted = spec.file_schema();
     let same = schema.fields().len() == wanted.fields().len()
-        && schema.fields().iter().zip(wanted.fields()).all(|(a, b)| a.data_type() == b.data_type());
+        && schema.fields().iter().zip(wanted.fields()).all(|(a, b)| plain_type(a.data_type()) == *b.data_type());
     if !same {
         return Err(Error::damaged(format!(
             "the file has the columns {:?}, and the operator keeps {:?}",
@@ -98,7 +99,12 @@ pub(crate) fn decode(spec: &StateSpec, contents: Bytes, file: &str) -> Result<Ve
             "the file belongs to another operator or checkpoint: restore it from a backup, or start with a new one",
         ));
     }
-    reader.map(|batch| batch.map_err(torn)).collect()
+    // An older release wrote dictionaries as they came.
+    let in_plain_types = |rows: RecordBatch| -> Result<RecordBatch> {
+        let columns = rows.columns().iter().map(plain).collect::<datafusion::error::Result<_>>()?;
+        Ok(RecordBatch::try_new(Arc::clone(&wanted), columns)?)
+    };
+    reader.map(|batch| in_plain_types(batch.map_err(torn)?)).collect()
 }
 
 /// By side: the latest time among these changes; [`NEVER`] where a row is never due, `i64::MIN` where there is none.

@@ -26,6 +26,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::file::{self, Effort};
+use super::spelling::rows_without_slack;
 use super::{OperatorId, StateSpec};
 use crate::checkpoint::{CheckpointStore, Created};
 use crate::error::{Error, Result};
@@ -332,7 +333,7 @@ fn newest_of_each(
         .map(|row| row as u32)
         .collect();
     kept.reverse();
-    Ok(take_record_batch(&all, &UInt32Array::from(kept))?)
+    Ok(rows_without_slack(&take_record_batch(&all, &UInt32Array::from(kept))?)?)
 }
 
 /// The same rows under the schema without metadata.

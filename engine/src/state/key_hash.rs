@@ -15,16 +15,26 @@
 //! | booleans | one byte, 0 or 1 |
 //! | texts and binaries of all widths | their bytes |
 //! | structs | hashed field by field, like columns |
+//! | lists of all kinds | how many values, as 8 bytes, little endian; then value by value, like columns |
+//! | maps | as the list of their entries, structs of key and value, in the order of the keys |
+//! | dictionaries, runs | as the values they stand for |
 //! | null | none, with the seed's bits inverted |
 //!
-//! Widening a key's type (32 to 64 bits, say) moves no row to another group. Other types (lists, maps, dictionaries) cannot be keys.
+//! Widening a key's type (32 to 64 bits, say) moves no row to another group. Other types (intervals, unions) cannot be keys.
 
-use arrow::array::{Array, ArrayRef, AsArray};
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, GenericListArray, ListArray, OffsetSizeTrait, UInt64Array};
 use arrow::compute::kernels::cast::cast;
-use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, Float64Type, Int64Type, UInt64Type};
+use arrow::compute::take;
+use arrow::datatypes::{
+    DECIMAL128_MAX_PRECISION, DataType, Decimal128Type, Decimal256Type, Field, Float64Type, Int64Type, UInt64Type,
+};
 use datafusion::common::{exec_err, not_impl_err};
 use datafusion::error::Result;
 use twox_hash::XxHash64;
+
+use super::spelling::{one_spelling, plain};
 
 /// Into how many groups the keys of a query are divided: the greatest number of partitions that do any work.
 pub(crate) const KEY_GROUPS: usize = 256;
@@ -47,6 +57,13 @@ pub(crate) fn partition_of(hash: u64, partitions: usize) -> usize {
 pub(crate) fn can_be_key(data_type: &DataType) -> bool {
     match data_type {
         DataType::Struct(fields) => fields.iter().all(|field| can_be_key(field.data_type())),
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+            can_be_key(item.data_type())
+        }
+        DataType::ListView(item) | DataType::LargeListView(item) => can_be_key(item.data_type()),
+        DataType::Map(entries, _) => can_be_key(entries.data_type()),
+        DataType::Dictionary(_, values) => can_be_key(values),
+        DataType::RunEndEncoded(_, values) => can_be_key(values.data_type()),
         other => {
             other.is_integer()
                 || other.is_floating()
@@ -62,6 +79,8 @@ pub(crate) fn can_be_key(data_type: &DataType) -> bool {
                         | DataType::LargeBinary
                         | DataType::BinaryView
                         | DataType::FixedSizeBinary(_)
+                        | DataType::Decimal32(_, _)
+                        | DataType::Decimal64(_, _)
                         | DataType::Decimal128(_, _)
                         | DataType::Decimal256(_, _)
                 )
@@ -91,6 +110,9 @@ fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
             let values = column.as_primitive::<Decimal128Type>();
             fold(column, hashes, |row, seed| XxHash64::oneshot(seed, &values.value(row).to_le_bytes()));
         }
+        DataType::Decimal32(_, scale) | DataType::Decimal64(_, scale) => {
+            hash_column(&cast(column, &DataType::Decimal128(DECIMAL128_MAX_PRECISION, *scale))?, hashes)?;
+        }
         DataType::Decimal256(_, _) => {
             let values = column.as_primitive::<Decimal256Type>();
             fold(column, hashes, |row, seed| XxHash64::oneshot(seed, &values.value(row).to_le_bytes()));
@@ -109,6 +131,20 @@ fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
                 hashes[row] = of_null(seed);
             }
         }
+        DataType::List(_) => hash_lists(column.as_list::<i32>(), hashes)?,
+        DataType::LargeList(_) => hash_lists(column.as_list::<i64>(), hashes)?,
+        DataType::ListView(item) | DataType::LargeListView(item) | DataType::FixedSizeList(item, _) => {
+            hash_column(&cast(column, &DataType::LargeList(Arc::clone(item)))?, hashes)?;
+        }
+        DataType::Map(_, _) => {
+            let spelled = one_spelling(std::slice::from_ref(column))?;
+            for maps in spelled.iter().filter_map(|maps| maps.as_map_opt()) {
+                let (entries, offsets) = (Arc::new(maps.entries().clone()), maps.offsets().clone());
+                let item = Arc::new(Field::new_list_field(entries.data_type().clone(), false));
+                hash_lists(&ListArray::try_new(item, offsets, entries, maps.nulls().cloned())?, hashes)?;
+            }
+        }
+        DataType::Dictionary(_, _) | DataType::RunEndEncoded(_, _) => hash_column(&plain(column)?, hashes)?,
         DataType::LargeUtf8 => hash_column(&cast(column, &DataType::Utf8View)?, hashes)?,
         DataType::Binary | DataType::LargeBinary | DataType::FixedSizeBinary(_) => {
             hash_column(&cast(column, &DataType::BinaryView)?, hashes)?;
@@ -134,6 +170,33 @@ fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
             fold(column, hashes, |row, seed| XxHash64::oneshot(seed, &values.value(row).to_le_bytes()));
         }
         other => return not_impl_err!("values of type {other} cannot be keys of a stream's state"),
+    }
+    Ok(())
+}
+
+/// Lists: value by value, the first ones of all lists together, then the second ones, and so on.
+fn hash_lists<O: OffsetSizeTrait>(lists: &GenericListArray<O>, hashes: &mut [u64]) -> Result<()> {
+    let bounds: Vec<(usize, usize)> =
+        lists.value_offsets().windows(2).map(|pair| (pair[0].as_usize(), pair[1].as_usize())).collect();
+    let mut rows: Vec<usize> = vec![];
+    for (row, seed) in hashes.iter_mut().enumerate() {
+        if lists.is_null(row) {
+            *seed = of_null(*seed);
+        } else {
+            let (first, end) = bounds[row];
+            *seed = XxHash64::oneshot(*seed, &((end - first) as u64).to_le_bytes());
+            rows.push(row);
+        }
+    }
+    for place in 0.. {
+        rows.retain(|&row| bounds[row].0 + place < bounds[row].1);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let at: UInt64Array = rows.iter().map(|&row| Some((bounds[row].0 + place) as u64)).collect();
+        let mut own: Vec<u64> = rows.iter().map(|&row| hashes[row]).collect();
+        hash_column(&take(lists.values(), &at, None)?, &mut own)?;
+        rows.iter().zip(own).for_each(|(&row, hash)| hashes[row] = hash);
     }
     Ok(())
 }
@@ -164,15 +227,11 @@ pub(crate) fn canonical(value: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
+    use super::*;
     use arrow::array::{
         BooleanArray, Date32Array, Float32Array, Float64Array, Int32Array, Int64Array, StringArray, StringViewArray,
         StructArray, TimestampMicrosecondArray,
     };
-    use arrow::datatypes::Field;
-
-    use super::*;
 
     fn hashes(columns: &[ArrayRef]) -> Vec<u64> {
         hash_keys(columns, columns.first().map_or(0, |c| c.len())).unwrap()
@@ -229,6 +288,29 @@ mod tests {
         let found = hashes(&[both]);
         assert_eq!(found[0], hashes(&[a, b])[0]);
         assert_eq!(found[1], of_null(0));
+    }
+
+    #[test]
+    fn lists_maps_and_dictionaries_are_their_values() {
+        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![1, 2, 3, 4]));
+        let item = Arc::new(Field::new_list_field(DataType::Int64, true));
+        let offsets = arrow::buffer::OffsetBuffer::from_lengths([2, 0, 2]);
+        let nulls = Some(arrow::buffer::NullBuffer::from(vec![true, true, false]));
+        let lists: ArrayRef = Arc::new(ListArray::try_new(item, offsets, numbers, nulls).unwrap());
+        let length = |count: u64, seed| XxHash64::oneshot(seed, &count.to_le_bytes());
+        let number = |value: i64, seed| XxHash64::oneshot(seed, &value.to_le_bytes());
+        let expected = [number(2, number(1, length(2, 0))), length(0, 0), of_null(0)];
+        assert_eq!(hashes(&[Arc::clone(&lists)]), expected);
+        let large = cast(&lists, &DataType::LargeList(Arc::new(Field::new_list_field(DataType::Int64, true)))).unwrap();
+        assert_eq!(hashes(&[large]), expected);
+        let texts: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), None, Some("a")]));
+        let coded = DataType::Dictionary(Box::new(DataType::Int8), Box::new(DataType::Utf8));
+        assert_eq!(hashes(&[cast(&texts, &coded).unwrap()]), hashes(&[texts]));
+        let wide: ArrayRef = Arc::new(arrow::array::Decimal128Array::from(vec![Some(12_345), None]));
+        let wide = cast(&wide, &DataType::Decimal128(38, 0)).unwrap();
+        for narrow in [DataType::Decimal32(9, 0), DataType::Decimal64(18, 0)] {
+            assert_eq!(hashes(&[cast(&wide, &narrow).unwrap()]), hashes(&[Arc::clone(&wide)]));
+        }
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(crate) mod operator_state;
 
 mod spec;
 
+pub(crate) mod spelling;
+
 pub(crate) mod table;
 
 use std::fmt;

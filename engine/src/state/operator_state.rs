@@ -67,6 +67,8 @@ pub(crate) struct Counts {
     pub(crate) rows_dropped_late: u64,
     /// Input rows that were there before.
     pub(crate) rows_dropped_duplicate: u64,
+    /// Input rows that have no session.
+    pub(crate) rows_without_session: u64,
 }
 
 /// One operator in one batch: the watermarks it goes by, its state, and what it has to tell when it is done.
@@ -134,6 +136,7 @@ impl OperatorRun {
         counts.rows_removed += more.rows_removed;
         counts.rows_dropped_late += more.rows_dropped_late;
         counts.rows_dropped_duplicate += more.rows_dropped_duplicate;
+        counts.rows_without_session += more.rows_without_session;
     }
 
     /// All changes, those of the first partition first.

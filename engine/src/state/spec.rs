@@ -18,7 +18,8 @@ use arrow::record_batch::RecordBatch;
 use datafusion::error::Result;
 use serde::{Deserialize, Serialize};
 
-use super::table::{NEVER, one_spelling};
+use super::spelling::{one_spelling, plain, plain_type, without_slack};
+use super::table::NEVER;
 
 /// See the [module](self).
 #[derive(Debug, Clone)]
@@ -33,6 +34,8 @@ pub(crate) struct StateSpec {
     pub(crate) values: Vec<FieldRef>,
     /// What the operator does, as far as it gives meaning to the values.
     pub(crate) describe: Vec<String>,
+    /// Parts of it of which releases before [`REVISION`] kept something wrong.
+    pub(crate) wrong_before: Vec<String>,
     /// How many bounds of eviction it has; with two, the first column of `id` (`UInt8`) says which.
     pub(crate) sides: usize,
 }
@@ -40,7 +43,7 @@ pub(crate) struct StateSpec {
 impl StateSpec {
     /// The columns of a file of changes.
     pub(crate) fn file_schema(&self) -> SchemaRef {
-        let plain = |name: String, field: &FieldRef| Field::new(name, field.data_type().clone(), true);
+        let plain = |name: String, field: &FieldRef| Field::new(name, plain_type(field.data_type()), true);
         let mut fields = vec![Field::new("removed", DataType::Boolean, false)];
         fields.extend(self.keys.iter().enumerate().map(|(i, f)| plain(format!("key.{i}.{}", f.name()), f)));
         fields.extend(self.id.iter().map(|f| plain(format!("id.{}", f.name()), f)));
@@ -73,10 +76,12 @@ impl StateSpec {
             values.unwrap_or_else(|| self.values.iter().map(|field| new_null_array(field.data_type(), rows)).collect());
         let times: Int64Array = times_us.iter().map(|&us| (us != NEVER).then_some(us)).collect();
         let mut columns: Vec<ArrayRef> = vec![Arc::new(BooleanArray::from(vec![removed; rows]))];
-        columns.extend(one_spelling(&keys));
+        columns.extend(one_spelling(&keys)?);
         columns.extend(id);
         columns.push(Arc::new(times));
         columns.extend(values);
+        // What is written holds the values of these rows and no others.
+        let columns = columns.iter().map(|column| without_slack(&plain(column)?)).collect::<Result<_>>()?;
         Ok(RecordBatch::try_new(self.file_schema(), columns)?)
     }
 
@@ -91,9 +96,14 @@ impl StateSpec {
             id: told(&self.id),
             values: told(&self.values),
             describe: self.describe.clone(),
+            revision: REVISION,
+            wrong_before: self.wrong_before.clone(),
         }
     }
 }
+
+/// Raised when a release finds that older ones kept something wrong.
+const REVISION: u32 = 1;
 
 /// A [`StateSpec`] as the checkpoint tells it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -106,6 +116,11 @@ pub(crate) struct ToldSpec {
     pub(crate) values: Vec<ToldColumn>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) describe: Vec<String>,
+    #[serde(default)]
+    pub(crate) revision: u32,
+    /// See [`StateSpec::wrong_before`].
+    #[serde(skip)]
+    pub(crate) wrong_before: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -136,6 +151,14 @@ pub(crate) fn differences(old: &[ToldSpec], new: &[ToldSpec]) -> Vec<String> {
             continue;
         }
         let kind = &new.operator;
+        if old.revision < new.revision && !new.wrong_before.is_empty() {
+            found.push(format!(
+                "operator {number} ({kind}): the release that wrote the checkpoint kept something wrong between the batches of \
+                 [{}], so what it knows of them cannot be continued",
+                new.wrong_before.join(", ")
+            ));
+            continue;
+        }
         columns(&format!("operator {number} ({kind}): key"), &old.keys, &new.keys, &mut found);
         columns(&format!("operator {number} ({kind}): identity"), &old.id, &new.id, &mut found);
         if old.describe != new.describe {
@@ -173,6 +196,7 @@ mod tests {
             id: vec![],
             values: describe.iter().map(|d| Arc::new(Field::new(*d, DataType::Int64, true)) as _).collect(),
             describe: describe.iter().map(ToString::to_string).collect(),
+            wrong_before: vec![],
             sides: 1,
         }
         .told()

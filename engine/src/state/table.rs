@@ -11,18 +11,20 @@
 //! that no slot points to; each row is rewritten a few times in its life, and half of all rows are alive at least.
 //!
 //! A key may have several rows (a join's): they form a chain, newest first.
+//!
+//! Values are kept in their [plain type](super::spelling::plain_type), and come out in the type that was declared.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, ListArray, StructArray};
+use arrow::array::{Array, ArrayRef};
 use arrow::compute::interleave;
-use arrow::compute::kernels::arity::unary;
-use arrow::datatypes::{DataType, FieldRef, Float16Type, Float32Type, Float64Type};
+use arrow::datatypes::{DataType, FieldRef};
 use arrow::row::{Row, RowConverter, Rows, SortField};
 use datafusion::common::internal_err;
 use datafusion::error::Result;
 use hashbrown::HashTable;
+
+use super::spelling::{in_type, one_spelling, plain, plain_type, without_slack};
 
 /// A row of the table, wherever its value lies at the moment. Never used for another row while this one lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,6 +79,7 @@ pub(crate) struct NewRows<'a> {
 #[derive(Debug)]
 pub(crate) struct Table {
     converter: RowConverter,
+    key_types: Vec<DataType>,
     value_types: Vec<DataType>,
     /// The newest slot of each key, with the key's hash.
     index: HashTable<(u64, u32)>,
@@ -94,9 +97,10 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new(keys: &[FieldRef], values: &[FieldRef]) -> Result<Self> {
-        let fields = keys.iter().map(|field| SortField::new(field.data_type().clone())).collect();
+        let fields = keys.iter().map(|field| SortField::new(plain_type(field.data_type()))).collect();
         Ok(Table {
             converter: RowConverter::new(fields)?,
+            key_types: keys.iter().map(|field| field.data_type().clone()).collect(),
             value_types: values.iter().map(|field| field.data_type().clone()).collect(),
             index: HashTable::new(),
             slots: vec![],
@@ -111,7 +115,7 @@ impl Table {
 
     /// The keys, encoded so that equal ones have equal bytes.
     pub(crate) fn encode(&self, keys: &[ArrayRef]) -> Result<Rows> {
-        Ok(self.converter.convert_columns(&one_spelling(keys))?)
+        Ok(self.converter.convert_columns(&one_spelling(keys)?)?)
     }
 
     /// The newest row of this key.
@@ -143,6 +147,11 @@ impl Table {
         rows.iter().zip(&candidates).zip(&places).map(check).collect()
     }
 
+    /// Whether a row is of this key.
+    pub(crate) fn has_key(&self, slot: SlotId, key: Row<'_>) -> bool {
+        self.key_is(slot.0, key)
+    }
+
     fn key_is(&self, slot: u32, key: Row<'_>) -> bool {
         self.key_of(slot).is_some_and(|own| own.as_ref() == key.as_ref())
     }
@@ -170,7 +179,7 @@ impl Table {
             && rows.hashes.len() == count
             && rows.times_us.len() == count
             && rows.values.len() == self.value_types.len()
-            && rows.values.iter().zip(&self.value_types).all(|(v, t)| v.len() == count && v.data_type() == t);
+            && rows.values.iter().all(|values| values.len() == count);
         if !fits {
             return internal_err!("rows of another shape were put into a table");
         }
@@ -180,7 +189,10 @@ impl Table {
         // Keys are copied: the caller's may be part of something larger.
         let mut keys = self.converter.empty_rows(count, rows.keys.iter().map(|key| key.as_ref().len()).sum());
         rows.keys.iter().for_each(|key| keys.push(key));
-        let values = rows.values.iter().map(without_slack).collect::<Result<_>>()?;
+        let values = rows.values.iter().map(|values| without_slack(&plain(values)?)).collect::<Result<Vec<_>>>()?;
+        if !values.iter().zip(&self.value_types).all(|(values, of_type)| *values.data_type() == plain_type(of_type)) {
+            return internal_err!("values of another type were put into a table");
+        }
         let chunk = self.add_chunk(Chunk { keys, slots: vec![], values, alive: count });
         let new = slots.iter().filter(|slot| slot.is_none()).count();
         self.index.reserve(new, |entry| entry.0);
@@ -364,7 +376,7 @@ impl Table {
                     return Ok(arrow::array::new_empty_array(of_type));
                 }
                 let arrays: Vec<&dyn Array> = chunks.iter().map(|chunk| chunk.values[column].as_ref()).collect();
-                Ok(interleave(&arrays, &places)?)
+                in_type(&interleave(&arrays, &places)?, of_type)
             })
             .collect()
     }
@@ -373,7 +385,8 @@ impl Table {
     pub(crate) fn keys(&self, slots: &[SlotId]) -> Result<Vec<ArrayRef>> {
         let rows: Option<Vec<Row<'_>>> = slots.iter().map(|slot| self.key_of(slot.0)).collect();
         let Some(rows) = rows else { return internal_err!("a row that is gone was asked for its key") };
-        Ok(self.converter.convert_rows(rows)?)
+        let keys = self.converter.convert_rows(rows)?;
+        keys.iter().zip(&self.key_types).map(|(key, of_type)| in_type(key, of_type)).collect()
     }
 
     /// Where rows lie.
@@ -477,48 +490,6 @@ impl Table {
 fn chunk_bytes(chunk: &Chunk) -> usize {
     let values: usize = chunk.values.iter().map(|array| array.get_array_memory_size()).sum();
     values + chunk.keys.size() + chunk.keys.num_rows() * size_of::<u32>()
-}
-
-/// The same values without text that nothing refers to: views share the buffers of what they were taken from.
-fn without_slack(array: &ArrayRef) -> Result<ArrayRef> {
-    Ok(match array.data_type() {
-        DataType::Utf8View => Arc::new(array.as_string_view().gc()),
-        DataType::BinaryView => Arc::new(array.as_binary_view().gc()),
-        DataType::Struct(fields) => {
-            let columns = array.as_struct().columns().iter().map(without_slack).collect::<Result<_>>()?;
-            Arc::new(StructArray::try_new_with_length(fields.clone(), columns, array.nulls().cloned(), array.len())?)
-        }
-        DataType::List(field) => {
-            let list = array.as_list::<i32>();
-            let (offsets, nulls) = (list.offsets().clone(), list.nulls().cloned());
-            Arc::new(ListArray::try_new(Arc::clone(field), offsets, without_slack(list.values())?, nulls)?)
-        }
-        _ => Arc::clone(array),
-    })
-}
-
-/// Keys in which each value has one spelling.
-pub(crate) fn one_spelling(keys: &[ArrayRef]) -> Vec<ArrayRef> {
-    keys.iter().map(one_zero).collect()
-}
-
-/// Floats with one zero: `-0.0` and `0.0` are one key.
-fn one_zero(array: &ArrayRef) -> ArrayRef {
-    match array.data_type() {
-        DataType::Float64 => {
-            let values = array.as_primitive::<Float64Type>();
-            Arc::new(unary::<_, _, Float64Type>(values, super::key_hash::canonical))
-        }
-        DataType::Float32 => {
-            let values = array.as_primitive::<Float32Type>();
-            Arc::new(unary::<_, _, Float32Type>(values, |v| super::key_hash::canonical(v.into()) as f32))
-        }
-        DataType::Float16 => {
-            let values = array.as_primitive::<Float16Type>();
-            Arc::new(unary::<_, _, Float16Type>(values, |v| if f32::from(v) == 0.0 { Default::default() } else { v }))
-        }
-        _ => Arc::clone(array),
-    }
 }
 
 #[cfg(test)]

@@ -7,22 +7,59 @@ use arrow::compute::take;
 use arrow::datatypes::FieldRef;
 use datafusion::common::internal_err;
 use datafusion::error::Result;
+use datafusion::functions_aggregate::correlation::Correlation;
 use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
 use datafusion::physical_expr::GroupsAccumulatorAdapter;
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 
+use super::ours;
+use crate::state::spelling::in_type;
+
+/// With which of its two codes DataFusion makes the partial state of a function. What one writes the other cannot
+/// always read, so all steps go by the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// That for many groups at once, where a function has it: with GROUP BY.
+    Groups,
+    /// That for one group: without.
+    OneGroup,
+}
+
 /// The aggregates of an operator, in order, and the columns in which their partial state is kept.
 #[derive(Debug, Clone)]
 pub(crate) struct Aggregates {
+    /// As the user named them.
+    named: Vec<Arc<AggregateFunctionExpr>>,
+    /// What computes them: the same, but for those whose code is [ours](super::ours).
     functions: Vec<Arc<AggregateFunctionExpr>>,
+    code: Code,
     /// By function: its state columns.
     states: Vec<Vec<FieldRef>>,
 }
 
 impl Aggregates {
-    pub(crate) fn try_new(functions: &[Arc<AggregateFunctionExpr>]) -> Result<Self> {
+    /// The aggregates `named`, computed by `functions`.
+    pub(crate) fn try_new(
+        named: &[Arc<AggregateFunctionExpr>],
+        functions: &[Arc<AggregateFunctionExpr>],
+        code: Code,
+    ) -> Result<Self> {
         let states = functions.iter().map(|function| function.state_fields()).collect::<Result<_>>()?;
-        Ok(Aggregates { functions: functions.to_vec(), states })
+        Ok(Aggregates { named: named.to_vec(), functions: functions.to_vec(), code, states })
+    }
+
+    /// Those, as a person would write them, of which older releases kept something wrong.
+    pub(crate) fn wrong_before(&self) -> Vec<String> {
+        let is_wrong = |function: &AggregateFunctionExpr| {
+            let theirs = ours::is_datafusions(function);
+            // Without GROUP BY the state of one code went into the other; those of DataFusion agree but for one function.
+            let codes_met = self.code == Code::OneGroup
+                && function.groups_accumulator_supported()
+                && (!theirs || function.fun().inner().is::<Correlation>());
+            codes_met || function.is_distinct() && !theirs
+        };
+        let wrong = self.named.iter().map(|function| is_wrong(function));
+        self.describe().into_iter().zip(wrong).filter(|(_, wrong)| *wrong).map(|(text, _)| text).collect()
     }
 
     /// All state columns, function after function.
@@ -39,7 +76,7 @@ impl Aggregates {
             let order = if order.is_empty() { String::new() } else { format!(" ORDER BY {}", order.join(", ")) };
             format!("{}({distinct}{}{order})", function.fun().name(), arguments.join(", "))
         };
-        self.functions.iter().map(describe).collect()
+        self.named.iter().map(describe).collect()
     }
 
     /// Fresh accumulators, one per function.
@@ -48,7 +85,7 @@ impl Aggregates {
             .functions
             .iter()
             .map(|function| {
-                if function.groups_accumulator_supported() {
+                if self.code == Code::Groups && function.groups_accumulator_supported() {
                     return function.create_groups_accumulator();
                 }
                 let function = Arc::clone(function);
@@ -56,7 +93,7 @@ impl Aggregates {
                 Ok(Box::new(one_per_group) as Box<dyn GroupsAccumulator>)
             })
             .collect::<Result<_>>()?;
-        Ok(Accumulators { accumulators, widths: self.states.iter().map(Vec::len).collect() })
+        Ok(Accumulators { accumulators, states: self.states.clone() })
     }
 
     /// The values of groups whose state is given, one group per row.
@@ -78,8 +115,8 @@ fn without_places(expr: &impl ToString) -> String {
 /// One accumulator per aggregate.
 pub(crate) struct Accumulators {
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
-    /// By accumulator: how many state columns it has.
-    widths: Vec<usize>,
+    /// By accumulator: its state columns.
+    states: Vec<Vec<FieldRef>>,
 }
 
 impl Accumulators {
@@ -112,8 +149,8 @@ impl Accumulators {
     /// Merges rows of partial state: row i into group `groups[i]`, of so many in total.
     pub(crate) fn merge(&mut self, states: &[ArrayRef], groups: &[usize], total: usize) -> Result<()> {
         let mut rest = states;
-        for (accumulator, width) in self.accumulators.iter_mut().zip(&self.widths) {
-            let Some((own, others)) = rest.split_at_checked(*width) else {
+        for (accumulator, fields) in self.accumulators.iter_mut().zip(&self.states) {
+            let Some((own, others)) = rest.split_at_checked(fields.len()) else {
                 return internal_err!("partial state lacks columns");
             };
             accumulator.merge_batch(own, groups, total)?;
@@ -125,8 +162,15 @@ impl Accumulators {
     /// The partial state of all groups.
     pub(crate) fn state(mut self) -> Result<Vec<ArrayRef>> {
         let mut columns = vec![];
-        for accumulator in &mut self.accumulators {
-            columns.extend(accumulator.state(EmitTo::All)?);
+        for (accumulator, fields) in self.accumulators.iter_mut().zip(&self.states) {
+            let state = accumulator.state(EmitTo::All)?;
+            if state.len() != fields.len() {
+                return internal_err!("partial state has {} columns and not {}", state.len(), fields.len());
+            }
+            // Scalars know less of a type than its field: the names within a list, say.
+            for (column, field) in state.iter().zip(fields) {
+                columns.push(in_type(column, field.data_type())?);
+            }
         }
         Ok(columns)
     }

@@ -16,9 +16,13 @@
 //! | update | every group that a row of this batch fell into |
 //! | complete | all groups |
 //!
-//! An aggregate without keys has one group, which is there before any row and is given out by every batch.
+//! An aggregate without keys has one group, which is there before any row and is given out by every batch. DataFusion
+//! computes it with other code than groups, whose partial state is another: so do we ([`Code`]). Some functions have
+//! [code of ours](ours).
 
 mod accumulate;
+
+pub(crate) mod ours;
 
 mod state;
 
@@ -29,13 +33,12 @@ use arrow::datatypes::{DataType, Field, FieldRef, SchemaRef};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::Result;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties};
 use futures::TryStreamExt;
 
-pub(crate) use self::accumulate::Aggregates;
+pub(crate) use self::accumulate::{Aggregates, Code};
 use self::state::AggregateState;
 use super::StatefulOperator;
 use super::event_time::only_child;
@@ -68,13 +71,13 @@ fn only_group() -> FieldRef {
 }
 
 impl StatefulAggregateExec {
-    /// Merges the rows of `input`, partial state exchanged by its keys, into rows of `schema`: `keys` of them are keys.
-    /// `time_key` is the key that tells when a group is final. The operator will tell `id` its number.
+    /// Merges the rows of `input`, partial state of the aggregates exchanged by its keys, into rows of `schema`: `keys` of
+    /// them are keys. `time_key` is the key that tells when a group is final. The operator will tell `id` its number.
     pub(crate) fn try_new(
         id: SharedId,
         mode: OutputMode,
         (keys, time_key): (usize, Option<usize>),
-        aggregates: &[Arc<AggregateFunctionExpr>],
+        aggregates: Aggregates,
         schema: SchemaRef,
         input: Arc<dyn ExecutionPlan>,
     ) -> Result<Self> {
@@ -90,7 +93,7 @@ impl StatefulAggregateExec {
             mode,
             keys: fields,
             time_key,
-            aggregates: Aggregates::try_new(aggregates)?,
+            aggregates,
             schema,
             input,
             properties: Arc::new(properties),
@@ -114,6 +117,7 @@ impl StatefulOperator for StatefulAggregateExec {
             id: vec![],
             values: self.aggregates.state_fields(),
             describe,
+            wrong_before: self.aggregates.wrong_before(),
             sides: 1,
         }
     }

@@ -13,7 +13,7 @@ use super::Aggregates;
 use crate::operator::event_time::times_us;
 use crate::operator::output::{OUTPUT_ROWS, rows_of};
 use crate::state::key_hash::hash_keys;
-use crate::state::table::one_spelling;
+use crate::state::spelling::one_spelling;
 use crate::state::{Counts, NEVER, NewRows, OperatorRun, PartitionState, SlotId, StateSpec, Table};
 
 /// The groups that a batch touched, and their state after it.
@@ -53,7 +53,7 @@ impl AggregateState {
             (vec![Arc::new(UInt8Array::from(vec![0; rows.num_rows()]))], rows.columns())
         } else {
             let (keys, states) = rows.columns().split_at(self.spec.keys.len());
-            (one_spelling(keys), states)
+            (one_spelling(keys)?, states)
         };
         let hashes = hash_keys(&keys, rows.num_rows())?;
         let encoded = self.table.encode(&keys)?;

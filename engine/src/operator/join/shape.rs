@@ -127,13 +127,6 @@ impl Shape {
             key_fields.push(Arc::new(Field::new(name, of_type, true)));
         }
 
-        let coded = |field: &&Arc<Field>| matches!(field.data_type(), DataType::Dictionary(_, _));
-        if let Some(field) = left.fields().iter().chain(right.fields()).find(coded) {
-            return Err(Error::unsupported(format!("a join of streams cannot keep `{}`, a dictionary", field.name()))
-                .hint("cast it to the type of its values first")
-                .into());
-        }
-
         let (mut left_gate, mut right_gate, mut of_pairs) = (vec![], vec![], vec![]);
         for condition in join.filter.iter().flat_map(split_conjunction) {
             let speaks_of = |schema: &DFSchema| {
@@ -242,6 +235,7 @@ impl Shape {
                 format!("left rows by {}", time(&self.left)),
                 format!("right rows by {}", time(&self.right)),
             ],
+            wrong_before: vec![],
             sides: 2,
         }
     }

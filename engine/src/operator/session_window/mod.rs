@@ -24,6 +24,7 @@ mod state;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, UInt32Array};
 use arrow::compute::{concat_batches, lexsort_to_indices, take_record_batch};
@@ -46,7 +47,7 @@ use futures::TryStreamExt;
 
 use self::state::{SessionRows, SessionState};
 use super::StatefulOperator;
-use super::aggregate::Aggregates;
+use super::aggregate::{Aggregates, Code, ours};
 use super::event_time::only_child;
 use super::exchange::ExchangeExec;
 use super::output::when_done;
@@ -79,6 +80,8 @@ pub(crate) struct SessionWindowExec {
     /// By aggregate: the order in which it wants its rows; empty for any.
     orders: Vec<Vec<PhysicalSortExpr>>,
     schema: SchemaRef,
+    /// Whether it was said that rows have no session.
+    told: Arc<AtomicBool>,
     input: Arc<dyn ExecutionPlan>,
     properties: Arc<PlanProperties>,
 }
@@ -101,18 +104,22 @@ pub(crate) fn plan_session(
     }
     let session = keys.remove(node.session);
 
-    let (mut functions, mut arguments, mut filters, mut orders) = (vec![], vec![], vec![], vec![]);
+    let (mut named, mut filters) = (vec![], vec![]);
     for aggregate in &node.aggregates {
         let lowered =
             LoweredAggregateBuilder::new(aggregate, logical_schema, &physical_schema, props, planning).build()?;
-        // Aggregates that go by an order are given the values to order by, too; some want their rows sorted.
-        let order_by = lowered.aggregate.order_bys();
-        let values = order_by.iter().map(|by| Arc::clone(&by.expr));
-        arguments.push(lowered.aggregate.expressions().into_iter().chain(values).collect());
-        let sorted = lowered.aggregate.order_sensitivity().hard_requires();
-        orders.push(if sorted { order_by.to_vec() } else { vec![] });
-        functions.push(lowered.aggregate);
+        named.push(lowered.aggregate);
         filters.push(lowered.filter);
+    }
+    let functions = ours::replace(&named, &physical_schema)?;
+    let (mut arguments, mut orders) = (vec![], vec![]);
+    for function in &functions {
+        // Aggregates that go by an order are given the values to order by, too; some want their rows sorted.
+        let order_by = function.order_bys();
+        let values = order_by.iter().map(|by| Arc::clone(&by.expr));
+        arguments.push(function.expressions().into_iter().chain(values).collect());
+        let sorted = function.order_sensitivity().hard_requires();
+        orders.push(if sorted { order_by.to_vec() } else { vec![] });
     }
 
     let schema: SchemaRef = Arc::new(node.schema().as_arrow().clone());
@@ -139,11 +146,12 @@ pub(crate) fn plan_session(
         keys,
         session,
         place: node.session,
-        aggregates: Aggregates::try_new(&functions)?,
+        aggregates: Aggregates::try_new(&named, &functions, Code::Groups)?,
         arguments,
         filters,
         orders,
         schema,
+        told: Arc::default(),
         input,
         properties: Arc::new(properties),
     }))
@@ -172,7 +180,7 @@ impl SessionWindowExec {
         // Without a watermark, no row is late.
         let marked = is_event_time(self.session_field()?);
         let late_us = if marked { run.late_us() } else { i64::MIN };
-        let (mut places, mut kept, mut late) = (vec![], vec![], 0);
+        let (mut places, mut kept, mut late, mut without) = (vec![], vec![], 0, 0);
         for (row, stretch) in stretches(&sessions)?.into_iter().enumerate() {
             match stretch {
                 Some((_, end)) if end <= late_us => late += 1,
@@ -180,10 +188,17 @@ impl SessionWindowExec {
                     places.push(row as u32);
                     kept.push(stretch);
                 }
-                None => {}
+                None => without += 1,
             }
         }
-        run.count(Counts { rows_dropped_late: late, ..Counts::default() });
+        run.count(Counts { rows_dropped_late: late, rows_without_session: without, ..Counts::default() });
+        if without > 0 && !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                operator = %self.id,
+                "rows have no session, as their time is NULL or their gap is NULL, not above zero or of no fixed length; they \
+                 are dropped, now and in later batches: `numRowsDroppedWithoutSession` of the progress says how many"
+            );
+        }
         let rows = match places.len() == rows.num_rows() {
             true => rows,
             false => take_record_batch(&rows, &UInt32Array::from(places))?,
@@ -227,6 +242,7 @@ impl StatefulOperator for SessionWindowExec {
             id: vec![Arc::new(Field::new("start", bound, false))],
             values: self.aggregates.state_fields(),
             describe: self.aggregates.describe(),
+            wrong_before: self.aggregates.wrong_before(),
             sides: 1,
         }
     }

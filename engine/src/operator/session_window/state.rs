@@ -3,6 +3,7 @@
 //! A key has any number of sessions, apart from each other; each is due at its end. Key and start name a session in the
 //! files: a row that comes before it or between two takes sessions away and puts another in their place.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, UInt32Array};
@@ -40,6 +41,8 @@ pub(super) struct SessionState {
     table: Table,
     /// By slot of the table: where the session starts, in µs.
     starts: Vec<i64>,
+    /// While files are read: hash of the key and start → slots, which are as many as keys with that hash.
+    loaded: HashMap<(u64, i64), Vec<SlotId>>,
     spec: StateSpec,
     aggregates: Aggregates,
     /// The type of a session's bounds.
@@ -48,11 +51,14 @@ pub(super) struct SessionState {
 
 impl SessionState {
     pub(super) fn try_new(spec: StateSpec, aggregates: Aggregates, bound: DataType) -> Result<Self> {
-        Ok(SessionState { table: Table::new(&spec.keys, &spec.values)?, starts: vec![], spec, aggregates, bound })
+        let table = Table::new(&spec.keys, &spec.values)?;
+        Ok(SessionState { table, starts: vec![], loaded: HashMap::new(), spec, aggregates, bound })
     }
 
     /// Takes in the rows of a batch.
     pub(super) fn take_in(&mut self, rows: &SessionRows, run: &OperatorRun, partition: usize) -> Result<()> {
+        // No more files are read.
+        self.loaded = HashMap::new();
         if rows.stretches.is_empty() {
             return Ok(());
         }
@@ -113,7 +119,8 @@ impl SessionState {
         let encoded = self.table.encode(&keys)?;
         run.change(partition, self.spec.change(false, keys, id, &ends, Some(states.clone()))?);
         run.count(Counts { rows_updated: total as u64, ..Counts::default() });
-        self.put(&places, &starts, NewRows { keys: &encoded, hashes: &hashes, times_us: &ends, values: states })
+        self.put(&places, &starts, NewRows { keys: &encoded, hashes: &hashes, times_us: &ends, values: states })?;
+        Ok(())
     }
 
     /// Takes sessions away that became part of others; their slots and starts are given.
@@ -129,16 +136,16 @@ impl SessionState {
         Ok(())
     }
 
-    fn put(&mut self, places: &[Option<SlotId>], starts: &[i64], rows: NewRows<'_>) -> Result<()> {
+    fn put(&mut self, places: &[Option<SlotId>], starts: &[i64], rows: NewRows<'_>) -> Result<Vec<SlotId>> {
         let slots = self.table.put(places, rows)?;
-        for (slot, start) in slots.into_iter().zip(starts) {
+        for (slot, start) in slots.iter().zip(starts) {
             let place = slot.0 as usize;
             if place >= self.starts.len() {
                 self.starts.resize(place + 1, 0);
             }
             self.starts[place] = *start;
         }
-        Ok(())
+        Ok(slots)
     }
 
     fn start_us(&self, slot: SlotId) -> i64 {
@@ -218,10 +225,12 @@ impl PartitionState for SessionState {
         let mut rows: Vec<u32> = vec![];
         let mut places: Vec<Option<SlotId>> = vec![];
         for (row, &hash) in all_hashes.iter().enumerate() {
-            let mut found = self.table.find(hash, encoded.row(row));
-            while let Some(slot) = found.filter(|slot| self.start_us(*slot) != all_starts.value(row)) {
-                found = self.table.older(slot);
-            }
+            let named = (hash, all_starts.value(row));
+            let same = self.loaded.get_mut(&named);
+            let found = same.and_then(|slots| {
+                let place = slots.iter().position(|slot| self.table.has_key(*slot, encoded.row(row)))?;
+                Some(if removed.value(row) { slots.swap_remove(place) } else { slots[place] })
+            });
             match (removed.value(row), found) {
                 (false, found) => {
                     rows.push(row as u32);
@@ -240,7 +249,14 @@ impl PartitionState for SessionState {
         };
         let encoded = self.table.encode(&taken(&columns[1..=keys])?)?;
         let values = taken(&columns[time + 1..])?;
-        self.put(&places, &starts, NewRows { keys: &encoded, hashes: &hashes, times_us: &times, values })
+        let new = NewRows { keys: &encoded, hashes: &hashes, times_us: &times, values };
+        let slots = self.put(&places, &starts, new)?;
+        for (((slot, place), hash), start) in slots.into_iter().zip(places).zip(hashes).zip(starts) {
+            if place.is_none() {
+                self.loaded.entry((hash, start)).or_default().push(slot);
+            }
+        }
+        Ok(())
     }
 
     fn rows(&self) -> usize {

@@ -8,9 +8,10 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use datafusion::common::DFSchemaRef;
+use arrow::datatypes::Field;
+use datafusion::common::{DFSchema, DFSchemaRef};
 use datafusion::error::{DataFusionError, Result};
-use datafusion::logical_expr::{Aggregate, Expr, LogicalPlan, UserDefinedLogicalNodeCore};
+use datafusion::logical_expr::{Aggregate, Expr, ExprSchemable, LogicalPlan, UserDefinedLogicalNodeCore};
 
 /// See the [module](self).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,18 +77,30 @@ impl UserDefinedLogicalNodeCore for SessionNode {
         write!(f, "Session: keys=[{}], aggregates=[{}]", list(&self.keys), list(&self.aggregates))
     }
 
-    /// Rewritten expressions keep their names, so the columns stay the same.
+    /// Rewritten expressions keep their names. Their types may be others: those of before are not kept.
     fn with_exprs_and_inputs(&self, mut exprs: Vec<Expr>, mut inputs: Vec<LogicalPlan>) -> Result<Self> {
         let input = inputs.pop().ok_or_else(|| DataFusionError::Internal("Session has one input".into()))?;
         if exprs.len() != self.keys.len() + self.aggregates.len() {
             return Err(DataFusionError::Internal(format!("Session got {} expressions", exprs.len())));
         }
+        let schema = Arc::new(columns(&self.schema, &exprs, &input)?);
         let aggregates = exprs.split_off(self.keys.len());
-        Ok(SessionNode { input, keys: exprs, session: self.session, aggregates, schema: self.schema.clone() })
+        Ok(SessionNode { input, keys: exprs, session: self.session, aggregates, schema })
     }
 
     /// Of the input, only what the expressions name, whatever is wanted of the output.
     fn necessary_children_exprs(&self, _output_columns: &[usize]) -> Option<Vec<Vec<usize>>> {
         Some(vec![vec![]])
     }
+}
+
+/// The columns that `exprs` give over `input`, under the names that `named` has for them.
+fn columns(named: &DFSchema, exprs: &[Expr], input: &LogicalPlan) -> Result<DFSchema> {
+    let column = |(expr, (qualifier, field)): (&Expr, (Option<&_>, &Arc<Field>))| {
+        let (_, own) = expr.to_field(input.schema())?;
+        Ok((qualifier.cloned(), Arc::new(own.as_ref().clone().with_name(field.name()))))
+    };
+    let columns = exprs.iter().zip(named.iter()).map(column).collect::<Result<Vec<_>>>()?;
+    let schema = DFSchema::new_with_metadata(columns, named.metadata().clone())?;
+    schema.with_functional_dependencies(named.functional_dependencies().clone())
 }

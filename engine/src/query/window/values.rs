@@ -76,11 +76,11 @@ pub(super) fn starts(bound: DataType, time: &Micros, spec: WindowSpec) -> Result
 pub(super) fn session(bound: &DataType, time: &Micros, gap: Option<&ColumnarValue>) -> Result<ArrayRef> {
     let end: Micros = match gap {
         None => return internal_err!("a session without gap"),
-        Some(ColumnarValue::Scalar(gap)) if gap.is_null() => Micros::new_null(time.len()),
-        Some(ColumnarValue::Scalar(gap)) => {
-            let gap_us = gap_us(gap)?;
-            time.unary(|us| us.saturating_add(gap_us))
-        }
+        // One that the query spells was looked at when it was planned.
+        Some(ColumnarValue::Scalar(gap)) => match gap_us(gap) {
+            Ok(gap_us) => time.unary(|us| us.saturating_add(gap_us)),
+            Err(_) => Micros::new_null(time.len()),
+        },
         Some(ColumnarValue::Array(gap)) => {
             let ends =
                 time.iter().zip(gaps_us(gap)?).map(|(us, gap)| Some(us?.saturating_add(gap.filter(|us| *us > 0)?)));
@@ -90,29 +90,20 @@ pub(super) fn session(bound: &DataType, time: &Micros, gap: Option<&ColumnarValu
     between(bound, time.clone(), end)
 }
 
-/// The gap of each row.
+/// The gap of each row; `None` where it is of no fixed length. (What a row has is no reason to end the query.)
 fn gaps_us(gap: &ArrayRef) -> Result<Vec<Option<i64>>> {
     const WHAT: &str = "a session's gap";
     if let DataType::Interval(_) = gap.data_type() {
         let gap = cast(gap, &DataType::Interval(IntervalUnit::MonthDayNano))?;
         let gaps = gap.as_primitive::<IntervalMonthDayNanoType>();
-        return Ok(gaps
-            .iter()
-            .map(|gap| gap.map(|gap| interval_us(WHAT, gap)).transpose())
-            .collect::<Result<_, _>>()?);
+        return Ok(gaps.iter().map(|gap| interval_us(WHAT, gap?).ok()).collect());
     }
     let gap = cast(gap, &DataType::Utf8)?;
     // Gaps are few: each spelling is read once.
-    let mut known: HashMap<&str, i64> = HashMap::new();
+    let mut known: HashMap<&str, Option<i64>> = HashMap::new();
     let mut gaps = Vec::with_capacity(gap.len());
     for text in gap.as_string::<i32>() {
-        gaps.push(match text {
-            None => None,
-            Some(text) => Some(match known.get(text) {
-                Some(us) => *us,
-                None => *known.entry(text).or_insert(text_us(WHAT, text)?),
-            }),
-        });
+        gaps.push(text.and_then(|text| *known.entry(text).or_insert_with(|| text_us(WHAT, text).ok())));
     }
     Ok(gaps)
 }

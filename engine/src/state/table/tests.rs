@@ -1,8 +1,9 @@
 //! The table against a map.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use arrow::array::{Int64Array, StringViewArray};
+use arrow::array::{AsArray, Int64Array, StringViewArray};
 use arrow::datatypes::{Field, Int64Type};
 use proptest::prelude::*;
 
