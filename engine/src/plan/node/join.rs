@@ -11,7 +11,7 @@ use std::sync::Arc;
 use datafusion::common::DFSchemaRef;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::error::{DataFusionError, Result};
-use datafusion::logical_expr::{Expr, Extension, Join, LogicalPlan, UserDefinedLogicalNodeCore};
+use datafusion::logical_expr::{Expr, Extension, Join, LogicalPlan, UserDefinedLogicalNodeCore, build_join_schema};
 
 use crate::error::Error;
 use crate::plan::join_bounds::{check_stream_join, check_unmatched_rows_end, join_bounds};
@@ -69,7 +69,8 @@ impl UserDefinedLogicalNodeCore for StreamJoinNode {
         if filter.is_some() != self.join.filter.is_some() {
             return Err(wrong());
         }
-        let join = Join { left: Arc::new(left), right: Arc::new(right), on, filter, ..self.join.clone() };
+        let schema = Arc::new(build_join_schema(left.schema(), right.schema(), &self.join.join_type)?);
+        let join = Join { left: Arc::new(left), right: Arc::new(right), on, filter, schema, ..self.join.clone() };
         Ok(StreamJoinNode { join, bounds: self.bounds.clone() })
     }
 }
