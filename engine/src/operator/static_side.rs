@@ -22,6 +22,8 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Exe
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::OnceCell;
 
+use crate::state::spelling::rows_without_slack;
+
 /// The kept rows of one partition.
 type Kept = OnceCell<Vec<RecordBatch>>;
 
@@ -110,8 +112,11 @@ impl ExecutionPlan for StaticSideExec {
         let read = async move {
             let kept =
                 kept.get(partition).ok_or_else(|| DataFusionError::Internal("no such static partition".into()))?;
-            let rows =
-                kept.get_or_try_init(|| async { input.execute(partition, context)?.try_collect().await }).await?;
+            let read = || async {
+                let rows = input.execute(partition, context)?;
+                rows.and_then(|rows| std::future::ready(rows_without_slack(&rows))).try_collect().await
+            };
+            let rows = kept.get_or_try_init(read).await?;
             Ok::<_, DataFusionError>(stream::iter(rows.clone().into_iter().map(Ok)))
         };
         let rows = stream::once(read).try_flatten().boxed();

@@ -127,8 +127,12 @@ pub(crate) fn without_slack(array: &ArrayRef) -> Result<ArrayRef> {
 
 fn views<T: ByteViewType>(array: &ArrayRef) -> ArrayRef {
     let views: &GenericByteViewArray<T> = array.as_byte_view();
-    let held: usize = views.data_buffers().iter().map(|buffer| buffer.len()).sum();
-    if held > views.total_buffer_bytes_used() { Arc::new(views.gc()) } else { Arc::clone(array) }
+    let used = views.total_buffer_bytes_used();
+    let text: usize = views.data_buffers().iter().map(|buffer| buffer.len()).sum();
+    let memory: usize = views.data_buffers().iter().map(|buffer| buffer.capacity()).sum();
+    // Text is written, memory is held; of the latter there is always some to spare.
+    let has_slack = text > used || memory > used + used / 2 + 1024;
+    if has_slack { Arc::new(views.gc()) } else { Arc::clone(array) }
 }
 
 /// The same rows [without slack](without_slack).

@@ -93,7 +93,7 @@ impl Aggregates {
                 Ok(Box::new(one_per_group) as Box<dyn GroupsAccumulator>)
             })
             .collect::<Result<_>>()?;
-        Ok(Accumulators { accumulators, states: self.states.clone() })
+        Ok(Accumulators { accumulators, code: self.code, states: self.states.clone() })
     }
 
     /// The values of groups whose state is given, one group per row.
@@ -115,6 +115,7 @@ fn without_places(expr: &impl ToString) -> String {
 /// One accumulator per aggregate.
 pub(crate) struct Accumulators {
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
+    code: Code,
     /// By accumulator: its state columns.
     states: Vec<Vec<FieldRef>>,
 }
@@ -153,7 +154,16 @@ impl Accumulators {
             let Some((own, others)) = rest.split_at_checked(fields.len()) else {
                 return internal_err!("partial state lacks columns");
             };
-            accumulator.merge_batch(own, groups, total)?;
+            match self.code {
+                Code::Groups => accumulator.merge_batch(own, groups, total)?,
+                // Row by row: DataFusion's `percentile_cont` for one group takes only the first of several.
+                Code::OneGroup => {
+                    for (row, group) in groups.iter().enumerate() {
+                        let state: Vec<ArrayRef> = own.iter().map(|column| column.slice(row, 1)).collect();
+                        accumulator.merge_batch(&state, &[*group], total)?;
+                    }
+                }
+            }
             rest = others;
         }
         Ok(())

@@ -7,6 +7,10 @@
 //! | `min`, `max` of structs and lists | keeps the whole input behind each value | keeps the value ([`extreme`]) |
 //! | what says it can aggregate many groups at once, and cannot (`bit_and` of NULL) | fails | one accumulator per group |
 //!
+//! The reports upstream: <https://github.com/apache/datafusion/issues/2406> (DISTINCT),
+//! <https://github.com/apache/datafusion/issues/22826> (the two zeros), <https://github.com/apache/datafusion/issues/24432>
+//! (NaN), <https://github.com/apache/datafusion/pull/24989> (`bit_xor(DISTINCT)`).
+//!
 //! The function is exchanged in the physical plan, in both steps of the aggregation alike, so what one step writes the other
 //! reads. Names and arguments stay what they were.
 
