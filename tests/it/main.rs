@@ -45,6 +45,8 @@ mod silence;
 
 mod spark_fixtures;
 
+mod sql_equals_batch;
+
 mod state_cost;
 
 mod state_falls;
