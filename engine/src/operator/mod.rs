@@ -1,7 +1,7 @@
 //! Operators of our own, in DataFusion's physical plan.
 //!
 //! Stateless: [`event_time`] notes how far time has come, [`static_side`] keeps a table's rows for all batches,
-//! [`exchange`] brings the rows of a key together, [`late_rows`] drops what came too late.
+//! [`exchange`] brings the rows of a key together, [`late_rows`] drops what came too late, [`row_number`] numbers rows.
 //!
 //! Stateful, each a [`StatefulOperator`] on top of an exchange: [`aggregate`], [`session_window`], [`deduplicate`],
 //! [`join`], [`limit`]. In one batch each partition of one does, under the lock of its state:
@@ -28,6 +28,8 @@ pub(crate) mod late_rows;
 pub(crate) mod limit;
 
 mod output;
+
+pub(crate) mod row_number;
 
 pub(crate) mod session_window;
 

@@ -1,15 +1,21 @@
 //! Keeps the rows of a static table for all batches of a query.
 //!
 //! In a join of a stream with a table, the table does not change from batch to batch. This operator sits on top of the
-//! table's side: the first batch reads it, later ones find it kept. Above a hash join, even the built hash table is
+//! table's side: the first batch reads it, later ones find it kept. Below a hash join, even the built hash table is
 //! kept, as the join is not reset between batches. It claims to be tiny, so that the planner always makes it the side to
 //! build, whatever the table's own statistics say or do not say.
+//!
+//! Of a side that [depends on the batch](crate::plan::static_sides), through `now()` say, only what lies below that is kept;
+//! the operator on top of the side then keeps nothing, and only makes it the side to build.
+//!
+//! Rows come in one partition, in the order of the input's: a batch that is repeated must see them as it saw them first.
 
 use std::fmt;
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 use datafusion::common::Statistics;
+use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
@@ -18,44 +24,77 @@ use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
 use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties};
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, Partitioning, PlanProperties,
+};
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::OnceCell;
 
+use super::event_time::only_child;
 use crate::state::spelling::rows_without_slack;
 
-/// The kept rows of one partition.
+/// The kept rows.
 type Kept = OnceCell<Vec<RecordBatch>>;
 
 /// See the [module](self).
 #[derive(Debug, Clone)]
 pub(crate) struct StaticSideExec {
     input: Arc<dyn ExecutionPlan>,
-    /// By partition of the input.
-    kept: Arc<Vec<Kept>>,
+    /// None where rows are computed anew by every batch.
+    kept: Option<Arc<Kept>>,
     properties: Arc<PlanProperties>,
 }
 
 impl StaticSideExec {
-    pub(crate) fn new(input: Arc<dyn ExecutionPlan>) -> Self {
-        let partitions = input.output_partitioning().partition_count();
+    /// Keeps the rows of `input`.
+    pub(crate) fn keeping(input: Arc<dyn ExecutionPlan>) -> Self {
+        Self::new(input, Some(Arc::default()))
+    }
+
+    /// Keeps nothing of `input`, which depends on the batch.
+    pub(crate) fn of_batch(input: Arc<dyn ExecutionPlan>) -> Self {
+        Self::new(input, None)
+    }
+
+    fn new(input: Arc<dyn ExecutionPlan>, kept: Option<Arc<Kept>>) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(input.schema()),
-            input.output_partitioning().clone(),
+            Partitioning::UnknownPartitioning(1),
             input.pipeline_behavior(),
             input.boundedness(),
         );
-        StaticSideExec {
-            input,
-            kept: Arc::new((0..partitions).map(|_| Kept::new()).collect()),
-            properties: Arc::new(properties),
-        }
+        StaticSideExec { input, kept, properties: Arc::new(properties) }
     }
+
+    /// Whether the rows are the same in every batch.
+    pub(crate) fn keeps(&self) -> bool {
+        self.kept.is_some()
+    }
+}
+
+/// All rows, in the order of the partitions, which are read side by side.
+async fn read(input: Arc<dyn ExecutionPlan>, context: Arc<TaskContext>) -> Result<Vec<RecordBatch>> {
+    let partitions = input.output_partitioning().partition_count();
+    let tasks: Vec<_> = (0..partitions)
+        .map(|partition| {
+            let (input, context) = (Arc::clone(&input), Arc::clone(&context));
+            SpawnedTask::spawn(async move {
+                let rows = input.execute(partition, context)?;
+                rows.and_then(|rows| std::future::ready(rows_without_slack(&rows))).try_collect::<Vec<_>>().await
+            })
+        })
+        .collect();
+    let mut rows = vec![];
+    for task in tasks {
+        // A task that was cut off has not seen the end of its partition.
+        rows.extend(task.join_unwind().await.map_err(|e| DataFusionError::ExecutionJoin(Box::new(e)))??);
+    }
+    Ok(rows)
 }
 
 impl DisplayAs for StaticSideExec {
     fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("StaticSideExec")
+        write!(f, "StaticSideExec: {}", if self.keeps() { "kept" } else { "of the batch" })
     }
 }
 
@@ -85,17 +124,11 @@ impl ExecutionPlan for StaticSideExec {
 
     fn replace_children(
         self: Arc<Self>,
-        mut children: Vec<Arc<dyn ExecutionPlan>>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
         _options: ReplaceChildrenOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let input = children.pop().ok_or_else(|| DataFusionError::Internal("StaticSideExec has one input".into()))?;
-        let partitions = input.output_partitioning().partition_count();
-        let mut new = StaticSideExec::new(input);
         // A reset between batches rebuilds the nodes above and below: what is kept belongs to the table, not to them.
-        if partitions == self.kept.len() {
-            new.kept = Arc::clone(&self.kept);
-        }
-        Ok(Arc::new(new))
+        Ok(Arc::new(StaticSideExec::new(only_child(children)?, self.kept.clone())))
     }
 
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
@@ -106,20 +139,16 @@ impl ExecutionPlan for StaticSideExec {
         Ok(self)
     }
 
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let input = Arc::clone(&self.input);
-        let kept = Arc::clone(&self.kept);
-        let read = async move {
-            let kept =
-                kept.get(partition).ok_or_else(|| DataFusionError::Internal("no such static partition".into()))?;
-            let read = || async {
-                let rows = input.execute(partition, context)?;
-                rows.and_then(|rows| std::future::ready(rows_without_slack(&rows))).try_collect().await
+    fn execute(&self, _partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let (input, kept) = (Arc::clone(&self.input), self.kept.clone());
+        let rows = async move {
+            let rows = match kept {
+                Some(kept) => kept.get_or_try_init(|| read(input, context)).await?.clone(),
+                None => read(input, context).await?,
             };
-            let rows = kept.get_or_try_init(read).await?;
-            Ok::<_, DataFusionError>(stream::iter(rows.clone().into_iter().map(Ok)))
+            Ok::<_, DataFusionError>(stream::iter(rows.into_iter().map(Ok)))
         };
-        let rows = stream::once(read).try_flatten().boxed();
+        let rows = stream::once(rows).try_flatten().boxed();
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)))
     }
 

@@ -2,26 +2,34 @@
 //!
 //! A plan is made once and run for every batch, and a batch may be run twice: both must see the time at which the batch
 //! was first planned, which its entry in the offset log holds. DataFusion folds `now()` to a constant when it plans, so
-//! the functions are replaced by our own before it does.
+//! the functions are replaced by our own before it does. Dates and times of day are those of the session's time zone.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use arrow::array::timezone::Tz;
 use arrow::array::{ArrayRef, TimestampMillisecondArray};
 use arrow::compute::kernels::cast::cast;
 use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::error::Result;
+use datafusion::functions::datetime::current_date::CurrentDateFunc;
+use datafusion::functions::datetime::current_time::CurrentTimeFunc;
+use datafusion::functions::datetime::now::NowFunc;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{
     ColumnarValue, Expr, ExprSchemable, LogicalPlan, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
     Volatility,
 };
 
-/// DataFusion's functions that tell the time; `current_timestamp` and `today` are other names for them.
-const CLOCK_FUNCTIONS: [&str; 3] = ["now", "current_date", "current_time"];
+/// Whether a function is one of DataFusion's that tell the time; `current_timestamp` and `today` are other names for them.
+/// A function of the user's under the same name is none.
+fn tells_time(function: &ScalarUDF) -> bool {
+    let function = function.inner();
+    function.is::<NowFunc>() || function.is::<CurrentDateFunc>() || function.is::<CurrentTimeFunc>()
+}
 
 /// The clock of a query's running batch, in milliseconds since 1970. The driver sets it before each batch.
 #[derive(Debug, Clone, Default)]
@@ -33,8 +41,10 @@ impl BatchClock {
     }
 }
 
-/// Replaces every clock function of the plan, subqueries included.
-pub(crate) fn read_batch_clock(plan: LogicalPlan, clock: &BatchClock) -> Result<LogicalPlan> {
+/// Replaces every clock function of the plan, subqueries included. `zone` is the session's time zone.
+pub(crate) fn read_batch_clock(plan: LogicalPlan, clock: &BatchClock, zone: Option<&str>) -> Result<LogicalPlan> {
+    // What names no zone is UTC, as in DataFusion.
+    let zone: Arc<str> = zone.filter(|zone| zone.parse::<Tz>().is_ok()).unwrap_or("+00:00").into();
     plan.transform_up_with_subqueries(|plan| {
         let schema = Arc::clone(plan.schema());
         // Output columns keep the name the user's query gives them.
@@ -42,9 +52,10 @@ pub(crate) fn read_batch_clock(plan: LogicalPlan, clock: &BatchClock) -> Result<
         plan.map_expressions(|expr| {
             let name = names.save(&expr);
             let replaced = expr.transform_up(|expr| match expr {
-                Expr::ScalarFunction(f) if CLOCK_FUNCTIONS.contains(&f.func.name()) => {
+                Expr::ScalarFunction(f) if tells_time(&f.func) => {
                     let data_type = Expr::ScalarFunction(f).get_type(&schema)?;
-                    let function = BatchTime { data_type, clock: clock.clone(), signature: nullary() };
+                    let zone = Arc::clone(&zone);
+                    let function = BatchTime { data_type, zone, clock: clock.clone(), signature: nullary() };
                     Ok(Transformed::yes(ScalarUDF::from(function).call(vec![])))
                 }
                 other => Ok(Transformed::no(other)),
@@ -64,13 +75,15 @@ fn nullary() -> Signature {
 #[derive(Debug)]
 struct BatchTime {
     data_type: DataType,
+    /// Where the date and the time of day are read off.
+    zone: Arc<str>,
     clock: BatchClock,
     signature: Signature,
 }
 
 impl PartialEq for BatchTime {
     fn eq(&self, other: &Self) -> bool {
-        self.data_type == other.data_type && Arc::ptr_eq(&self.clock.0, &other.clock.0)
+        (&self.data_type, &self.zone) == (&other.data_type, &other.zone) && Arc::ptr_eq(&self.clock.0, &other.clock.0)
     }
 }
 
@@ -97,7 +110,8 @@ impl ScalarUDFImpl for BatchTime {
 
     fn invoke_with_args(&self, _args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let time_ms = self.clock.0.load(Ordering::Acquire);
-        let now: ArrayRef = Arc::new(TimestampMillisecondArray::from(vec![time_ms]).with_timezone("+00:00"));
+        let now: ArrayRef =
+            Arc::new(TimestampMillisecondArray::from(vec![time_ms]).with_timezone(Arc::clone(&self.zone)));
         let value = ScalarValue::try_from_array(&cast(&now, &self.data_type)?, 0)?;
         Ok(ColumnarValue::Scalar(value))
     }

@@ -6,6 +6,10 @@ pub(crate) mod join;
 
 pub(crate) mod limit;
 
+pub(crate) mod number_rows;
+
 pub(crate) mod session;
+
+pub(crate) mod standing_filter;
 
 pub(crate) mod watermark;

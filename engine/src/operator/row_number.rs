@@ -1,0 +1,121 @@
+//! Numbers the rows of a batch: which partition, and which of its rows.
+//!
+//! A batch that is run again has the same rows in the same partitions in the same order, so each gets its number again,
+//! however the rows are cut into record batches.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::array::UInt64Array;
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use datafusion::common::Statistics;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::error::Result;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
+use datafusion::physical_plan::statistics::StatisticsArgs;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties};
+use futures::StreamExt;
+
+use super::event_time::only_child;
+
+/// So many bits of a number tell which row of its partition it is; the rest, which partition.
+const ROW_BITS: u32 = 40;
+
+/// See the [module](self).
+#[derive(Debug, Clone)]
+pub(crate) struct RowNumberExec {
+    input: Arc<dyn ExecutionPlan>,
+    /// The input's columns, and the number.
+    schema: SchemaRef,
+    properties: Arc<PlanProperties>,
+}
+
+impl RowNumberExec {
+    /// The rows of `input`, in `schema`, which has one column more.
+    pub(crate) fn new(input: Arc<dyn ExecutionPlan>, schema: SchemaRef) -> Self {
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(Arc::clone(&schema)),
+            input.output_partitioning().clone(),
+            input.pipeline_behavior(),
+            input.boundedness(),
+        );
+        RowNumberExec { input, schema, properties: Arc::new(properties) }
+    }
+}
+
+impl DisplayAs for RowNumberExec {
+    fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("RowNumberExec")
+    }
+}
+
+impl ExecutionPlan for RowNumberExec {
+    fn name(&self) -> &'static str {
+        "RowNumberExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.input]
+    }
+
+    fn maintains_input_order(&self) -> Vec<bool> {
+        vec![true]
+    }
+
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        vec![false]
+    }
+
+    fn apply_expressions(
+        &self,
+        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+        _options: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(Arc::new(RowNumberExec::new(only_child(children)?, Arc::clone(&self.schema))))
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let schema = Arc::clone(&self.schema);
+        let mut next = (partition as u64) << ROW_BITS;
+        let rows = self.input.execute(partition, context)?.map(move |rows| {
+            let rows = rows?;
+            let first = next;
+            next += rows.num_rows() as u64;
+            let mut columns = rows.columns().to_vec();
+            columns.push(Arc::new(UInt64Array::from_iter_values(first..next)));
+            Ok(RecordBatch::try_new(Arc::clone(&schema), columns)?)
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), rows)))
+    }
+
+    fn statistics_from_inputs(
+        &self,
+        input_stats: &[Arc<Statistics>],
+        _args: &StatisticsArgs,
+    ) -> Result<Arc<Statistics>> {
+        let mut known = Statistics::new_unknown(&self.schema);
+        if let Some(input) = input_stats.first() {
+            known = known.with_num_rows(input.num_rows);
+        }
+        Ok(Arc::new(known))
+    }
+}
