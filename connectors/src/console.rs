@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tidewater::error::{Error, Result};
 use tidewater::id::{BatchId, PartitionId};
+use tidewater::identity::Identity;
 use tidewater::query::OutputMode;
 use tidewater::sink::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
 
@@ -130,6 +131,10 @@ impl Truncate {
 impl Sink for ConsoleSink {
     fn description(&self) -> String {
         "console".to_owned()
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        Some(Identity::new("console"))
     }
 
     fn guarantee(&self) -> Guarantee {

@@ -103,6 +103,8 @@ pub mod error;
 
 pub mod id;
 
+pub mod identity;
+
 pub mod clock;
 
 #[cfg(feature = "testing")]

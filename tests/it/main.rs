@@ -9,6 +9,8 @@ mod answers;
 
 mod bad_input;
 
+mod belongs;
+
 mod conformance;
 mod dead_letters;
 
@@ -37,6 +39,8 @@ mod query_api;
 mod remote;
 
 mod rows;
+
+mod same_again;
 
 mod scalar_subqueries;
 mod session_rows;

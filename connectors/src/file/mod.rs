@@ -57,6 +57,8 @@ mod odd_file;
 
 mod partition_columns;
 
+mod place;
+
 mod reader;
 
 mod scan;

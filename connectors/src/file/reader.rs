@@ -20,6 +20,7 @@ use super::clean::{CleanSource, Cleaner};
 use super::format::{Format, ParseMode};
 use super::left_out::LeftOut;
 use super::listing::{ListedFile, Listing, Pattern};
+use super::place::root_of_place;
 use super::scan::parquet::{MIN_CUT_BYTES, ParquetOpener};
 use super::scan::problem::gone;
 use super::scan::tally::Tally;
@@ -90,6 +91,8 @@ impl FileReader {
         let log = SourceLog::open(Arc::clone(&context.log), context.min_batches_to_retain).await?;
         // Whoever has read files there, or names a folder and not a glob, knows that it was.
         let root_was_there = !pattern.is_glob() || log.latest().is_some();
+        let former: Vec<String> = context.former_places.iter().map(|place| root_of_place(place)).collect();
+        let log = log.moved(&former, &root_of_place(&pattern.place()));
         let mut seen = SeenFiles::new(settings.effective_age_ms(), settings.by_name);
         for entry in log.all().await? {
             seen.add(&entry.path, entry.timestamp);

@@ -15,12 +15,14 @@ use async_trait::async_trait;
 use tidewater::checkpoint::create_folders;
 use tidewater::error::{Error, Result};
 use tidewater::id::{BatchId, PartitionId};
+use tidewater::identity::Identity;
 use tidewater::query::OutputMode;
 use tidewater::sink::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
 use tokio::sync::Mutex;
 
 use super::manifest::{Manifest, ManifestEntry, committed_files};
 use super::moved::check_in_place;
+use super::place::place_of;
 use super::uri::FileLocation;
 use super::writer::{Encoding, FilesOfPartition, Layout, Root};
 use crate::options::Options;
@@ -163,6 +165,15 @@ struct Parsed {
 impl Sink for FileSink {
     fn description(&self) -> String {
         format!("{} files in {}", self.format, self.location)
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        let identity = Identity::new(format!("{} files", self.format)).at(place_of(&self.location).ok()?);
+        let partition_by = self.parse().ok()?.partition_by;
+        Some(match partition_by.is_empty() {
+            true => identity,
+            false => identity.option("partitionBy", partition_by.join(",")),
+        })
     }
 
     fn guarantee(&self) -> Guarantee {

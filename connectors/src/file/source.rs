@@ -6,12 +6,14 @@ use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::prelude::SessionContext;
 use tidewater::error::{Error, Result};
+use tidewater::identity::Identity;
 use tidewater::source::{Source, SourceContext, SourceReader};
 
 use super::clean::CleanSource;
 use super::format::{CsvFormat, Format, ParseMode};
 use super::infer;
 use super::listing::{Pattern, glob};
+use super::place::SinkFolder;
 use super::reader::FileReader;
 use super::settings::{Settings, apply};
 
@@ -234,6 +236,15 @@ impl Source for FileSource {
 
     fn knows_file_names(&self) -> bool {
         true
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        let place = self.pattern().ok()?.place();
+        Some(Identity::new(format!("{} files", self.format.name())).at(place))
+    }
+
+    fn reads_from(&self, sink: &Identity) -> Result<bool> {
+        Ok(SinkFolder::of(sink).is_some_and(|sink| self.pattern().is_ok_and(|own| own.takes_files_of(&sink))))
     }
 
     async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>> {

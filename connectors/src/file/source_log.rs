@@ -32,11 +32,29 @@ pub(super) struct FileEntry {
 #[derive(Debug)]
 pub(super) struct SourceLog {
     log: CompactLog<FileEntry>,
+    /// Where files were that have been moved since, and where they are.
+    moved: Vec<(String, String)>,
 }
 
 impl SourceLog {
     pub(super) async fn open(store: Arc<dyn CheckpointStore>, min_batches_to_retain: u64) -> Result<Self> {
-        Ok(SourceLog { log: CompactLog::open(store, COMPACT_INTERVAL, min_batches_to_retain).await? })
+        Ok(SourceLog { log: CompactLog::open(store, COMPACT_INTERVAL, min_batches_to_retain).await?, moved: vec![] })
+    }
+
+    /// What the log has below one of the `former` folders is below `now`, which is what the log tells from here on. On disk it
+    /// stays as it is.
+    pub(super) fn moved(mut self, former: &[String], now: &str) -> Self {
+        self.moved = former.iter().map(|former| (former.clone(), now.to_owned())).collect();
+        self
+    }
+
+    fn at_home(&self, mut entry: FileEntry) -> FileEntry {
+        let home = self.moved.iter().find_map(|(former, now)| match entry.path.strip_prefix(former.as_str()) {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => Some(format!("{now}{rest}")),
+            _ => None,
+        });
+        entry.path = home.unwrap_or(entry.path);
+        entry
     }
 
     /// The last source batch.
@@ -46,7 +64,7 @@ impl SourceLog {
 
     /// All files ever offered, oldest batch first.
     pub(super) async fn all(&self) -> Result<Vec<FileEntry>> {
-        self.log.all().await
+        Ok(self.log.all().await?.into_iter().map(|entry| self.at_home(entry)).collect())
     }
 
     /// Writes the next source batch.
@@ -79,7 +97,7 @@ impl SourceLog {
                 all.retain(|entry| (first..=end).contains(&entry.batch_id));
                 return if self.latest() >= Some(end) { Ok(all) } else { Err(self.unknown(end)) };
             };
-            found.extend(entries.into_iter().filter(|entry| entry.batch_id == id));
+            found.extend(entries.into_iter().filter(|entry| entry.batch_id == id).map(|e| self.at_home(e)));
         }
         Ok(found)
     }

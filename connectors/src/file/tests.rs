@@ -70,6 +70,7 @@ impl Stream {
             clock: Arc::new(ManualClock::at(0)),
             partitions: 2,
             min_batches_to_retain: 100,
+            former_places: vec![],
         };
         source.open(context).await
     }

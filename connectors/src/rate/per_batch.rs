@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use datafusion::physical_plan::ExecutionPlan;
 use serde::{Deserialize, Serialize};
 use tidewater::error::{Error, Result};
+use tidewater::identity::Identity;
 use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
 
 use super::per_second::partitions;
@@ -77,6 +78,10 @@ impl RatePerBatchSource {
 impl Source for RatePerBatchSource {
     fn description(&self) -> String {
         format!("rate, {} rows per batch", self.rows_per_batch)
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        Some(Identity::new("rate-micro-batch"))
     }
 
     fn schema(&self) -> SchemaRef {

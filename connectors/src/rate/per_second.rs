@@ -12,6 +12,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use tidewater::checkpoint::{Created, check_version, with_version};
 use tidewater::clock::Clock;
 use tidewater::error::{Error, Result};
+use tidewater::identity::Identity;
 use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
 
 use super::rows::{Rows, schema};
@@ -118,6 +119,11 @@ impl Pace {
 impl Source for RateSource {
     fn description(&self) -> String {
         format!("rate, {} rows per second", self.rows_per_second)
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        let pace = Identity::new("rate").option("rowsPerSecond", self.rows_per_second.to_string());
+        Some(pace.option("rampUpTime", format!("{} s", self.ramp_up.as_secs())))
     }
 
     fn schema(&self) -> SchemaRef {

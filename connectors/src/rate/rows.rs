@@ -97,7 +97,7 @@ pub(super) mod testing {
 
     pub(crate) fn context(log: Arc<dyn CheckpointStore>, clock: Arc<dyn Clock>) -> SourceContext {
         let session = Arc::new(SessionContext::new().state());
-        SourceContext { log, session, clock, partitions: 3, min_batches_to_retain: 100 }
+        SourceContext { log, session, clock, partitions: 3, min_batches_to_retain: 100, former_places: vec![] }
     }
 
     /// The rows of `range` as (µs, value), by value, and in how many partitions they came.

@@ -38,7 +38,7 @@ mod store;
 pub(crate) use self::batch_log::BatchLog;
 pub(crate) use self::commit_log::CommitEntry;
 pub use self::format::{check_version, with_version};
-pub(crate) use self::offset_log::{OffsetEntry, pinned_conf};
+pub(crate) use self::offset_log::{Belongings, OffsetEntry, pinned_conf};
 pub(crate) use self::query_metadata::read_or_create_query_id;
 pub use self::store::{
     CheckpointStore, Created, create_folders, local_path, memory_store, open_store, sub_store, sync_folder,

@@ -11,7 +11,8 @@
 //! The start of batch N is the end of batch N−1. The watermark and the clock are those that batch N uses, whenever and how
 //! often it runs. `conf` pins settings that change answers: what is written wins over what a restarted query says.
 //! `runId` is ours, and so is `sourceProofs`, which has for each source that gave one what proves that its offset is one of the
-//! same thing (the ids of Kafka's topics); Spark ignores both.
+//! same thing (the ids of Kafka's topics); `belongings`, what the query reads and writes; and `partitions`, which only queries
+//! that draw random numbers have. Spark ignores them.
 
 use std::collections::BTreeMap;
 
@@ -22,8 +23,21 @@ use super::batch_log::LogEntry;
 use super::{check_version, with_version};
 use crate::error::{Error, Result};
 use crate::id::RunId;
+use crate::identity::Identity;
 use crate::source::Offset;
 use crate::watermark::WatermarkPolicy;
+
+/// What a query reads and writes, as the checkpoint tells it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Belongings {
+    /// By source; null for one that does not tell what it is.
+    pub(crate) sources: Vec<Option<Identity>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) output: Option<Identity>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) dead_letters: Option<Identity>,
+}
 
 /// The setting that pins the watermark policy, under Spark's name.
 const WATERMARK_POLICY: &str = "spark.sql.streaming.multipleWatermarkPolicy";
@@ -35,6 +49,10 @@ pub(crate) struct OffsetEntry {
     pub(crate) time_ms: i64,
     pub(crate) conf: BTreeMap<String, String>,
     pub(crate) run_id: Option<RunId>,
+    /// In how many partitions it ran. Told where rows draw random numbers, which depend on it.
+    pub(crate) partitions: Option<usize>,
+    /// What the query reads and writes. Entries of Spark and of release 0.1.0 do not tell.
+    pub(crate) belongings: Option<Belongings>,
     /// By source: where the batch ends.
     pub(crate) ends: Vec<Option<Offset>>,
 }
@@ -51,6 +69,10 @@ struct Metadata {
     /// By source; left out if no source has one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     source_proofs: Vec<Option<Value>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    partitions: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    belongings: Option<Belongings>,
 }
 
 /// The settings that a new checkpoint pins.
@@ -74,6 +96,8 @@ impl LogEntry for OffsetEntry {
             conf: self.conf.clone(),
             run_id: self.run_id,
             source_proofs: if proofs.iter().any(Option::is_some) { proofs } else { vec![] },
+            partitions: self.partitions,
+            belongings: self.belongings.clone(),
         });
         let ends = self.ends.iter().map(|end| end.as_ref().map_or("-".to_owned(), |end| end.json().to_owned()));
         with_version(std::iter::once(metadata.to_string()).chain(ends))
@@ -113,6 +137,8 @@ impl LogEntry for OffsetEntry {
             time_ms: metadata.batch_timestamp_ms,
             conf: metadata.conf,
             run_id: metadata.run_id,
+            partitions: metadata.partitions,
+            belongings: metadata.belongings,
             ends,
         })
     }
@@ -128,6 +154,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::identity::Identity;
 
     #[test]
     fn the_bytes_are_sparks() {
@@ -136,6 +163,8 @@ mod tests {
             time_ms: 7,
             conf: pinned_conf(WatermarkPolicy::Max),
             run_id: None,
+            partitions: None,
+            belongings: None,
             ends: vec![Some(Offset::parse(r#"{"logOffset":3}"#).unwrap()), None],
         };
         let text = "v1\n{\"batchWatermarkMs\":5,\"batchTimestampMs\":7,\"conf\":{\"spark.sql.streaming.\
@@ -150,7 +179,9 @@ mod tests {
         let proven =
             Offset::parse(r#"{"t":{"0":3}}"#).unwrap().with_proof(serde_json::json!({ "topicIds": { "t": "x" } }));
         let ends = vec![None, Some(proven), Some(Offset::new(4))];
-        let entry = OffsetEntry { watermark_ms: 0, time_ms: 7, conf: BTreeMap::new(), run_id: None, ends };
+        let (partitions, belongings) = (None, None);
+        let conf = BTreeMap::new();
+        let entry = OffsetEntry { watermark_ms: 0, time_ms: 7, conf, run_id: None, partitions, belongings, ends };
         let text = "v1\n{\"batchWatermarkMs\":0,\"batchTimestampMs\":7,\"conf\":{},\"sourceProofs\":[null,{\"topicIds\":\
                     {\"t\":\"x\"}},null]}\n-\n{\"t\":{\"0\":3}}\n4";
         assert_eq!(entry.encode(), text);
@@ -187,7 +218,10 @@ mod tests {
             };
             let ends = ends.into_iter().map(|end| end.map(proven)).collect();
             let run_id = Some(RunId(Uuid::from_u128(run)));
-            let entry = OffsetEntry { watermark_ms, time_ms, conf: pinned_conf(WatermarkPolicy::Min), run_id, ends };
+            let conf = pinned_conf(WatermarkPolicy::Min);
+            let sources = vec![None, Some(Identity::new("files").at("file:///a\"ü").option("x", "y"))];
+            let belongings = Some(Belongings { sources, ..Belongings::default() });
+            let entry = OffsetEntry { watermark_ms, time_ms, conf, run_id, partitions: Some(3), belongings, ends };
             prop_assert_eq!(OffsetEntry::decode(&entry.encode(), "f").unwrap(), entry);
         }
     }

@@ -34,7 +34,7 @@ pub(super) struct StateKeeper {
 impl StateKeeper {
     /// Loads what the newest commit names; refuses a checkpoint whose state is not that of this plan.
     pub(super) async fn open(
-        plan: &Arc<dyn ExecutionPlan>,
+        (plan, meanings): (&Arc<dyn ExecutionPlan>, &[Vec<String>]),
         tree: WatermarkTree,
         checkpoint: &Arc<dyn CheckpointStore>,
         commit: Option<&CommitEntry>,
@@ -43,7 +43,9 @@ impl StateKeeper {
     ) -> Result<Self> {
         let store = sub_store(checkpoint, "state");
         let found = operators(plan);
-        let specs: Vec<ToldSpec> = found.iter().map(|operator| operator.spec().told()).collect();
+        let specs = found.iter().zip(meanings).map(|(operator, meaning)| operator.spec().told(meaning));
+        let specs: Vec<ToldSpec> = specs.collect();
+        let mut tells_all = true;
         let known = commit.and_then(|commit| commit.state.as_ref());
         if let Some(commit) = commit {
             let old = match &commit.state {
@@ -51,6 +53,7 @@ impl StateKeeper {
                 None => vec![],
             };
             check_specs(&old, &specs)?;
+            tells_all = old.iter().zip(&specs).all(|(old, new)| old.meaning.is_empty() == new.meaning.is_empty());
         }
         if let Some(known) = known.filter(|known| known.operators.len() != found.len()) {
             return Err(Error::damaged(format!(
@@ -79,7 +82,8 @@ impl StateKeeper {
             files,
             store,
             run,
-            schema: known.map(|known| known.schema.clone()),
+            // What an older release left unsaid is said from the next commit on.
+            schema: known.filter(|_| tells_all).map(|known| known.schema.clone()),
             specs,
             memory: MemoryConsumer::new("tidewater state").register(pool),
         };

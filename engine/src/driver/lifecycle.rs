@@ -12,6 +12,7 @@ use datafusion::logical_expr::LogicalPlan;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
+use super::belongings;
 use super::keeper::StateKeeper;
 use super::silence::Silences;
 use super::sinks::{self, Sinks};
@@ -24,6 +25,7 @@ use crate::clock::Clock;
 use crate::config::QueryConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BatchId, RunId};
+use crate::identity::Identity;
 use crate::plan::plan_query;
 use crate::progress::{EventQueue, QueryEvent, QueryListener, timestamp};
 use crate::query::{OutputMode, QueryStatus, Reservation};
@@ -44,6 +46,8 @@ pub(crate) struct Start {
     pub(crate) trigger: Trigger,
     pub(crate) checkpoint: Arc<dyn CheckpointStore>,
     pub(crate) config: QueryConfig,
+    /// What is at another place than in the runs before: from where, to where.
+    pub(crate) moved: Vec<(String, String)>,
     pub(crate) watermark_policy: WatermarkPolicy,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) listeners: Vec<Arc<dyn QueryListener>>,
@@ -68,19 +72,32 @@ struct Position {
 }
 
 /// Plans the query, reads the checkpoint, opens sources and sinks, and lets the driver's thread run.
-pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
-    let partitions = start.config.partitions.max(1);
-    let plan = plan_query(start.session, start.plan, start.output_mode, partitions).await?;
+pub(crate) async fn start(mut start: Start) -> Result<Arc<Shared>> {
+    start.config.partitions = start.config.partitions.max(1);
+    let (session, query) = (start.session.clone(), start.plan.clone());
+    let mut plan = plan_query(session, query, start.output_mode, start.config.partitions).await?;
     let (output, dead_letters) = (start.sink.as_ref(), start.dead_letters.as_deref());
     sinks::check(output, dead_letters, start.output_mode, &plan.sources)?;
+    belongings::check_no_circle(&start, &plan)?;
 
     let offsets = BatchLog::new(Arc::clone(&start.checkpoint), "offsets");
     let commits = BatchLog::new(Arc::clone(&start.checkpoint), "commits");
     let position = position(&offsets, &commits, plan.sources.len()).await?;
+    if let Some(partitions) = position.repeat.as_ref().and_then(|logged| logged.partitions)
+        && partitions != start.config.partitions
+    {
+        tracing::info!(partitions, "a batch that drew random numbers is to be repeated: this run has its partitions");
+        start.config.partitions = partitions;
+        plan = plan_query(start.session.clone(), start.plan.clone(), start.output_mode, partitions).await?;
+    }
     let is_new = position.conf.is_none();
     let id = read_or_create_query_id(start.checkpoint.as_ref(), is_new).await?;
     let run_id = RunId::random();
     let with_query = |e: Error| e.query(id);
+    let mut belongings = belongings::of(&plan, output, dead_letters);
+    if let Some(old) = position.conf.as_ref().and_then(|logged| logged.belongings.as_ref()) {
+        belongings::compare(old, &mut belongings, &start.moved).map_err(with_query)?;
+    }
 
     let policy = position.conf.as_ref().map_or(start.watermark_policy, OffsetEntry::watermark_policy);
     let mut tracker = WatermarkTracker::new(policy, plan.watermark_delays_ms.clone());
@@ -94,9 +111,16 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
 
     let pool = &plan.session.runtime_env().memory_pool;
     let tree = plan.watermark_tree.clone();
-    let state = StateKeeper::open(&plan.physical, tree, &start.checkpoint, position.commit.as_ref(), run_id, pool)
-        .await
-        .map_err(with_query)?;
+    let state = StateKeeper::open(
+        (&plan.physical, &plan.meanings),
+        tree,
+        &start.checkpoint,
+        position.commit.as_ref(),
+        run_id,
+        pool,
+    )
+    .await
+    .map_err(with_query)?;
     if position.commits_lost && !state.is_empty() {
         return Err(with_query(
             Error::damaged("commits are missing, and with them the names of the files that are the query's state")
@@ -108,7 +132,7 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
     let mut readers: Vec<Box<dyn SourceReader>> = vec![];
     for (number, source) in plan.sources.iter().enumerate() {
         readers.push(
-            open_source(source, number, &start.checkpoint, &plan.session, &start.clock, &start.config, start.trigger)
+            open_source(source, number, &start, &plan.session, belongings.sources.get(number))
                 .await
                 .map_err(with_query)?,
         );
@@ -162,6 +186,7 @@ pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
         shared: Arc::clone(&shared),
         runtime: Handle::current(),
         clock: start.clock,
+        belongings,
         conf: position.conf.map_or_else(|| pinned_conf(policy), |logged| logged.conf),
         config: start.config,
         trigger: start.trigger,
@@ -263,21 +288,20 @@ async fn position(offsets: &BatchLog, commits: &BatchLog, sources: usize) -> Res
 async fn open_source(
     source: &Arc<dyn Source>,
     number: usize,
-    checkpoint: &Arc<dyn CheckpointStore>,
+    start: &Start,
     session: &Arc<SessionState>,
-    clock: &Arc<dyn Clock>,
-    config: &QueryConfig,
-    trigger: Trigger,
+    identity: Option<&Option<Identity>>,
 ) -> Result<Box<dyn SourceReader>> {
     let context = SourceContext {
-        log: sub_store(checkpoint, &format!("sources/{number}")),
+        log: sub_store(&start.checkpoint, &format!("sources/{number}")),
         session: Arc::clone(session),
-        clock: Arc::clone(clock),
-        partitions: config.partitions.max(1),
-        min_batches_to_retain: config.min_batches_to_retain,
+        clock: Arc::clone(&start.clock),
+        partitions: start.config.partitions.max(1),
+        min_batches_to_retain: start.config.min_batches_to_retain,
+        former_places: identity.and_then(Option::as_ref).map(|it| it.formerly.clone()).unwrap_or_default(),
     };
     let mut reader = source.open(context).await?;
-    if trigger == Trigger::AvailableNow {
+    if start.trigger == Trigger::AvailableNow {
         reader.freeze().await?;
     }
     Ok(reader)

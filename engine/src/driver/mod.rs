@@ -11,6 +11,8 @@
 //! A batch that was logged but not committed before a crash is run first, exactly as logged. The first error ends the run;
 //! the next start repeats the batch.
 
+mod belongings;
+
 mod decide;
 
 mod keeper;
@@ -38,7 +40,7 @@ pub(crate) use self::shared::{Shared, State};
 use self::silence::Silences;
 use self::sinks::Sinks;
 use crate::batch::{BatchContext, BatchParts};
-use crate::checkpoint::{BatchLog, CommitEntry, OffsetEntry};
+use crate::checkpoint::{BatchLog, Belongings, CommitEntry, OffsetEntry};
 use crate::clock::Clock;
 use crate::config::QueryConfig;
 use crate::error::{Error, Result};
@@ -76,6 +78,8 @@ pub(crate) struct Driver {
     events: EventQueue,
     /// Settings that the checkpoint pins; written into every batch's entry.
     conf: std::collections::BTreeMap<String, String>,
+    /// What the query reads and writes; written into every batch's entry.
+    belongings: Belongings,
     /// The next batch.
     next: BatchId,
     /// By source: where the last batch ended.
@@ -175,6 +179,8 @@ impl Driver {
             time_ms: started_ms,
             conf: self.conf.clone(),
             run_id: Some(self.shared.run_id),
+            belongings: Some(self.belongings.clone()),
+            partitions: self.plan.draws.then_some(self.config.partitions),
             ends: latest.iter().map(|latest| latest.end.clone()).collect(),
         };
         self.runtime.block_on(self.offsets.add(batch, &entry)).map_err(|e| e.batch(batch))?;
@@ -312,6 +318,7 @@ impl Driver {
         let keep = if join_reset_due { Keep::StaticRows } else { Keep::HashTables };
         self.plan.reset(keep)?;
         self.plan.clock.set_ms(context.time_ms);
+        self.plan.seed.set(self.shared.id, context.batch, context.time_ms);
         let session = &self.plan.session;
         let config = session.config().clone().with_extension(Arc::clone(context));
         Ok(Arc::new(TaskContext::new(

@@ -67,6 +67,11 @@ impl DeduplicateExec {
     ) -> Self {
         DeduplicateExec { id: OperatorId(0), keys, time, remember, input }
     }
+
+    /// The columns that are compared.
+    pub(crate) fn keys(&self) -> &[usize] {
+        &self.keys
+    }
 }
 
 impl StatefulOperator for DeduplicateExec {

@@ -4,7 +4,8 @@
 //! 2. `input_file_name()` becomes a column of its scan ([`file_names`]). [`windows`] take their shape; what
 //!    [remembers rows](stateful) over batches becomes a node of ours, by what a batch [brings] of them.
 //! 3. Sources get their numbers, in the order the user's plan names them; each `with_watermark` gets its own.
-//! 4. Clock functions are replaced, so that they read the batch's [`clock`].
+//! 4. Clock functions are replaced, so that they read the batch's [`clock`]; functions that [draw](random), so that they do so
+//!    again when a batch is repeated. [Predicates](standing_filters) that change their mind stay above what remembers rows.
 //! 5. DataFusion optimises: projections and filters sink into the scans. Of the plan that comes of it, [`check`] refuses what
 //!    a stream cannot answer.
 //! 6. Joins of two streams become nodes of ours, with the bounds of their state.
@@ -26,11 +27,17 @@ mod file_names;
 
 pub(crate) mod join_bounds;
 
+mod meaning;
+
 pub(crate) mod node;
+
+pub(crate) mod random;
 
 pub(crate) mod scalar_subqueries;
 
 pub(crate) mod settings;
+
+mod standing_filters;
 
 pub(crate) mod stateful;
 
@@ -57,8 +64,11 @@ use self::clock::BatchClock;
 use self::node::deduplicate::DeduplicateNode;
 use self::node::join::{StreamJoinNode, join_streams, unbounded_sides};
 use self::node::limit::StreamLimitNode;
+use self::node::number_rows::NumberRowsNode;
 use self::node::session::SessionNode;
+use self::node::standing_filter::StandingFilterNode;
 use self::node::watermark::WatermarkNode;
+use self::random::BatchSeed;
 use self::scalar_subqueries::ScalarSubqueries;
 use self::settings::session_for_streams;
 use self::static_sides::{Keep, reset};
@@ -66,6 +76,7 @@ use self::windows::{Sessions, mark_bounds, rewrite_windows};
 use crate::error::Result;
 use crate::operator::event_time::EventTimeExec;
 use crate::operator::join::plan_stream_join;
+use crate::operator::row_number::RowNumberExec;
 use crate::operator::session_window::plan_session;
 use crate::query::OutputMode;
 use crate::source::{LeafId, ScanRequest, Source, StreamLeaf, scan_request};
@@ -88,6 +99,8 @@ pub(crate) struct QueryPlan {
     pub(crate) watermark_delays_ms: Vec<i64>,
     /// By `with_watermark`: the number of a source below it, for telling who holds the watermark back.
     pub(crate) watermark_sources: Vec<Option<usize>>,
+    /// By stateful operator: what its state means, in words that stay.
+    pub(crate) meanings: Vec<Vec<String>>,
     /// State that nothing bounds, in words.
     pub(crate) unbounded: Vec<String>,
     /// The way of the watermark through the plan.
@@ -98,6 +111,10 @@ pub(crate) struct QueryPlan {
     pub(crate) session: Arc<SessionState>,
     /// What clock functions read.
     pub(crate) clock: BatchClock,
+    /// What `random()` and `uuid()` draw by.
+    pub(crate) seed: BatchSeed,
+    /// Whether anything is drawn: then a batch must be repeated in as many partitions as it had.
+    pub(crate) draws: bool,
 }
 
 /// One place in the plan that reads a stream.
@@ -151,7 +168,7 @@ pub(crate) async fn plan_query(
             return Err(check::in_another_mode(refused, mode, answers));
         }
     };
-    let Optimized { plan: optimized, session, sources, watermarks, clock } = optimized;
+    let Optimized { plan: optimized, session, sources, watermarks, clock, seed, draws } = optimized;
     let unbounded = unbounded_sides(&optimized);
     let (optimized, leaf_sources) = number_leaves(optimized, &sources, partitions)?;
     let physical = session.query_planner().create_physical_plan(&optimized, session.as_ref()).await?;
@@ -175,6 +192,7 @@ pub(crate) async fn plan_query(
     Ok(QueryPlan {
         schema: without_marks(&physical.schema()),
         unbounded,
+        meanings: meaning::meanings(&physical, &leaf_sources),
         watermark_tree: stateful::watermark_tree(&physical),
         physical,
         scalar_subqueries,
@@ -185,6 +203,8 @@ pub(crate) async fn plan_query(
         watermark_sources: watermarks.iter().map(|w| w.source).collect(),
         session,
         clock,
+        seed,
+        draws,
     })
 }
 
@@ -195,6 +215,8 @@ struct Optimized {
     sources: Vec<Arc<dyn Source>>,
     watermarks: Vec<NumberedWatermark>,
     clock: BatchClock,
+    seed: BatchSeed,
+    draws: bool,
 }
 
 /// The passes up to the optimised plan, and the check of what a stream cannot answer in this mode.
@@ -212,14 +234,18 @@ fn optimize(
     let sources = number_sources(&plan)?;
     let (plan, watermarks) = number_watermarks(plan, &sources)?;
     let clock = BatchClock::default();
-    let plan = clock::read_batch_clock(plan, &clock)?;
+    let zone = user_session.config_options().execution.time_zone.as_deref();
+    let plan = clock::read_batch_clock(plan, &clock, zone)?;
+    let seed = BatchSeed::default();
+    let (plan, draws) = random::draw_by_batch(plan, &seed)?;
+    let plan = standing_filters::let_filters_stand(plan)?;
 
     let streaming_subqueries = plan.exists(|node| Ok(subqueries(node).iter().any(check::is_streaming)))?;
     let session = session_for_streams(user_session.clone(), mode, partitions, streaming_subqueries)?;
     let plan = session.optimize(&plan)?;
     check::check_executed(&plan, mode)?;
     let plan = join_streams(plan, mode, &|side| brings(side, mode) == Brings::NewRows)?;
-    Ok(Optimized { plan, session: Arc::new(session), sources, watermarks, clock })
+    Ok(Optimized { plan, session: Arc::new(session), sources, watermarks, clock, seed, draws })
 }
 
 /// The distinct streams of a plan, in the order it names them.
@@ -321,6 +347,11 @@ impl ExtensionPlanner for StreamPlanner {
                     stateful::plan_deduplicate(deduplicate, input, self.partitions)?
                 } else if let Some(limit) = node.downcast_ref::<StreamLimitNode>() {
                     stateful::plan_limit(limit, input)?
+                } else if let Some(numbered) = node.downcast_ref::<NumberRowsNode>() {
+                    let schema = Arc::new(numbered.schema().as_arrow().clone());
+                    Arc::new(RowNumberExec::new(Arc::clone(input), schema))
+                } else if let Some(filter) = node.downcast_ref::<StandingFilterNode>() {
+                    filter.plan(Arc::clone(input), session, planning)?
                 } else if let Some(sessions) = node.downcast_ref::<SessionNode>() {
                     plan_session(sessions, Arc::clone(input), session, planning, self.partitions, self.mode)?
                 } else {

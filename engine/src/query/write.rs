@@ -55,6 +55,7 @@ pub struct StreamWriter {
     checkpoint: Checkpoint,
     config: QueryConfig,
     static_refresh: Option<String>,
+    moved: Vec<(String, String)>,
     watermark_policy: WatermarkPolicy,
     clock: Arc<dyn Clock>,
     listeners: Vec<Arc<dyn QueryListener>>,
@@ -78,6 +79,7 @@ impl StreamWriter {
             checkpoint: Checkpoint::InMemory,
             config: QueryConfig::default(),
             static_refresh: None,
+            moved: vec![],
             watermark_policy: WatermarkPolicy::default(),
             clock: Arc::new(SystemClock::default()),
             listeners: vec![],
@@ -165,6 +167,17 @@ impl StreamWriter {
         self
     }
 
+    /// Says that a source or sink is at another place than in the runs before, with the same data. A checkpoint knows what it
+    /// belongs to, and [`start`](Self::start) fails where that has changed; its error tells both spellings: those of places
+    /// (`file:///in`), or whole ones where the kind or an option has changed, too (`csv files at file:///in`).
+    ///
+    /// Files that were read at the old place are not read again at the new one. What moved is remembered; saying so at every
+    /// start does no harm.
+    pub fn moved(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
+        self.moved.push((from.into(), to.into()));
+        self
+    }
+
     /// How many committed batches the checkpoint keeps beside the newest. Default 100.
     pub fn min_batches_to_retain(mut self, batches: u64) -> Self {
         self.config.min_batches_to_retain = batches;
@@ -216,6 +229,7 @@ impl StreamWriter {
             trigger: self.trigger,
             checkpoint: store,
             config: self.config,
+            moved: self.moved,
             watermark_policy: self.watermark_policy,
             clock: self.clock,
             listeners: self.listeners,

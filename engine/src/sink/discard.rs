@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use super::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
 use crate::error::Result;
 use crate::id::{BatchId, PartitionId};
+use crate::identity::Identity;
 use crate::query::OutputMode;
 
 /// Counts rows and drops them.
@@ -23,6 +24,10 @@ impl DiscardSink {
 impl Sink for DiscardSink {
     fn description(&self) -> String {
         "discard".to_owned()
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        Some(Identity::new("discard"))
     }
 
     fn guarantee(&self) -> Guarantee {

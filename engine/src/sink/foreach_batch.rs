@@ -14,6 +14,7 @@ use super::memory::Rows;
 use super::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BatchId, PartitionId};
+use crate::identity::Identity;
 use crate::query::OutputMode;
 
 type UserFn = dyn Fn(DataFrame, BatchId) -> BoxFuture<'static, UserResult> + Send + Sync;
@@ -69,6 +70,10 @@ impl fmt::Debug for ForeachBatchSink {
 impl Sink for ForeachBatchSink {
     fn description(&self) -> String {
         "foreach_batch".to_owned()
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        Some(Identity::new("foreach batch"))
     }
 
     fn guarantee(&self) -> Guarantee {

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkName, SinkWriter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BatchId, PartitionId, RunId};
+use crate::identity::Identity;
 use crate::query::OutputMode;
 
 /// Keeps the rows of every batch in memory. Clones share the rows, and so do the runs of a query that is restarted with
@@ -67,6 +68,10 @@ impl MemorySink {
 impl Sink for MemorySink {
     fn description(&self) -> String {
         "memory".to_owned()
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        Some(Identity::new("memory"))
     }
 
     fn guarantee(&self) -> Guarantee {

@@ -58,6 +58,7 @@ pub use self::receipt::Receipt;
 use crate::clock::Clock;
 use crate::error::Result;
 use crate::id::{BatchId, PartitionId, QueryId, RunId};
+use crate::identity::Identity;
 use crate::query::OutputMode;
 
 /// How often a row that the query produced once reaches the sink's readers, whatever crashes.
@@ -118,6 +119,12 @@ pub trait Sink: std::fmt::Debug + Send + Sync {
 
     /// Whether rows of this output mode make sense here.
     fn supports(&self, mode: OutputMode) -> bool;
+
+    /// What it is, for the checkpoint: a query that is started again must write to where it wrote before. `None` for one that
+    /// cannot tell; it is not compared.
+    fn identity(&self) -> Option<Identity> {
+        None
+    }
 
     /// Begins one run of one query: checks that rows of this schema can be written here, before anything is read.
     async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>>;

@@ -8,9 +8,11 @@ use async_trait::async_trait;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::physical_plan::ExecutionPlan;
 use parking_lot::Mutex;
+use uuid::Uuid;
 
 use super::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
 use crate::error::{Error, ErrorKind, Result};
+use crate::identity::Identity;
 
 /// Rows that the program adds while the query runs. Clones share the rows.
 ///
@@ -34,12 +36,14 @@ pub struct MemorySource {
     partitions: usize,
     adds_per_batch: Option<usize>,
     adds: Arc<Mutex<Vec<Vec<RecordBatch>>>>,
+    /// Tells it apart from others.
+    name: Uuid,
 }
 
 impl MemorySource {
     /// An empty source of rows with these columns.
     pub fn new(schema: SchemaRef) -> Self {
-        MemorySource { schema, partitions: 1, adds_per_batch: None, adds: Arc::default() }
+        MemorySource { schema, partitions: 1, adds_per_batch: None, adds: Arc::default(), name: Uuid::new_v4() }
     }
 
     /// Deals the record batches of each `add` to this many partitions, in turn. Default 1.
@@ -83,6 +87,10 @@ impl Source for MemorySource {
 
     fn schema(&self) -> SchemaRef {
         Arc::clone(&self.schema)
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        Some(Identity::new("memory").in_process(self.name.to_string()))
     }
 
     async fn open(&self, _context: SourceContext) -> Result<Box<dyn SourceReader>> {

@@ -52,6 +52,7 @@ pub use self::offset::{Offset, OffsetRange};
 use crate::checkpoint::CheckpointStore;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
+use crate::identity::Identity;
 
 /// What the column is called that holds the names of files, see [`Source::knows_file_names`].
 pub const FILE_NAME_COLUMN: &str = "__tidewater_input_file_name";
@@ -83,6 +84,18 @@ pub trait Source: std::fmt::Debug + Send + Sync {
         false
     }
 
+    /// What it is, for the checkpoint: a query that is started again must read what it read before. `None` for one that
+    /// cannot tell; it is not compared.
+    fn identity(&self) -> Option<Identity> {
+        None
+    }
+
+    /// Whether what is written to this sink would be read here. A query that reads its own output is refused.
+    fn reads_from(&self, sink: &Identity) -> Result<bool> {
+        let _ = sink;
+        Ok(false)
+    }
+
     /// Begins one run of one query. Reads back what an earlier run left in [`SourceContext::log`].
     async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>>;
 }
@@ -101,6 +114,8 @@ pub struct SourceContext {
     pub partitions: usize,
     /// How many committed batches the checkpoint keeps; the source keeps as much of its own log.
     pub min_batches_to_retain: u64,
+    /// Where it was in earlier runs, oldest first, as [`Identity::place`] told: it has been moved since.
+    pub former_places: Vec<String>,
 }
 
 /// One run's view of a source. See the [module](self) for the order of calls and the promises.

@@ -85,8 +85,8 @@ impl StateSpec {
         Ok(RecordBatch::try_new(self.file_schema(), columns)?)
     }
 
-    /// What is remembered of it in the checkpoint.
-    pub(crate) fn told(&self) -> ToldSpec {
+    /// What is remembered of it in the checkpoint; `meaning` is what [the plan](crate::plan) tells of its keys and values.
+    pub(crate) fn told(&self, meaning: &[String]) -> ToldSpec {
         let told = |fields: &[FieldRef]| {
             fields.iter().map(|f| ToldColumn { name: f.name().clone(), of_type: f.data_type().to_string() }).collect()
         };
@@ -98,6 +98,7 @@ impl StateSpec {
             describe: self.describe.clone(),
             revision: REVISION,
             wrong_before: self.wrong_before.clone(),
+            meaning: meaning.to_vec(),
         }
     }
 }
@@ -121,6 +122,9 @@ pub(crate) struct ToldSpec {
     /// See [`StateSpec::wrong_before`].
     #[serde(skip)]
     pub(crate) wrong_before: Vec<String>,
+    /// What keys and values are, followed down to the sources. Checkpoints of 0.1.0 do not have it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) meaning: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -161,17 +165,38 @@ pub(crate) fn differences(old: &[ToldSpec], new: &[ToldSpec]) -> Vec<String> {
         }
         columns(&format!("operator {number} ({kind}): key"), &old.keys, &new.keys, &mut found);
         columns(&format!("operator {number} ({kind}): identity"), &old.id, &new.id, &mut found);
-        if old.describe != new.describe {
-            found.push(format!(
-                "operator {number} ({kind}) computed [{}] and is to compute [{}]",
-                old.describe.join(", "),
-                new.describe.join(", ")
-            ));
+        // Where both tell what they mean, that decides; before, only what DataFusion makes of the query was known.
+        let both_tell = !old.meaning.is_empty() && !new.meaning.is_empty();
+        let (was, is) = if both_tell { (&old.meaning, &new.meaning) } else { (&old.describe, &new.describe) };
+        let tells_all = both_tell && AGGREGATIONS.contains(&kind.as_str());
+        if !same_words(was, is) || (!tells_all && !same_words(&old.describe, &new.describe)) {
+            let (was, is) = if same_words(was, is) { (&old.describe, &new.describe) } else { (was, is) };
+            let (was, is) = (was.join(", "), is.join(", "));
+            found.push(format!("operator {number} ({kind}) computed [{was}] and is to compute [{is}]"));
         } else {
             columns(&format!("operator {number} ({kind}): kept column"), &old.values, &new.values, &mut found);
         }
     }
     found
+}
+
+/// Operators whose `describe` is made of names that DataFusion gives.
+const AGGREGATIONS: [&str; 2] = ["aggregate", "sessionWindow"];
+
+/// Whether two descriptions are the same but for numbers in names that were made up: these differ from start to start.
+fn same_words(old: &[String], new: &[String]) -> bool {
+    old.len() == new.len() && old.iter().zip(new).all(|(old, new)| without_numbers(old) == without_numbers(new))
+}
+
+/// Without the numbers in names that DataFusion makes up.
+fn without_numbers(text: &str) -> String {
+    const MADE_UP: [&str; 2] = ["__common_expr_", "__datafusion_extracted_"];
+    let (mut told, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(end) = MADE_UP.iter().filter_map(|name| Some(rest.find(name)? + name.len())).min() {
+        told.push_str(&rest[..end]);
+        rest = rest[end..].trim_start_matches(|c: char| c.is_ascii_digit());
+    }
+    told + rest
 }
 
 fn columns(what: &str, old: &[ToldColumn], new: &[ToldColumn], found: &mut Vec<String>) {
@@ -199,7 +224,7 @@ mod tests {
             wrong_before: vec![],
             sides: 1,
         }
-        .told()
+        .told(&[])
     }
 
     #[test]
@@ -216,5 +241,35 @@ mod tests {
         ] {
             assert_eq!(differences(&old, &new), [expected]);
         }
+    }
+
+    #[test]
+    fn what_is_meant_decides_where_it_is_told() {
+        let told = |describe: &str, meaning: &[&str]| {
+            let meaning = meaning.iter().map(ToString::to_string).collect();
+            [ToldSpec { meaning, ..aggregate(DataType::Utf8, &[describe]) }]
+        };
+        let sum = told("sum(__common_expr_1)", &["by source0.k", "sum((source0.v + source0.id))"]);
+        // The same query, started twice in one process.
+        assert!(
+            differences(&sum, &told("sum(__common_expr_2)", &["by source0.k", "sum((source0.v + source0.id))"]))
+                .is_empty()
+        );
+        assert!(
+            !differences(&sum, &told("sum(__common_expr_1)", &["by source0.k", "sum((source0.v - source0.id))"]))
+                .is_empty()
+        );
+        assert!(
+            !differences(
+                &sum,
+                &told("sum(__common_expr_1)", &["by upper(source0.k)", "sum((source0.v + source0.id))"])
+            )
+            .is_empty()
+        );
+        // Written before there were words for it.
+        let old = told("sum(__common_expr_1)", &[]);
+        assert!(
+            differences(&old, &sum).is_empty() && !differences(&old, &told("sum(v)", &["by source0.k"])).is_empty()
+        );
     }
 }

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use crate::checkpoint::{CheckpointStore, Created};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BatchId, PartitionId};
+use crate::identity::Identity;
 use crate::query::OutputMode;
 use crate::sink::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
 use crate::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
@@ -98,6 +99,14 @@ impl FallingSource {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl Source for FallingSource {
+    fn identity(&self) -> Option<Identity> {
+        self.inner.identity()
+    }
+
+    fn reads_from(&self, sink: &Identity) -> Result<bool> {
+        self.inner.reads_from(sink)
+    }
+
     fn description(&self) -> String {
         self.inner.description()
     }
@@ -167,6 +176,10 @@ impl FallingSink {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl Sink for FallingSink {
+    fn identity(&self) -> Option<Identity> {
+        self.inner.identity()
+    }
+
     fn description(&self) -> String {
         self.inner.description()
     }

@@ -76,6 +76,7 @@ impl<'a> Examined<'a> {
             clock: self.subject.clock(),
             partitions: 3,
             min_batches_to_retain: 100,
+            former_places: vec![],
         }
     }
 

@@ -20,6 +20,7 @@ use tidewater::error::{Error, ErrorKind, Result};
 
 use super::manifest::{MANIFEST_FOLDER, committed_files};
 use super::moved::check_in_place;
+use super::place::{Part, SinkFolder, resolved};
 use super::uri::{FileLocation, object_store};
 
 /// A file that is there.
@@ -95,6 +96,52 @@ impl Pattern {
             Step::Glob(_) => None,
         });
         FileLocation::from_names(self.store.clone(), names.collect())
+    }
+
+    /// Where it is, always spelled alike: as a URI, with globs as they are.
+    pub(super) fn place(&self) -> String {
+        let globs = self.steps.iter().skip_while(|step| matches!(step, Step::Name(_)));
+        let text = |step: &Step| match step {
+            Step::Name(name) => name.clone(),
+            Step::Glob(glob) => glob.glob().glob().to_owned(),
+        };
+        globs.fold(self.root().uri().trim_end_matches('/').to_owned(), |place, step| place + "/" + &text(step))
+    }
+
+    /// Whether the files of a sink would be listed here, links followed.
+    pub(super) fn takes_files_of(&self, sink: &SinkFolder) -> bool {
+        let names = |steps: &[Step]| -> Vec<String> {
+            let names = steps.iter().map_while(|step| match step {
+                Step::Name(name) => Some(name.clone()),
+                Step::Glob(_) => None,
+            });
+            names.collect()
+        };
+        let root = names(&self.steps);
+        let globs = self.steps.get(root.len()..).unwrap_or_default();
+        let steps: Vec<Step> =
+            resolved(&self.store, root).into_iter().map(Step::Name).chain(globs.iter().cloned()).collect();
+        let path = sink.path();
+        if self.store != sink.store || steps.len() > path.len() {
+            return false;
+        }
+        let (leading, below) = path.split_at(steps.len());
+        let wanted =
+            |name: &str| self.name_filter.as_ref().is_none_or(|filter| filter.is_match(name)) && !is_hidden(name);
+        let leads = steps.iter().zip(leading).all(|(step, part)| match (step, part) {
+            (Step::Name(name), Part::Folder(folder)) => name == folder,
+            (Step::Name(name), Part::Values(column)) => name.starts_with(column.as_str()),
+            (Step::Name(_), Part::File(_)) => false,
+            (Step::Glob(glob), Part::Folder(folder)) => !is_hidden(folder) && glob.is_match(folder),
+            (Step::Glob(_), Part::Values(_)) => true,
+            (Step::Glob(glob), Part::File(names)) => names.iter().any(|name| glob.is_match(name) && wanted(name)),
+        });
+        let taken = below.iter().all(|part| match part {
+            Part::Folder(folder) => !is_hidden(folder) && (self.recursive || folder.contains('=')),
+            Part::Values(_) => true,
+            Part::File(names) => names.iter().any(|name| wanted(name)),
+        });
+        leads && taken
     }
 
     pub(super) fn is_glob(&self) -> bool {
@@ -249,7 +296,7 @@ fn is_hidden(name: &str) -> bool {
 }
 
 /// The store of `location` and the names that lead to it.
-fn split(location: &str) -> Result<(ObjectStoreUrl, Vec<String>)> {
+pub(super) fn split(location: &str) -> Result<(ObjectStoreUrl, Vec<String>)> {
     let wrong = |why: String| Error::invalid(format!("`{location}` is neither a path nor a URL: {why}"));
     let (store, path) = match (local_path(location)?, location.split_once("://")) {
         (Some(path), _) => {

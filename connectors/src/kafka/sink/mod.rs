@@ -40,6 +40,7 @@ mod writer;
 
 use async_trait::async_trait;
 use tidewater::error::{Error, Result};
+use tidewater::identity::Identity;
 use tidewater::query::OutputMode;
 use tidewater::sink::{Guarantee, Sink, SinkContext, SinkWriter};
 
@@ -234,6 +235,14 @@ impl Sink for KafkaSink {
     fn description(&self) -> String {
         let topic = self.topic.as_ref().map_or("topics by row".to_owned(), |topic| format!("topic {topic}"));
         format!("kafka, {topic} at {}, {}", self.client.bootstrap(), self.guarantee)
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        let kafka = Identity::new("kafka");
+        Some(match &self.topic {
+            Some(topic) => kafka.at(topic),
+            None => kafka.option("topics", "by row"),
+        })
     }
 
     fn guarantee(&self) -> Guarantee {

@@ -34,6 +34,7 @@ use std::time::Duration;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use async_trait::async_trait;
 use tidewater::error::Result;
+use tidewater::identity::Identity;
 use tidewater::source::{Source, SourceContext, SourceReader};
 
 use self::reader::KafkaReader;
@@ -243,6 +244,22 @@ impl KafkaSource {
 impl Source for KafkaSource {
     fn description(&self) -> String {
         self.settings.description()
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        Some(self.settings.topics.identity())
+    }
+
+    fn reads_from(&self, sink: &Identity) -> Result<bool> {
+        // That may be meant, with a condition that ends it; or the sink writes to another cluster.
+        if sink.kind() == "kafka" && sink.place().is_some_and(|topic| self.settings.topics.have(topic)) {
+            tracing::warn!(
+                topic = sink.place(),
+                "the query writes to a topic of the name that it reads: on one cluster, \
+                it reads its own output"
+            );
+        }
+        Ok(false)
     }
 
     fn schema(&self) -> SchemaRef {

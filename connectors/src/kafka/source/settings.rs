@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use regex::Regex;
 use tidewater::error::{Error, Result};
+use tidewater::identity::Identity;
 
 use crate::formats::Format;
 use crate::kafka::client::ClientSettings;
@@ -47,6 +48,35 @@ pub(super) enum Topics {
     Pattern(String),
     /// These partitions.
     Assign(BTreeMap<String, BTreeSet<i32>>),
+}
+
+impl Topics {
+    /// What the checkpoint knows them by. Not where the brokers are: they may move.
+    pub(super) fn identity(&self) -> Identity {
+        let list = |topics: Vec<&str>| Identity::new("kafka").at(topics.join(", "));
+        match self {
+            Topics::Subscribe(topics) => list(topics.iter().map(String::as_str).collect()),
+            Topics::Pattern(pattern) => Identity::new("kafka").option("subscribePattern", pattern),
+            Topics::Assign(topics) => {
+                let all: Vec<String> = topics
+                    .iter()
+                    .flat_map(|(topic, partitions)| {
+                        partitions.iter().map(move |partition| format!("{topic}-{partition}"))
+                    })
+                    .collect();
+                list(topics.keys().map(String::as_str).collect()).option("assign", all.join(", "))
+            }
+        }
+    }
+
+    /// Whether this topic is surely one of them.
+    pub(super) fn have(&self, topic: &str) -> bool {
+        match self {
+            Topics::Subscribe(topics) => topics.contains(topic),
+            Topics::Pattern(pattern) => pattern == topic,
+            Topics::Assign(topics) => topics.contains_key(topic),
+        }
+    }
 }
 
 /// Where a new query begins. A query that goes on does so where its checkpoint says.

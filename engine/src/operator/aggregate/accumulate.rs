@@ -62,6 +62,10 @@ impl Aggregates {
         self.describe().into_iter().zip(wrong).filter(|(_, wrong)| *wrong).map(|(text, _)| text).collect()
     }
 
+    pub(crate) fn functions(&self) -> impl Iterator<Item = &AggregateFunctionExpr> {
+        self.functions.iter().map(Arc::as_ref)
+    }
+
     /// All state columns, function after function.
     pub(crate) fn state_fields(&self) -> Vec<FieldRef> {
         self.states.iter().flatten().map(Arc::clone).collect()

@@ -26,6 +26,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use datafusion::catalog::Session;
+use datafusion::common::JoinType;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
@@ -84,6 +85,20 @@ impl StreamJoinExec {
             left.boundedness(),
         );
         StreamJoinExec { id, shape, left, right, properties: Arc::new(properties) }
+    }
+
+    pub(crate) fn how(&self) -> JoinType {
+        self.shape.join_type
+    }
+
+    /// What must be equal, on the left and on the right.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (&Arc<dyn PhysicalExpr>, &Arc<dyn PhysicalExpr>)> {
+        self.shape.left.keys.iter().zip(&self.shape.right.keys)
+    }
+
+    /// What else must hold of a pair, over its columns: left, then right.
+    pub(crate) fn condition(&self) -> Option<&Arc<dyn PhysicalExpr>> {
+        self.shape.filter.as_ref()
     }
 }
 

@@ -37,7 +37,7 @@ use datafusion::error::Result;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::UserDefinedLogicalNodeCore;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::physical_expr::aggregate::LoweredAggregateBuilder;
+use datafusion::physical_expr::aggregate::{AggregateFunctionExpr, LoweredAggregateBuilder};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, PhysicalSortExpr, create_physical_expr};
 use datafusion::physical_plan::execution_plan::{
     ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions, apply_expression_roots,
@@ -158,6 +158,23 @@ pub(crate) fn plan_session(
 }
 
 impl SessionWindowExec {
+    /// The place of the session among the columns of the output.
+    pub(crate) fn place(&self) -> usize {
+        self.place
+    }
+
+    /// The grouping keys beside the session, and last what a row brings to its session.
+    pub(crate) fn key_exprs(&self) -> impl Iterator<Item = &Arc<dyn PhysicalExpr>> {
+        self.keys.iter().chain([&self.session])
+    }
+
+    /// The aggregates, each with its FILTER.
+    pub(crate) fn aggregate_exprs(
+        &self,
+    ) -> impl Iterator<Item = (&AggregateFunctionExpr, Option<&Arc<dyn PhysicalExpr>>)> {
+        self.aggregates.functions().zip(self.filters.iter().map(Option::as_ref))
+    }
+
     /// The column of the sessions, as it comes out.
     fn session_field(&self) -> Result<&FieldRef> {
         match self.schema.fields().get(self.place) {

@@ -1,0 +1,266 @@
+//! What the state of a query means, in words of our own: for the checkpoint.
+//!
+//! The state of `GROUP BY k` has the same columns as that of `GROUP BY upper(k)`, and means something else. So what groups,
+//! compares and aggregates is written down, with every column followed down to the source it comes from:
+//!
+//! ```text
+//! SELECT k, sum(a) FROM (SELECT upper(k) AS k, v + 1 AS a FROM t) GROUP BY k
+//!                                           by upper(source0.k)  ·  sum((source0.v + 1:int64))
+//! ```
+//!
+//! Names that DataFusion makes up on the way (`__common_expr_1`) do not show, nor do names that the user gives columns and
+//! tables. The words are told from the plan that runs; how they are [spelled](words) is ours alone.
+
+mod words;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use datafusion::common::JoinType;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::aggregates::AggregateExec;
+use datafusion::physical_plan::filter::FilterExec;
+use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec};
+use datafusion::physical_plan::projection::ProjectionExec;
+use datafusion::physical_plan::union::UnionExec;
+
+use self::words::{call, name, shortened, without_numbers, words};
+use crate::operator::aggregate::StatefulAggregateExec;
+use crate::operator::deduplicate::DeduplicateExec;
+use crate::operator::join::StreamJoinExec;
+use crate::operator::session_window::SessionWindowExec;
+use crate::operator::stateful;
+use crate::source::scan_request;
+
+/// By stateful operator, from the sink: what its state means. `leaf_sources` tells the source of each leaf.
+pub(super) fn meanings(plan: &Arc<dyn ExecutionPlan>, leaf_sources: &[usize]) -> Vec<Vec<String>> {
+    let mut told = Telling { leaf_sources, columns: HashMap::new() };
+    let mut found = vec![];
+    // The closure never fails.
+    let _ = plan.apply(|node| {
+        if stateful(node.as_ref()).is_some() {
+            found.push(told.operator(node));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    });
+    found
+}
+
+/// What has been told so far.
+struct Telling<'a> {
+    leaf_sources: &'a [usize],
+    /// By node, which lives as long as the plan, and column.
+    columns: HashMap<(*const (), usize), String>,
+}
+
+/// The aggregation of a batch, below an operator that merges what it gives.
+fn first_step(plan: &Arc<dyn ExecutionPlan>) -> Option<&AggregateExec> {
+    let [input] = plan.children()[..] else { return None };
+    input.downcast_ref::<AggregateExec>().or_else(|| first_step(input))
+}
+
+impl Telling<'_> {
+    fn operator(&mut self, node: &Arc<dyn ExecutionPlan>) -> Vec<String> {
+        if node.is::<StatefulAggregateExec>() {
+            return first_step(node).map(|first| self.aggregation(first)).unwrap_or_default();
+        }
+        if let Some(sessions) = node.downcast_ref::<SessionWindowExec>() {
+            return self.sessions(sessions);
+        }
+        if let Some(deduplicate) = node.downcast_ref::<DeduplicateExec>() {
+            return deduplicate.keys().iter().map(|&key| format!("by {}", self.below(node, 0, key))).collect();
+        }
+        if let Some(join) = node.downcast_ref::<StreamJoinExec>() {
+            let children = node.children();
+            let [left, right] = children[..] else { return vec![] };
+            let keys = join.keys();
+            let equal = keys.map(|(a, b)| format!("by {} = {}", self.expr(a, left), self.expr(b, right)));
+            let mut told: Vec<String> = equal.collect();
+            let columns = left.schema().fields().len();
+            told.extend(join.condition().map(|condition| {
+                let of_pair = &mut |column: usize| match column.checked_sub(columns) {
+                    None => self.column(left, column),
+                    Some(column) => self.column(right, column),
+                };
+                format!("where {}", words(condition, of_pair))
+            }));
+            return told;
+        }
+        vec![]
+    }
+
+    fn aggregation(&mut self, first: &AggregateExec) -> Vec<String> {
+        let input = first.input();
+        let keys = first.group_expr().expr().iter();
+        let mut told: Vec<String> = keys.map(|(key, _)| format!("by {}", self.expr(key, input))).collect();
+        let aggregates = first.aggr_expr().iter().zip(first.filter_expr());
+        told.extend(aggregates.map(|(aggregate, filter)| self.aggregate(aggregate, filter.as_ref(), input)));
+        told
+    }
+
+    fn sessions(&mut self, sessions: &SessionWindowExec) -> Vec<String> {
+        let children = sessions.children();
+        let [input] = children[..] else { return vec![] };
+        let (keys, aggregates) = (sessions.key_exprs(), sessions.aggregate_exprs());
+        let mut told: Vec<String> = keys.map(|key| format!("by {}", self.expr(key, input))).collect();
+        told.extend(aggregates.map(|(aggregate, filter)| self.aggregate(aggregate, filter, input)));
+        told
+    }
+
+    fn aggregate(
+        &mut self,
+        aggregate: &AggregateFunctionExpr,
+        filter: Option<&Arc<dyn PhysicalExpr>>,
+        input: &Arc<dyn ExecutionPlan>,
+    ) -> String {
+        let arguments: Vec<String> = aggregate.expressions().iter().map(|expr| self.expr(expr, input)).collect();
+        let distinct = if aggregate.is_distinct() { "distinct " } else { "" };
+        let mut told = format!("{}({distinct}{}", name(aggregate.fun().name()), arguments.join(", "));
+        for (place, by) in aggregate.order_bys().iter().enumerate() {
+            told.push_str(if place == 0 { " order by " } else { ", " });
+            told.push_str(&self.expr(&by.expr, input));
+            told.push_str(if by.options.descending { " desc" } else { "" });
+            told.push_str(if by.options.nulls_first { " nulls first" } else { "" });
+        }
+        told.push(')');
+        told.push_str(if aggregate.ignore_nulls() { " ignore nulls" } else { "" });
+        if let Some(filter) = filter {
+            told.push_str(&format!(" filter {}", self.expr(filter, input)));
+        }
+        told
+    }
+
+    fn expr(&mut self, expr: &Arc<dyn PhysicalExpr>, input: &Arc<dyn ExecutionPlan>) -> String {
+        words(expr, &mut |column| self.column(input, column))
+    }
+
+    /// What a column of a node is.
+    fn column(&mut self, node: &Arc<dyn ExecutionPlan>, column: usize) -> String {
+        let place = (Arc::as_ptr(node).cast::<()>(), column);
+        if let Some(told) = self.columns.get(&place) {
+            return told.clone();
+        }
+        let told = shortened(self.column_of(node, column));
+        self.columns.insert(place, told.clone());
+        told
+    }
+
+    fn column_of(&mut self, node: &Arc<dyn ExecutionPlan>, column: usize) -> String {
+        if let Some((leaf, request)) = scan_request(node.as_ref()) {
+            let source = self.leaf_sources.get(leaf.0).copied().unwrap_or_default();
+            return match request.schema.fields().get(column) {
+                Some(field) => format!("source{source}.{}", name(field.name())),
+                None => self.unknown(node, column),
+            };
+        }
+        if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
+            return match projection.expr().get(column) {
+                Some(computed) => self.expr(&computed.expr, projection.input()),
+                None => self.unknown(node, column),
+            };
+        }
+        if let Some(filter) = node.downcast_ref::<FilterExec>() {
+            let column = filter.projection().as_ref().map_or(Some(column), |columns| columns.get(column).copied());
+            return match column {
+                Some(column) => self.column(filter.input(), column),
+                None => self.unknown(node, 0),
+            };
+        }
+        if node.is::<UnionExec>() {
+            let inputs = node.children().into_iter().map(Arc::clone).collect::<Vec<_>>();
+            let told: Vec<String> = inputs.iter().map(|input| self.column(input, column)).collect();
+            return call("union", &told);
+        }
+        let join = node.downcast_ref::<HashJoinExec>().map(|join| (*join.join_type(), join.projection.as_ref()));
+        let join = join.or_else(|| {
+            let join = node.downcast_ref::<NestedLoopJoinExec>()?;
+            Some((*join.join_type(), join.projection().as_ref()))
+        });
+        let join = join.or_else(|| node.is::<CrossJoinExec>().then_some((JoinType::Inner, None)));
+        if let Some((how, projection)) = join {
+            let column = projection.map_or(Some(column), |columns| columns.get(column).copied());
+            return match column {
+                Some(column) => self.of_pair(node, how, column),
+                None => self.unknown(node, 0),
+            };
+        }
+        if let Some(join) = node.downcast_ref::<StreamJoinExec>() {
+            return self.of_pair(node, join.how(), column);
+        }
+        if let Some(sessions) = node.downcast_ref::<SessionWindowExec>() {
+            let place = sessions.place();
+            let told = self.sessions(sessions);
+            let told = match column.cmp(&place) {
+                std::cmp::Ordering::Equal => return "session".to_owned(),
+                std::cmp::Ordering::Less => told.get(column),
+                std::cmp::Ordering::Greater => told.get(column - 1),
+            };
+            return told.map_or_else(|| self.unknown(node, column), |told| key_or_value(told));
+        }
+        let aggregation = node.downcast_ref::<AggregateExec>();
+        if aggregation.is_some() || node.is::<StatefulAggregateExec>() {
+            // Two steps are one aggregation.
+            let first = first_step(node).or(aggregation).map(|first| self.aggregation(first)).unwrap_or_default();
+            return first.get(column).map_or_else(|| self.unknown(node, column), |told| key_or_value(told));
+        }
+        // What is left lets columns through, or adds some at the end.
+        let children = node.children();
+        match children[..] {
+            [input] if passes(node, input, column) => self.column(input, column),
+            _ => self.unknown(node, column),
+        }
+    }
+
+    fn of_pair(&mut self, node: &Arc<dyn ExecutionPlan>, how: JoinType, column: usize) -> String {
+        use JoinType::{Full, Inner, Left, LeftAnti, LeftMark, LeftSemi, Right, RightAnti, RightMark, RightSemi};
+        let columns = node.children().first().map_or(0, |left| left.schema().fields().len());
+        match how {
+            LeftSemi | LeftAnti => self.below(node, 0, column),
+            RightSemi | RightAnti => self.below(node, 1, column),
+            LeftMark if column < columns => self.below(node, 0, column),
+            RightMark if node.children().get(1).is_some_and(|right| column < right.schema().fields().len()) => {
+                self.below(node, 1, column)
+            }
+            LeftMark | RightMark => "whether it matches".to_owned(),
+            Inner | Left | Right | Full => match column.checked_sub(columns) {
+                None => self.below(node, 0, column),
+                Some(column) => self.below(node, 1, column),
+            },
+        }
+    }
+
+    fn below(&mut self, node: &Arc<dyn ExecutionPlan>, input: usize, column: usize) -> String {
+        match node.children().get(input).map(|input| Arc::clone(input)) {
+            Some(input) => self.column(&input, column),
+            None => self.unknown(node, column),
+        }
+    }
+
+    /// A column of a table, or of a node that computes it in a way not told here: its name, unless that was made up.
+    fn unknown(&mut self, node: &Arc<dyn ExecutionPlan>, column: usize) -> String {
+        let schema = node.schema();
+        let column = schema.fields().get(column).map_or("?", |field| field.name().as_str());
+        let inputs: Vec<String> = node.children().iter().map(|input| name(input.name())).collect();
+        match inputs.is_empty() {
+            true => format!("table.{}", name(&without_numbers(column))),
+            false => format!("{}.{}", name(node.name()), name(&without_numbers(column))),
+        }
+    }
+}
+
+/// What a key or an aggregate is where it is a column.
+fn key_or_value(told: &str) -> String {
+    told.strip_prefix("by ").unwrap_or(told).to_owned()
+}
+
+/// Whether a column of a node is that of its input at the same place.
+fn passes(node: &Arc<dyn ExecutionPlan>, input: &Arc<dyn ExecutionPlan>, column: usize) -> bool {
+    let (above, below) = (node.schema(), input.schema());
+    match (above.fields().get(column), below.fields().get(column)) {
+        (Some(above), Some(below)) => above.name() == below.name() && above.data_type() == below.data_type(),
+        _ => false,
+    }
+}

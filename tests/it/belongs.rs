@@ -1,0 +1,349 @@
+//! What a checkpoint belongs to: its sources, its sinks, and what its state means. And a sink that its own source would read.
+
+use std::path::{Path, PathBuf};
+
+use datafusion::prelude::*;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tidewater::prelude::*;
+use tidewater::testing::oracle::row_lines;
+use tidewater::testing::table;
+use tidewater_book::events::{event_schema, events};
+use tidewater_book::files::{Format, committed_rows, put_rows};
+use tidewater_connectors::file::{FileSink, FileSource};
+
+use crate::job::{DOUBLED, finish, json_events, text, to_the_end};
+
+/// Rows of every kind of column that aggregates read.
+fn rows() -> arrow::record_batch::RecordBatch {
+    let schema = table::schema(&[("k", "string"), ("j", "string"), ("v", "long"), ("id", "long")]).unwrap();
+    table::rows(&schema, &json!([["a", "x", 1, 10], ["A", "y", 2, 20], ["b", "x", 3, 30]])).unwrap()
+}
+
+/// Starts `sql` over the stream `t`, from which one more batch comes, in the checkpoint at `folder`, and runs it to its end.
+async fn run(folder: &Path, source: &MemorySource, sql: &str) -> Result<Vec<String>> {
+    let ctx = SessionContext::new();
+    // Structs whose fields can be asked for by name.
+    let stream = ctx.read_stream(source.clone()).await?;
+    ctx.register_table("plain", stream.into_view())?;
+    let t = "SELECT *, named_struct('a', v, 'b', id) AS st, named_struct('a', id) AS mp FROM plain";
+    ctx.register_table("t", ctx.sql(t).await?.into_view())?;
+    let sink = MemorySink::new();
+    finish(to_the_end(ctx.sql(sql).await?, sink.clone(), folder).output_mode(OutputMode::Update)).await?;
+    let mut lines = row_lines(&sink.batches())?;
+    lines.sort();
+    Ok(lines)
+}
+
+/// Each query goes on from its own checkpoint, and no other's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn state_is_continued_by_what_it_means() {
+    for (sql, same, others) in [
+        (
+            "SELECT k, sum(v) AS s FROM t GROUP BY k",
+            vec![
+                "SELECT x.k AS key, sum(x.v) AS total FROM t x WHERE id > 0 GROUP BY x.k",
+                "SELECT k, sum(w) AS s FROM (SELECT k, v AS w FROM t) GROUP BY k",
+            ],
+            vec![
+                "SELECT upper(k), sum(v) AS s FROM t GROUP BY upper(k)",
+                "SELECT j, sum(v) AS s FROM t GROUP BY j",
+                "SELECT k, sum(id) AS s FROM t GROUP BY k",
+                "SELECT k, sum(w) AS s FROM (SELECT k, v + 1 AS w FROM t) GROUP BY k",
+                "SELECT k, sum(-v) AS s FROM t GROUP BY k",
+            ],
+        ),
+        (
+            "SELECT k, sum(v + id) AS s, max(v + id) AS m FROM t GROUP BY k",
+            vec!["SELECT k, sum(v + id) AS s, max(v + id) AS m FROM t GROUP BY k"],
+            vec![
+                "SELECT k, sum(v - id) AS s, max(v - id) AS m FROM t GROUP BY k",
+                "SELECT k, sum(v + id) AS s, max(v - id) AS m FROM t GROUP BY k",
+                "SELECT k, sum(v + id + 1) AS s, max(v + id + 1) AS m FROM t GROUP BY k",
+            ],
+        ),
+        (
+            "SELECT k, sum(v) FILTER (WHERE v > 1) AS s FROM t GROUP BY k",
+            vec![],
+            vec![
+                "SELECT k, sum(v) FILTER (WHERE v <= 1) AS s FROM t GROUP BY k",
+                "SELECT k, sum(v) FILTER (WHERE v > 2) AS s FROM t GROUP BY k",
+                "SELECT k, sum(v) AS s FROM t GROUP BY k",
+            ],
+        ),
+        (
+            "SELECT k, sum(st['a']) AS s FROM t GROUP BY k",
+            vec![],
+            vec!["SELECT k, sum(st['b']) AS s FROM t GROUP BY k", "SELECT k, sum(mp['a']) AS s FROM t GROUP BY k"],
+        ),
+        (
+            "SELECT k, sum(CASE WHEN v > 1 THEN v ELSE 0 END) AS s, count(DISTINCT j) AS n FROM t GROUP BY k",
+            vec![],
+            vec![
+                "SELECT k, sum(CASE WHEN v > 2 THEN v ELSE 0 END) AS s, count(DISTINCT j) AS n FROM t GROUP BY k",
+                "SELECT k, sum(CASE WHEN v > 1 THEN v ELSE 1 END) AS s, count(DISTINCT j) AS n FROM t GROUP BY k",
+                "SELECT k, sum(CASE WHEN v > 1 THEN id ELSE 0 END) AS s, count(DISTINCT j) AS n FROM t GROUP BY k",
+            ],
+        ),
+        (
+            "SELECT k, first_value(v ORDER BY id) AS f FROM t GROUP BY k",
+            vec![],
+            vec![
+                "SELECT k, first_value(v ORDER BY id DESC) AS f FROM t GROUP BY k",
+                "SELECT k, first_value(v ORDER BY v) AS f FROM t GROUP BY k",
+            ],
+        ),
+        (
+            "SELECT k, sum(CAST(v AS DOUBLE)) AS s FROM t WHERE k IN ('a', 'A', 'b') GROUP BY k",
+            vec!["SELECT k, sum(CAST(v AS DOUBLE)) AS s FROM t GROUP BY k"],
+            vec!["SELECT k, sum(CAST(v AS FLOAT)) AS s FROM t GROUP BY k"],
+        ),
+        ("SELECT DISTINCT k FROM t", vec!["SELECT DISTINCT k AS l FROM t"], vec!["SELECT DISTINCT j FROM t"]),
+        (
+            "SELECT a.k FROM t a JOIN t b ON a.k = b.k",
+            vec![],
+            vec![
+                "SELECT a.k FROM t a JOIN t b ON a.j = b.k",
+                "SELECT a.k FROM t a JOIN t b ON a.k = b.k AND a.v < b.v",
+            ],
+        ),
+        (
+            "SELECT k, sum(v) AS s FROM (SELECT k, v FROM t UNION ALL SELECT j, id FROM t) GROUP BY k",
+            vec![],
+            vec!["SELECT k, sum(v) AS s FROM (SELECT k, v FROM t UNION ALL SELECT j, v FROM t) GROUP BY k"],
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let source = MemorySource::new(rows().schema());
+        source.add(vec![rows()]).unwrap();
+        run(dir.path(), &source, sql).await.unwrap_or_else(|e| panic!("{sql}: {e}"));
+        for other in others {
+            source.add(vec![rows()]).unwrap();
+            let error = run(dir.path(), &source, other).await.expect_err(other);
+            assert_eq!(error.kind(), ErrorKind::IncompatibleCheckpoint, "{other}: {error}");
+            assert!(!error.message().contains("__common_expr"), "{other}: {error}");
+        }
+        for same in same.into_iter().chain([sql]) {
+            source.add(vec![rows()]).unwrap();
+            run(dir.path(), &source, same).await.unwrap_or_else(|e| panic!("{sql}, then {same}: {e}"));
+        }
+    }
+}
+
+/// The numbers in the names that DataFusion makes up go on counting in a process; the state does not care.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_frame_is_started_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ctx, source) = (SessionContext::new(), MemorySource::new(rows().schema()));
+    ctx.register_table("t", ctx.read_stream(source.clone()).await.unwrap().into_view()).unwrap();
+    let sql = "SELECT k, sum(v + id) AS s, avg(v + id) AS a, max(upper(j) || k) AS m, min(upper(j) || k) AS n FROM t GROUP BY k";
+    let frame = ctx.sql(sql).await.unwrap();
+    for turn in 1..=3 {
+        source.add(vec![rows()]).unwrap();
+        let sink = MemorySink::new();
+        let writer = to_the_end(frame.clone(), sink.clone(), dir.path()).output_mode(OutputMode::Update);
+        finish(writer).await.unwrap_or_else(|e| panic!("start {turn}: {e}"));
+        let mut lines = row_lines(&sink.batches()).unwrap();
+        lines.sort();
+        let sums = [22, 11, 33].map(|sum| sum * turn);
+        assert_eq!(lines.len(), 3);
+        for (line, sum) in lines.iter().zip(sums) {
+            assert!(line.contains(&format!("|{sum}|")), "start {turn}: {line}");
+        }
+    }
+}
+
+/// Folders with a file each.
+struct World {
+    dir: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let world = World { dir: tempfile::tempdir().unwrap() };
+        for (seed, folder) in [(1, "a"), (2, "b")] {
+            std::fs::create_dir_all(world.at(folder)).unwrap();
+            put_rows(&world.at(folder), "first", Format::Json, &events(seed, 10).unwrap()).unwrap();
+        }
+        world
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Reads these folders, one after the other, into `out`.
+    async fn union(&self, folders: &[&str], out: &str) -> StreamWriter {
+        let ctx = SessionContext::new();
+        let mut all: Option<DataFrame> = None;
+        for folder in folders {
+            let stream = ctx.read_stream(json_events(&self.at(folder))).await.unwrap();
+            all = Some(match all {
+                Some(all) => all.union(stream).unwrap(),
+                None => stream,
+            });
+        }
+        let stream = all.unwrap().select_columns(&["ts", "k", "v"]).unwrap();
+        to_the_end(stream, FileSink::parquet(text(&self.at(out))), &self.at("checkpoint"))
+    }
+
+    async fn rows(&self, out: &str) -> usize {
+        let columns: Vec<(&str, &str)> = DOUBLED[..2].iter().copied().chain([("v", "long")]).collect();
+        let schema = table::schema(&columns).unwrap();
+        let rows = committed_rows(&self.at(out), Format::Parquet, &schema).await.unwrap();
+        rows.iter().map(|rows| rows.num_rows()).sum()
+    }
+}
+
+async fn refused(writer: StreamWriter, words: &[&str]) {
+    let error = finish(writer).await.map(|_| ()).expect_err("it is another query");
+    assert_eq!(error.kind(), ErrorKind::IncompatibleCheckpoint, "{error}");
+    let told = format!("{error} {:?}", error.hint_text());
+    words.iter().for_each(|word| assert!(told.contains(word), "`{word}` is not in: {told}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_knows_its_sources_and_sinks() {
+    let world = World::new();
+    finish(world.union(&["a", "b"], "out").await).await.unwrap();
+    assert_eq!(world.rows("out").await, 20);
+    refused(world.union(&["b", "a"], "out").await, &["source 0 was json files at file://", "another order"]).await;
+    std::fs::create_dir(world.at("c")).unwrap();
+    refused(world.union(&["a", "c"], "out").await, &["source 1 was", "/b and is", "/c", ".moved("]).await;
+    refused(world.union(&["a", "b"], "out2").await, &["the sink was parquet files at", "out2"]).await;
+    assert!(!world.at("out2").exists() || world.rows("out2").await == 0);
+
+    let ctx = SessionContext::new();
+    let csv = FileSource::csv(text(&world.at("a"))).schema(event_schema().unwrap());
+    let stream = ctx.read_stream(csv).await.unwrap();
+    let stream = stream.union(ctx.read_stream(json_events(&world.at("b"))).await.unwrap()).unwrap();
+    let stream = stream.select_columns(&["ts", "k", "v"]).unwrap();
+    let sink = FileSink::parquet(text(&world.at("out")));
+    let words = ["source 0 was json files at", "and is csv files at"];
+    refused(to_the_end(stream, sink, &world.at("checkpoint")), &words).await;
+
+    // As it was, but for the spelling of a path.
+    put_rows(&world.at("b"), "second", Format::Json, &events(3, 5).unwrap()).unwrap();
+    finish(world.union(&["a/", "./b"], "out").await).await.unwrap();
+    assert_eq!(world.rows("out").await, 25);
+}
+
+/// Files that were read before the move are not read again, nor after the next restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_moved_is_said_and_not_read_twice() {
+    let world = World::new();
+    finish(world.union(&["a"], "out").await).await.unwrap();
+    std::fs::rename(world.at("a"), world.at("moved")).unwrap();
+    put_rows(&world.at("moved"), "second", Format::Json, &events(3, 5).unwrap()).unwrap();
+    refused(world.union(&["moved"], "out").await, &["/a and is", "/moved"]).await;
+    let place = |name: &str| format!("file://{}", world.at(name).display());
+    finish(world.union(&["moved"], "out").await.moved(place("a"), place("moved"))).await.unwrap();
+    assert_eq!(world.rows("out").await, 15);
+    put_rows(&world.at("moved"), "third", Format::Json, &events(4, 2).unwrap()).unwrap();
+    finish(world.union(&["moved"], "out").await).await.unwrap();
+    assert_eq!(world.rows("out").await, 17);
+}
+
+/// The record is in plain words, and without what is secret or may change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_recorded() {
+    let world = World::new();
+    finish(world.union(&["a"], "out").await).await.unwrap();
+    let entry = std::fs::read_to_string(world.at("checkpoint/offsets/0")).unwrap();
+    let entry: Value = serde_json::from_str(entry.lines().nth(1).unwrap()).unwrap();
+    let place = |name: &str| format!("file://{}", world.at(name).display());
+    let expected = json!({
+        "sources": [{"kind": "json files", "place": place("a")}],
+        "output": {"kind": "parquet files", "place": place("out")},
+    });
+    assert_eq!(entry["belongings"], expected);
+}
+
+/// A record that an older release did not write is added, and only then compared.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_without_the_record_is_continued() {
+    let world = World::new();
+    finish(world.union(&["a"], "out").await).await.unwrap();
+    let file = world.at("checkpoint/offsets/0");
+    let entry = std::fs::read_to_string(&file).unwrap();
+    let mut lines: Vec<String> = entry.lines().map(str::to_owned).collect();
+    let mut told: Value = serde_json::from_str(&lines[1]).unwrap();
+    told.as_object_mut().unwrap().remove("belongings");
+    lines[1] = told.to_string();
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    put_rows(&world.at("a"), "second", Format::Json, &events(3, 5).unwrap()).unwrap();
+    finish(world.union(&["a"], "out").await).await.unwrap();
+    refused(world.union(&["b"], "out").await, &["source 0 was"]).await;
+}
+
+/// Two memory sources of one process that change places are told apart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sources_in_memory_change_places() {
+    let dir = tempfile::tempdir().unwrap();
+    let ctx = SessionContext::new();
+    let sources = [MemorySource::new(rows().schema()), MemorySource::new(rows().schema())];
+    sources.iter().for_each(|source| source.add(vec![rows()]).unwrap());
+    let united = |first: usize, second: usize| {
+        let (ctx, sources) = (ctx.clone(), sources.clone());
+        async move {
+            let first = ctx.read_stream(sources[first].clone()).await.unwrap();
+            first.union(ctx.read_stream(sources[second].clone()).await.unwrap()).unwrap()
+        }
+    };
+    finish(to_the_end(united(0, 1).await, MemorySink::new(), dir.path())).await.unwrap();
+    refused(to_the_end(united(1, 0).await, MemorySink::new(), dir.path()), &["another order"]).await;
+    finish(to_the_end(united(0, 1).await, MemorySink::new(), dir.path())).await.unwrap();
+}
+
+/// A sink whose files the source would take is refused before anything is written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_does_not_read_its_own_output() {
+    let world = World::new();
+    std::os::unix::fs::symlink(world.at("a"), world.at("link")).unwrap();
+    let path = |name: &str| text(&world.at(name));
+    let url = |name: &str| format!("file://{}", path(name));
+    for (source, sink, partitioned, recursive, is_circle) in [
+        (path("a"), path("a"), false, false, true),
+        (path("a"), url("a"), false, false, true),
+        (url("a"), path("a/"), false, false, true),
+        (path("link"), path("a"), false, false, true),
+        (path("a"), path("link"), false, false, true),
+        (path("a"), path("a/out"), false, false, false),
+        (path("a"), path("a/out"), false, true, true),
+        (path("a"), path("a/k=out"), false, false, true),
+        (path("a"), path("a"), true, false, true),
+        (path("*"), path("out"), false, false, true),
+        (path("a/*.json"), path("a"), false, false, true),
+        (path("a/first*"), path("a"), false, false, false),
+        (path("a"), path("out"), true, false, false),
+    ] {
+        let ctx = SessionContext::new();
+        let files = FileSource::json(source.clone()).schema(event_schema().unwrap()).recursive(recursive);
+        let stream = ctx.read_stream(files).await.unwrap().select_columns(&["k", "v"]).unwrap();
+        let mut to = FileSink::json(sink.clone());
+        if partitioned {
+            to = to.partition_by(["k"]);
+        }
+        let checkpoint = tempfile::tempdir().unwrap();
+        let started = to_the_end(stream, to, checkpoint.path()).start().await;
+        let what = format!("{source} into {sink}, {partitioned} {recursive}");
+        match started {
+            Ok(query) => {
+                query.await_termination().await.unwrap();
+                assert!(!is_circle, "{what}: was started");
+            }
+            Err(error) => {
+                assert!(is_circle, "{what}: {error}");
+                assert_eq!(error.kind(), ErrorKind::InvalidQuery, "{what}: {error}");
+                assert!(error.message().contains("its own output"), "{what}: {error}");
+                assert_eq!(std::fs::read_dir(checkpoint.path()).unwrap().count(), 0, "{what}");
+            }
+        }
+    }
+    // Nor its checkpoint.
+    let ctx = SessionContext::new();
+    let files = FileSource::json(path("b")).schema(event_schema().unwrap()).recursive(true);
+    let stream = ctx.read_stream(files).await.unwrap();
+    let error = to_the_end(stream, MemorySink::new(), &world.at("b/checkpoint")).start().await.map(|_| ()).unwrap_err();
+    assert!(error.message().contains("checkpoint files"), "{error}");
+}
