@@ -148,7 +148,7 @@ async fn one_frame_is_started_twice() {
         let sums = [22, 11, 33].map(|sum| sum * turn);
         assert_eq!(lines.len(), 3);
         for (line, sum) in lines.iter().zip(sums) {
-            assert!(line.contains(&format!("|{sum}|")), "start {turn}: {line}");
+            assert!(line.contains(&format!(" | {sum} | ")), "start {turn}: {line}");
         }
     }
 }

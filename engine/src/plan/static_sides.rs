@@ -9,6 +9,7 @@ use datafusion::common::JoinType;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
+use datafusion::physical_expr::scalar_subquery::ScalarSubqueryExpr;
 use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
@@ -42,7 +43,9 @@ fn depends_on_batch(plan: &Arc<dyn ExecutionPlan>) -> bool {
 /// Whether an expression calls a function that answers otherwise in another batch.
 fn changes(expr: &Arc<dyn PhysicalExpr>) -> bool {
     let calls = |expr: &Arc<dyn PhysicalExpr>| {
+        // What a subquery gave is known only while a batch runs.
         expr.is_volatile_node()
+            || expr.is::<ScalarSubqueryExpr>()
             || expr.downcast_ref::<ScalarFunctionExpr>().is_some_and(|call| call.fun().inner().is::<Drawn>())
     };
     // The closure never fails.

@@ -62,8 +62,9 @@ impl Aggregates {
         self.describe().into_iter().zip(wrong).filter(|(_, wrong)| *wrong).map(|(text, _)| text).collect()
     }
 
-    pub(crate) fn functions(&self) -> impl Iterator<Item = &AggregateFunctionExpr> {
-        self.functions.iter().map(Arc::as_ref)
+    /// The functions, as the user named them.
+    pub(crate) fn named(&self) -> impl Iterator<Item = &AggregateFunctionExpr> {
+        self.named.iter().map(Arc::as_ref)
     }
 
     /// All state columns, function after function.

@@ -99,6 +99,11 @@ impl StatefulAggregateExec {
             properties: Arc::new(properties),
         })
     }
+
+    /// The aggregates, as the user named them.
+    pub(crate) fn named(&self) -> impl Iterator<Item = &AggregateFunctionExpr> {
+        self.aggregates.named()
+    }
 }
 
 impl StatefulOperator for StatefulAggregateExec {

@@ -172,7 +172,7 @@ impl SessionWindowExec {
     pub(crate) fn aggregate_exprs(
         &self,
     ) -> impl Iterator<Item = (&AggregateFunctionExpr, Option<&Arc<dyn PhysicalExpr>>)> {
-        self.aggregates.functions().zip(self.filters.iter().map(Option::as_ref))
+        self.aggregates.named().zip(self.filters.iter().map(Option::as_ref))
     }
 
     /// The column of the sessions, as it comes out.

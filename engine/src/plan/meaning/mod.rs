@@ -64,8 +64,8 @@ fn first_step(plan: &Arc<dyn ExecutionPlan>) -> Option<&AggregateExec> {
 
 impl Telling<'_> {
     fn operator(&mut self, node: &Arc<dyn ExecutionPlan>) -> Vec<String> {
-        if node.is::<StatefulAggregateExec>() {
-            return first_step(node).map(|first| self.aggregation(first)).unwrap_or_default();
+        if let Some(groups) = node.downcast_ref::<StatefulAggregateExec>() {
+            return self.groups(node, groups);
         }
         if let Some(sessions) = node.downcast_ref::<SessionWindowExec>() {
             return self.sessions(sessions);
@@ -92,11 +92,19 @@ impl Telling<'_> {
         vec![]
     }
 
-    fn aggregation(&mut self, first: &AggregateExec) -> Vec<String> {
+    fn groups(&mut self, node: &Arc<dyn ExecutionPlan>, groups: &StatefulAggregateExec) -> Vec<String> {
+        first_step(node).map(|first| self.aggregation(first, groups.named())).unwrap_or_default()
+    }
+
+    fn aggregation<'e>(
+        &mut self,
+        first: &AggregateExec,
+        aggregates: impl Iterator<Item = &'e AggregateFunctionExpr>,
+    ) -> Vec<String> {
         let input = first.input();
         let keys = first.group_expr().expr().iter();
         let mut told: Vec<String> = keys.map(|(key, _)| format!("by {}", self.expr(key, input))).collect();
-        let aggregates = first.aggr_expr().iter().zip(first.filter_expr());
+        let aggregates = aggregates.zip(first.filter_expr());
         told.extend(aggregates.map(|(aggregate, filter)| self.aggregate(aggregate, filter.as_ref(), input)));
         told
     }
@@ -200,11 +208,17 @@ impl Telling<'_> {
             };
             return told.map_or_else(|| self.unknown(node, column), |told| key_or_value(told));
         }
-        let aggregation = node.downcast_ref::<AggregateExec>();
-        if aggregation.is_some() || node.is::<StatefulAggregateExec>() {
+        let told = match (node.downcast_ref::<StatefulAggregateExec>(), node.downcast_ref::<AggregateExec>()) {
+            (Some(groups), _) => Some(self.groups(node, groups)),
             // Two steps are one aggregation.
-            let first = first_step(node).or(aggregation).map(|first| self.aggregation(first)).unwrap_or_default();
-            return first.get(column).map_or_else(|| self.unknown(node, column), |told| key_or_value(told));
+            (None, Some(own)) => {
+                let first = first_step(node).unwrap_or(own);
+                Some(self.aggregation(first, first.aggr_expr().iter().map(Arc::as_ref)))
+            }
+            (None, None) => None,
+        };
+        if let Some(told) = told {
+            return told.get(column).map_or_else(|| self.unknown(node, column), |told| key_or_value(told));
         }
         // What is left lets columns through, or adds some at the end.
         let children = node.children();
