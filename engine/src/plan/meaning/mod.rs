@@ -21,7 +21,7 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 use datafusion::physical_plan::ExecutionPlan;
-use datafusion::physical_plan::aggregates::AggregateExec;
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec};
 use datafusion::physical_plan::projection::ProjectionExec;
@@ -212,7 +212,8 @@ impl Telling<'_> {
             (Some(groups), _) => Some(self.groups(node, groups)),
             // Two steps are one aggregation.
             (None, Some(own)) => {
-                let first = first_step(node).unwrap_or(own);
+                let is_last = matches!(own.mode(), AggregateMode::Final | AggregateMode::FinalPartitioned);
+                let first = first_step(node).filter(|_| is_last).unwrap_or(own);
                 Some(self.aggregation(first, first.aggr_expr().iter().map(Arc::as_ref)))
             }
             (None, None) => None,
