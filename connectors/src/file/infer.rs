@@ -17,6 +17,7 @@ use tidewater::error::{Error, Result};
 use super::format::{Format, compression_of};
 use super::listing::Pattern;
 use super::partition_columns;
+use super::scan::parquet::parquet_options;
 use super::uri::FileLocation;
 
 /// How many files are looked at, the first by name.
@@ -31,6 +32,8 @@ pub(super) async fn infer_schema(pattern: &Pattern, format: &Format, session: &S
     } else {
         pattern.list(runtime).await?.files
     };
+    // An empty file says nothing of its columns.
+    files.retain(|file| file.size > 0);
     files.sort_by(|a, b| a.uri.cmp(&b.uri));
     let Some(first) = files.first() else {
         return Err(Error::invalid(format!("`{pattern}` has no files yet, so its schema cannot be inferred"))
@@ -39,9 +42,7 @@ pub(super) async fn infer_schema(pattern: &Pattern, format: &Format, session: &S
     let locations = files.iter().map(|file| FileLocation::parse(&file.uri)).collect::<Result<Vec<_>>>()?;
 
     let reader: Arc<dyn FileFormat> = match format {
-        Format::Parquet => {
-            Arc::new(ParquetFormat::default().with_options(session.default_table_options().parquet.clone()))
-        }
+        Format::Parquet => Arc::new(ParquetFormat::default().with_options(parquet_options(session))),
         Format::Json => Arc::new(JsonFormat::default().with_file_compression_type(compression_of(&first.uri))),
         Format::Csv(csv) => Arc::new(
             CsvFileFormat::default()
@@ -53,12 +54,20 @@ pub(super) async fn infer_schema(pattern: &Pattern, format: &Format, session: &S
                 .with_file_compression_type(compression_of(&first.uri)),
         ),
     };
+    // One store is asked for all of them. A file whose name it does not take is looked at only if there is no other.
+    let plain = locations.iter().filter(|location| !location.is_odd()).take(FILES);
+    let mut looked_at: Vec<&FileLocation> = plain.collect();
+    if looked_at.is_empty() {
+        looked_at.extend(locations.first());
+    }
+    let store = match looked_at.first() {
+        Some(location) => location.open(runtime)?,
+        None => super::uri::object_store(&pattern.root().store, runtime)?,
+    };
     let mut objects = vec![];
-    for location in locations.iter().take(FILES) {
-        let store = location.open(runtime)?;
+    for location in looked_at {
         objects.push(store.head(&location.path).await.map_err(|e| Error::from(e).file(location.uri()))?);
     }
-    let store = super::uri::object_store(&pattern.root().store, runtime)?;
     let columns = reader.infer_schema(session, &store, &objects).await.map_err(|e| {
         Error::from(e).file(pattern.to_string()).hint("give the schema, or see whether all files have the same columns")
     })?;

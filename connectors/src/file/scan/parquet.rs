@@ -43,6 +43,17 @@ pub(in crate::file) const MIN_CUT_BYTES: u64 = 8 << 20;
 /// choice, times before 1677 and after 2262 would turn into others; Spark, which writes them, knows microseconds only.
 const INT96: (&str, &str) = ("us", "UTC");
 
+/// How the session reads Parquet files, and old times among them.
+pub(in crate::file) fn parquet_options(session: &SessionState) -> TableParquetOptions {
+    let mut options = session.default_table_options().parquet.clone();
+    let (unit, zone) = INT96;
+    if options.global.coerce_int96.is_none() {
+        options.global.coerce_int96 = Some(unit.to_owned());
+        options.global.coerce_int96_tz = Some(zone.to_owned());
+    }
+    options
+}
+
 /// Opens Parquet files.
 #[derive(Debug, Clone)]
 pub(in crate::file) struct ParquetOpener {
@@ -82,12 +93,7 @@ impl ParquetOpener {
             }
             None => None,
         };
-        let mut options = session.default_table_options().parquet.clone();
-        let (unit, zone) = INT96;
-        if options.global.coerce_int96.is_none() {
-            options.global.coerce_int96 = Some(unit.to_owned());
-            options.global.coerce_int96_tz = Some(zone.to_owned());
-        }
+        let options = parquet_options(session);
         let output = Arc::new(schema.project(&projection)?);
         let conjuncts = pruning::plain(predicate.as_ref());
         Ok(ParquetOpener { schema, projection, output, conjuncts, options, names, tally })

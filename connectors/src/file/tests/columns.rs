@@ -231,6 +231,14 @@ async fn old_times_of_96_bits_are_what_spark_wrote() {
         let mut reader = stream.open(&source).await.unwrap();
         assert_eq!(stream.rows(&source, &mut reader).await, expected);
     }
+    let stream = Stream::new();
+    stream.put("a.parquet", "", 9);
+    stream.put("odd#1", &bytes, 10);
+    let inferred = FileSource::parquet(stream.input()).infer_schema(&stream.session).await.unwrap();
+    assert_eq!(
+        Source::schema(&inferred).field(0).data_type(),
+        &DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
+    );
     // What a column of nanoseconds cannot hold is not turned into something else.
     let mut stream = Stream::new();
     stream.put("a.parquet", &bytes, 10);
