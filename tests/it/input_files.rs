@@ -142,7 +142,8 @@ async fn an_output_folder_that_moved_is_told_as_what_it_is() {
     let schema = table::schema(&COLUMNS).unwrap();
     let write = async |to: &Path| {
         let stream = SessionContext::new().read_stream(source(&path("in"))).await.unwrap();
-        finish(to_the_end(stream, FileSink::json(format!("file:{}", text(to))), &path("checkpoint"))).await
+        let writer = to_the_end(stream, FileSink::json(format!("file:{}", text(to))), &path("checkpoint"));
+        finish(writer.moved(uri(dir.path(), "out"), uri(dir.path(), "moved"))).await
     };
     let read = async || {
         let from = FileSource::json(text(&path("moved"))).schema(table::schema(&COLUMNS).unwrap());
