@@ -22,11 +22,11 @@ use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
-use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
 use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
 use datafusion::physical_plan::union::UnionExec;
+use datafusion::physical_plan::{ExecutionPlan, displayable};
 use datafusion::scalar::ScalarValue;
 
 use super::brings::{Brings, brings};
@@ -193,6 +193,11 @@ impl PhysicalOptimizerRule for RememberGroups {
             });
             match steps {
                 Some((last, first)) => Ok(Transformed::yes(self.remember(last, first)?)),
+                None if self.forgets(&plan) => Err(Error::internal(format!(
+                    "an aggregation of a stream would forget the batches before: {}",
+                    displayable(plan.as_ref()).one_line()
+                ))
+                .into()),
                 None => Ok(Transformed::no(plan)),
             }
         })
@@ -219,6 +224,14 @@ fn brings_whole_answer(plan: &Arc<dyn ExecutionPlan>) -> bool {
 }
 
 impl RememberGroups {
+    /// Whether a node aggregates new rows, of one batch only.
+    fn forgets(&self, plan: &Arc<dyn ExecutionPlan>) -> bool {
+        let Some(last) = plan.downcast_ref::<AggregateExec>() else { return false };
+        let is_first = matches!(last.mode(), AggregateMode::Partial | AggregateMode::PartialReduce);
+        let of_one_batch = self.mode == OutputMode::Complete && brings_whole_answer(last.input());
+        !is_first && !of_one_batch && static_sides::is_streaming(last.input())
+    }
+
     fn remember(&self, last: &AggregateExec, first: &AggregateExec) -> Result<Arc<dyn ExecutionPlan>> {
         let id = SharedId::default();
         let schema = last.schema();
