@@ -1,4 +1,4 @@
-//! Two drivers on one checkpoint: one is fenced, nothing is doubled.
+//! Two drivers on one checkpoint: the one that started last holds it, the other is fenced, nothing is doubled.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,11 +34,11 @@ async fn written(out: &Path) -> Vec<RecordBatch> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_slower_driver_is_fenced() {
+async fn the_earlier_driver_is_fenced() {
     let (dir, source) = (tempfile::tempdir().unwrap(), memory_events());
     let rows: Vec<RecordBatch> = (0..3).map(|i| events(i, 20).unwrap()).collect();
-    let one = driver(&source, &dir).await;
     let other = driver(&source, &dir).await;
+    let one = driver(&source, &dir).await;
     one.process_all_available().await.unwrap();
     other.process_all_available().await.unwrap();
 

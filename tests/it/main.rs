@@ -10,6 +10,7 @@ mod answers;
 mod bad_input;
 
 mod belongs;
+mod checkpoint_gone;
 
 mod conformance;
 mod dead_letters;
@@ -32,7 +33,10 @@ mod key_types;
 
 mod kill;
 
+mod overtaken;
 mod planner_faults;
+
+mod put_answers;
 
 mod query_api;
 
@@ -66,3 +70,5 @@ mod suites;
 mod tidy;
 
 mod triggers;
+
+mod two_queries;

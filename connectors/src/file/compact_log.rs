@@ -121,6 +121,22 @@ impl<E: Serialize + DeserializeOwned + Clone + Send + Sync> CompactLog<E> {
         Ok(all)
     }
 
+    /// The same for who only reads along: a file that the writer purged after it was listed is no hole.
+    pub(crate) async fn all_now(&mut self) -> Result<Vec<E>> {
+        loop {
+            match self.all().await {
+                Err(error) if error.kind() == ErrorKind::DamagedCheckpoint => {
+                    let seen = self.files.clone();
+                    self.refresh().await?;
+                    if self.files == seen {
+                        return Err(error);
+                    }
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// Creates file `id` with `entries`: a plain file, or a compact one that holds all earlier entries too.
     pub(crate) async fn add(&mut self, id: u64, entries: &[E]) -> Result<Added<E>> {
         if let Some(there) = self.read(id).await? {
@@ -146,7 +162,8 @@ impl<E: Serialize + DeserializeOwned + Clone + Send + Sync> CompactLog<E> {
     }
 
     /// Deletes what a compact file sums up and no batch still kept needs. The compact file before the oldest batch kept
-    /// stays, with all after it.
+    /// stays, with all after it. Whoever has gone on since has that compact file, or a later one that holds all of it: so
+    /// this is harmless in a run that was overtaken, too.
     pub(crate) async fn purge(&mut self) -> Result<()> {
         let Some(latest) = self.latest() else { return Ok(()) };
         let Some(keep_from) = oldest_needed(latest, self.interval, self.min_batches_to_retain) else { return Ok(()) };
@@ -331,6 +348,26 @@ mod tests {
             ["0", "0 1", "0 1 2.compact", "2.compact 3", "2.compact 3 4", "2.compact 3 4 5.compact", "5.compact 6"];
         assert_eq!(seen, expected);
         assert_eq!(log.all().await.unwrap().len(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_reader_is_not_deceived_by_a_purge() {
+        let store = memory_store();
+        let mut writer = CompactLog::open(Arc::clone(&store), 3, 1).await.unwrap();
+        for id in 0..=1 {
+            writer.add(id, &[Entry { n: id }]).await.unwrap();
+        }
+        let mut reader = CompactLog::<Entry>::open(Arc::clone(&store), 3, 1).await.unwrap();
+        for id in 2..=4 {
+            writer.add(id, &[Entry { n: id }]).await.unwrap();
+            writer.purge().await.unwrap();
+        }
+        assert_eq!(reader.all().await.unwrap_err().kind(), ErrorKind::DamagedCheckpoint);
+        assert_eq!(reader.all_now().await.unwrap().len(), 5);
+        store.delete("4").await.unwrap();
+        store.delete("2.compact").await.unwrap();
+        put(&store, "5", "v1").await;
+        assert_eq!(reader.all_now().await.unwrap_err().kind(), ErrorKind::DamagedCheckpoint, "a real hole stays one");
     }
 
     #[tokio::test]

@@ -44,6 +44,8 @@ pub(super) struct FileReader {
     settings: Settings,
     context: SourceContext,
     log: SourceLog,
+    /// Whether the log was looked at since this run holds the checkpoint.
+    log_is_fresh: bool,
     seen: SeenFiles,
     /// New files that an earlier listing found and no batch had room for.
     unread: Vec<ListedFile>,
@@ -105,6 +107,7 @@ impl FileReader {
             settings,
             context,
             log,
+            log_is_fresh: false,
             seen,
             unread: vec![],
             left_out: LeftOut::default(),
@@ -291,6 +294,13 @@ impl SourceReader for FileReader {
     }
 
     async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
+        if !self.log_is_fresh {
+            // The run before may have offered files while this one was starting.
+            for entry in self.log.catch_up().await? {
+                self.seen.add(&entry.path, entry.timestamp);
+            }
+            self.log_is_fresh = true;
+        }
         let after_id = after.map(log_offset).transpose()?;
         // What was offered before a crash and is in no batch yet is the next batch.
         if let Some(latest) = self.log.latest()

@@ -20,7 +20,7 @@ use tidewater::query::OutputMode;
 use tidewater::sink::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
 use tokio::sync::Mutex;
 
-use super::manifest::{Manifest, ManifestEntry, committed_files};
+use super::manifest::{Manifest, ManifestEntry, Owner, committed_files};
 use super::moved::check_in_place;
 use super::place::place_of;
 use super::uri::FileLocation;
@@ -194,7 +194,8 @@ impl Sink for FileSink {
             create_folders(folder, context.durable)?;
         }
         let log = root.manifest_store(runtime, context.durable)?;
-        let manifest = Manifest::open(log, retention_ms, Arc::clone(&context.clock)).await?;
+        let owner = Owner::new(context.query_id, context.name);
+        let manifest = Manifest::open(log, owner, retention_ms, Arc::clone(&context.clock)).await?;
         manifest.check(context.next_batch, context.next_batch_may_be_taken)?;
         if !manifest.is_empty() {
             let files = committed_files(&self.location, runtime).await?;
@@ -272,7 +273,7 @@ mod tests {
             next_batch_may_be_taken: may_be_taken,
             schema: rows(&[], 0).schema(),
             output_mode: OutputMode::Append,
-            query_id: QueryId::random(),
+            query_id: QueryId::try_from("5f0a2ee4-9a3f-4e0f-8d5b-1f1f0a7f3c11".to_owned()).unwrap(),
             run_id: RunId::random(),
             session: Arc::new(SessionContext::new().state()),
             clock: Arc::new(ManualClock::at(0)),

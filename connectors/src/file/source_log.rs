@@ -67,15 +67,39 @@ impl SourceLog {
         Ok(self.log.all().await?.into_iter().map(|entry| self.at_home(entry)).collect())
     }
 
-    /// Writes the next source batch.
+    /// What was added since the log was opened.
+    pub(super) async fn catch_up(&mut self) -> Result<Vec<FileEntry>> {
+        let known = self.log.latest();
+        self.log.refresh().await?;
+        match self.log.latest() {
+            Some(latest) if Some(latest) > known => self.between(known, latest).await,
+            _ => Ok(vec![]),
+        }
+    }
+
+    /// Writes the next source batch. The log must still be as this run knows it.
     pub(super) async fn add(&mut self, id: u64, entries: &[FileEntry]) -> Result<()> {
-        match self.log.add(id, entries).await? {
-            Added::New | Added::Same => Ok(()),
-            Added::Other(_) => Err(Error::new(
+        let known = self.log.latest();
+        self.log.refresh().await?;
+        let now = self.log.latest();
+        if now < known {
+            let what = known.map_or_else(String::new, |known| format!(" up to source batch {known}"));
+            return Err(Error::damaged(format!("the file source's log{what} was deleted while the query was running"))
+                .hint("restore the `sources` folder of the checkpoint from a backup, or start with a new checkpoint"));
+        }
+        let fenced = |id: u64| {
+            Error::new(
                 ErrorKind::Fenced,
                 format!("another run of this query is writing the checkpoint: it took source batch {id}"),
             )
-            .hint("stop one of the two runs; two queries may not share a checkpoint")),
+            .hint("stop one of the two runs; two queries may not share a checkpoint")
+        };
+        if now > known {
+            return Err(fenced(now.unwrap_or(id)));
+        }
+        match self.log.add(id, entries).await? {
+            Added::New | Added::Same => Ok(()),
+            Added::Other(_) => Err(fenced(id)),
         }
     }
 
@@ -174,6 +198,17 @@ mod tests {
         ours.add(0, &[entry(0)]).await.unwrap();
         let error = theirs.add(0, &[FileEntry { timestamp: 5, ..entry(0) }]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Fenced);
+    }
+
+    #[tokio::test]
+    async fn a_log_that_is_deleted_is_missed() {
+        let store = memory_store();
+        let mut log = SourceLog::open(Arc::clone(&store), 100).await.unwrap();
+        log.add(0, &[entry(0)]).await.unwrap();
+        store.delete("0").await.unwrap();
+        let error = log.add(1, &[entry(1)]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DamagedCheckpoint, "{error}");
+        assert!(store.list("").await.unwrap().is_empty(), "nothing is written into the void");
     }
 
     #[test]

@@ -61,17 +61,13 @@ impl BatchLog {
         E::decode(text, &file)
     }
 
-    /// Adds the entry of a batch. If the file is there already, it must be this run's own, from a put that was retried;
-    /// otherwise another run has taken over.
+    /// Adds the entry of a batch. If another is there, another run has taken over.
     pub(crate) async fn add<E: LogEntry>(&self, batch: BatchId, entry: &E) -> Result<()> {
         let name = self.name(batch);
         match self.store.create(&name, Bytes::from(entry.encode())).await? {
             Created::New => Ok(()),
             Created::Exists => {
                 let earlier: E = self.read(batch).await?;
-                if earlier.run_id().is_some() && earlier.run_id() == entry.run_id() {
-                    return Ok(());
-                }
                 let by = earlier.run_id().map_or("another engine".to_owned(), |run| format!("run {run}"));
                 Err(Error::new(ErrorKind::Fenced, format!("{by} wrote this batch first: it has taken over the query"))
                     .batch(batch)

@@ -3,6 +3,7 @@
 //! ```text
 //! checkpoint/
 //!   metadata          the query's id                                written once
+//!   epochs/N.<run>    the newest run                                written at its start
 //!   offsets/N         where batch N ends, its watermark and clock   written before batch N
 //!   commits/N         batch N is done, and the next watermark       written after batch N
 //!   sources/<i>/…     a source's own log                            written before offsets/N
@@ -17,13 +18,17 @@
 //! 4. The watermark never goes back.
 //! 5. Files are created, never changed. A run that finds a file it wants to create written by another run is fenced and
 //!    stops.
-//! 6. Nothing is deleted that a batch still kept needs.
+//! 6. Nothing is deleted that a batch still kept needs, nor anything that may be newer than the deleting run's own last
+//!    commit: a run that was overtaken and does not know it is harmless.
+//! 7. The run that started last holds the checkpoint; every other one stops at its next check.
 //!
 //! What to do after a crash is decided by `resume`, a pure function of the tails of the two logs.
 
 mod batch_log;
 
 mod commit_log;
+
+mod epoch;
 
 mod format;
 
@@ -37,9 +42,11 @@ mod store;
 
 pub(crate) use self::batch_log::BatchLog;
 pub(crate) use self::commit_log::CommitEntry;
+pub(crate) use self::epoch::{Epoch, FOLDER as EPOCHS};
 pub use self::format::{check_version, with_version};
 pub(crate) use self::offset_log::{Belongings, OffsetEntry, pinned_conf};
 pub(crate) use self::query_metadata::read_or_create_query_id;
+pub(crate) use self::store::certain;
 pub use self::store::{
     CheckpointStore, Created, create_folders, local_path, memory_store, open_store, sub_store, sync_folder,
 };

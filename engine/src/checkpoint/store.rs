@@ -4,10 +4,15 @@
 //! of storage is an atomic create that fails if the name is taken.
 //!
 //! On a local disk a file counts once it and its folder are flushed: contents go to a hidden file, which is flushed,
-//! renamed without overwriting, and then the folder is flushed. On an object store a conditional put does it. A retried
-//! put may find its own first attempt, so who is told [`Created::Exists`] reads the file back and compares.
+//! renamed without overwriting, and then the folder is flushed. On an object store a conditional put does it. An answer
+//! that does not say what happened is looked into before anyone hears of it: see `certain`.
 
-use std::io::Write;
+mod certain;
+
+mod local;
+
+mod remote;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,16 +21,19 @@ use bytes::Bytes;
 use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
-use crate::error::{Error, ErrorKind, Result};
+use self::certain::Certain;
+use self::local::LocalStore;
+use self::remote::RemoteStore;
+use crate::error::{Error, Result};
 
 /// What came of a create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Created {
-    /// The file is there now, with these contents, and will survive a crash.
+    /// The file is there now, with these contents, and will survive a crash. It may have been there before, with the very
+    /// same contents.
     New,
-    /// A file of this name existed; it was not touched.
+    /// A file of this name existed, with other contents; it was not touched.
     Exists,
 }
 
@@ -45,6 +53,13 @@ pub trait CheckpointStore: std::fmt::Debug + Send + Sync {
     /// Deletes `name`; it is no error if it is gone already.
     async fn delete(&self, name: &str) -> Result<()>;
 
+    /// Makes good what a process left half done that died in `folder`: half-written files go, and names that it had no time
+    /// to flush are flushed. It harms no create that is under way. Nothing to do for a store whose creates are indivisible.
+    async fn recover(&self, folder: &str) -> Result<()> {
+        let _ = folder;
+        Ok(())
+    }
+
     /// The full name of `name`, for messages.
     fn full_name(&self, name: &str) -> String;
 }
@@ -53,7 +68,7 @@ pub trait CheckpointStore: std::fmt::Debug + Send + Sync {
 /// (DataFusion's `register_object_store`). With `durable`, a local create reaches the disk before it returns.
 pub fn open_store(location: &str, runtime: &RuntimeEnv, durable: bool) -> Result<Arc<dyn CheckpointStore>> {
     match local_path(location)? {
-        Some(root) => Ok(Arc::new(LocalStore { root, durable })),
+        Some(root) => Ok(certain(Arc::new(LocalStore::new(root, durable)))),
         None => {
             let url = ListingTableUrl::parse(location)
                 .map_err(|e| Error::invalid(format!("`{location}` is neither a path nor a URL: {e}")))?;
@@ -62,9 +77,14 @@ pub fn open_store(location: &str, runtime: &RuntimeEnv, durable: bool) -> Result
                     .hint("call `ctx.register_object_store(url, store)` before the query starts")
                     .caused_by(e)
             })?;
-            Ok(Arc::new(RemoteStore { store, root: url.prefix().clone(), location: location.to_owned() }))
+            Ok(certain(Arc::new(RemoteStore { store, root: url.prefix().clone(), location: location.to_owned() })))
         }
     }
+}
+
+/// `store`, with creates that tell what happened, whatever the storage below answers.
+pub(crate) fn certain(store: Arc<dyn CheckpointStore>) -> Arc<dyn CheckpointStore> {
+    Arc::new(Certain(store))
 }
 
 /// The local path that `location` names, made absolute; `None` if it is a URL of another scheme.
@@ -116,18 +136,6 @@ pub fn sub_store(parent: &Arc<dyn CheckpointStore>, folder: &str) -> Arc<dyn Che
     Arc::new(SubStore { parent: Arc::clone(parent), folder: folder.to_owned() })
 }
 
-#[derive(Debug)]
-struct LocalStore {
-    root: PathBuf,
-    durable: bool,
-}
-
-impl LocalStore {
-    fn path(&self, name: &str) -> PathBuf {
-        self.root.join(name)
-    }
-}
-
 /// Creates `folder` and its missing parents; with `durable`, each new entry reaches the disk.
 pub fn create_folders(folder: &Path, durable: bool) -> Result<()> {
     if folder.is_dir() {
@@ -152,143 +160,6 @@ pub fn sync_folder(folder: &Path) -> Result<()> {
     std::fs::File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(|e| Error::io("flush the folder", folder.display().to_string(), e))
-}
-
-#[async_trait]
-impl CheckpointStore for LocalStore {
-    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
-        let path = self.path(name);
-        let failed = |action: &str, e: std::io::Error| Error::io(action, path.display().to_string(), e);
-        let (Some(folder), Some(file_name)) = (path.parent(), path.file_name()) else {
-            return Err(Error::internal(format!("`{name}` is not a file name")));
-        };
-        create_folders(folder, self.durable)?;
-        let mut builder = tempfile::Builder::new();
-        let prefix = format!(".{}.", file_name.to_string_lossy());
-        builder.prefix(&prefix).suffix(".tmp");
-        // A temporary file is private by default; these are read by other users' tools as any output is.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(folder).map_err(|e| failed("create the file", e))?;
-        file.write_all(&contents).map_err(|e| failed("write the file", e))?;
-        if self.durable {
-            file.as_file().sync_all().map_err(|e| failed("flush the file", e))?;
-        }
-        match file.persist_noclobber(&path) {
-            Ok(_) => {}
-            Err(e) if e.error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(Created::Exists),
-            Err(e) => return Err(failed("create the file", e.error)),
-        }
-        if self.durable {
-            sync_folder(folder)?;
-        }
-        Ok(Created::New)
-    }
-
-    async fn read(&self, name: &str) -> Result<Option<Bytes>> {
-        let path = self.path(name);
-        match std::fs::read(&path) {
-            Ok(contents) => Ok(Some(contents.into())),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::io("read the file", path.display().to_string(), e)),
-        }
-    }
-
-    async fn list(&self, folder: &str) -> Result<Vec<String>> {
-        let path = self.path(folder);
-        let failed = |e| Error::io("list the folder", path.display().to_string(), e);
-        let entries = match std::fs::read_dir(&path) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
-            Err(e) => return Err(failed(e)),
-        };
-        let mut names = vec![];
-        for entry in entries {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if !name.starts_with('.') && !entry.file_type().map_err(failed)?.is_dir() {
-                names.push(name);
-            }
-        }
-        Ok(names)
-    }
-
-    async fn delete(&self, name: &str) -> Result<()> {
-        let path = self.path(name);
-        match std::fs::remove_file(&path) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(Error::io("delete the file", path.display().to_string(), e)),
-        }
-    }
-
-    fn full_name(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-}
-
-#[derive(Debug)]
-struct RemoteStore {
-    store: Arc<dyn ObjectStore>,
-    root: ObjectPath,
-    location: String,
-}
-
-impl RemoteStore {
-    fn path(&self, name: &str) -> ObjectPath {
-        name.split('/').filter(|part| !part.is_empty()).fold(self.root.clone(), |path, part| path.join(part))
-    }
-
-    fn failed(&self, action: &str, name: &str, error: object_store::Error) -> Error {
-        Error::new(ErrorKind::Unavailable, format!("cannot {action}: {error}"))
-            .file(self.full_name(name))
-            .hint("check the store, its credentials and the network, then start again")
-            .caused_by(error)
-    }
-}
-
-#[async_trait]
-impl CheckpointStore for RemoteStore {
-    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
-        let options = PutOptions::from(PutMode::Create);
-        match self.store.put_opts(&self.path(name), contents.into(), options).await {
-            Ok(_) => Ok(Created::New),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(Created::Exists),
-            Err(e) => Err(self.failed("create the file", name, e)),
-        }
-    }
-
-    async fn read(&self, name: &str) -> Result<Option<Bytes>> {
-        match self.store.get(&self.path(name)).await {
-            Ok(found) => Ok(Some(found.bytes().await.map_err(|e| self.failed("read the file", name, e))?)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(e) => Err(self.failed("read the file", name, e)),
-        }
-    }
-
-    async fn list(&self, folder: &str) -> Result<Vec<String>> {
-        let path = self.path(folder);
-        let found =
-            self.store.list_with_delimiter(Some(&path)).await.map_err(|e| self.failed("list the folder", folder, e))?;
-        Ok(found
-            .objects
-            .iter()
-            .filter_map(|object| object.location.filename())
-            .filter(|name| !name.starts_with('.'))
-            .map(str::to_owned)
-            .collect())
-    }
-
-    async fn delete(&self, name: &str) -> Result<()> {
-        match self.store.delete(&self.path(name)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(e) => Err(self.failed("delete the file", name, e)),
-        }
-    }
-
-    fn full_name(&self, name: &str) -> String {
-        format!("{}/{name}", self.location.trim_end_matches('/'))
-    }
 }
 
 #[derive(Debug)]
@@ -321,6 +192,10 @@ impl CheckpointStore for SubStore {
         self.parent.delete(&self.name(name)).await
     }
 
+    async fn recover(&self, folder: &str) -> Result<()> {
+        self.parent.recover(&self.name(folder)).await
+    }
+
     fn full_name(&self, name: &str) -> String {
         self.parent.full_name(&self.name(name))
     }
@@ -328,11 +203,11 @@ impl CheckpointStore for SubStore {
 
 /// Where a checkpoint is not wanted: keeps files in memory, for tests and for queries that need not survive.
 pub fn memory_store() -> Arc<dyn CheckpointStore> {
-    Arc::new(RemoteStore {
+    certain(Arc::new(RemoteStore {
         store: Arc::new(object_store::memory::InMemory::new()),
         root: ObjectPath::default(),
         location: "memory:".to_owned(),
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -379,7 +254,7 @@ mod tests {
     async fn a_local_folder_creates_once() {
         for durable in [true, false] {
             let root = tempfile::tempdir().unwrap();
-            behaves(Arc::new(LocalStore { root: root.path().join("deep/er"), durable })).await;
+            behaves(Arc::new(LocalStore::new(root.path().join("deep/er"), durable))).await;
         }
     }
 

@@ -1,5 +1,6 @@
 //! The state of all operators of one run: loaded at its start, handed to each batch, written when the batch is through.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -91,6 +92,11 @@ impl StateKeeper {
         Ok(keeper)
     }
 
+    /// How many operators keep state.
+    pub(super) fn operators(&self) -> usize {
+        self.operators.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.operators.is_empty()
     }
@@ -173,39 +179,53 @@ impl StateKeeper {
         self.files.iter().zip(runs).map(told).collect()
     }
 
-    /// Deletes the files that the commit of batch `old` names and the next one does not: nothing kept needs them.
+    /// Deletes the files that the commit of batch `old` names, and neither the next one nor what this run has now: once a
+    /// file is no longer named, no later commit names it again.
     pub(super) async fn forget(&self, commits: &BatchLog, old: BatchId) -> Result<()> {
         if self.is_empty() {
             return Ok(());
         }
         let named = |entry: CommitEntry| entry.state.map(|state| names(&state)).unwrap_or_default();
         let (gone, kept) = (named(commits.read(old).await?), named(commits.read(old.next()).await?));
-        for name in gone.iter().filter(|name| !kept.contains(name)) {
+        let own = self.now().map(|state| names(&state)).unwrap_or_default();
+        for name in gone.iter().filter(|name| !kept.contains(name) && !own.contains(name)) {
             self.store.delete(name).await?;
         }
         Ok(())
     }
 
-    /// Deletes files that no kept commit names: what a crash left behind. Those of this run may yet be named.
-    pub(super) async fn tidy(&self, commits: &BatchLog) -> Result<()> {
+    /// Deletes files that no kept commit names: what a crash left behind. Those of this run may yet be named, and so may
+    /// those of a later one that has taken over unnoticed. It began behind batch `committed`, the last that this run
+    /// committed, or not at all; so what it writes is of later batches, and what it takes over this commit names.
+    pub(super) async fn tidy(&self, commits: &BatchLog, committed: BatchId) -> Result<()> {
         if self.is_empty() {
             return Ok(());
         }
-        let mut named = vec![];
-        for batch in commits.batches().await? {
-            let commit: CommitEntry = commits.read(batch).await?;
-            named.extend(commit.state.iter().flat_map(names));
-        }
+        // Files first: of those that are listed, every one that is ever to be named and not newer is named by a commit now.
         let mut there: Vec<String> = self.store.list("").await?;
         for number in 0..self.operators.len() {
             let files = self.store.list(&number.to_string()).await?;
             there.extend(files.iter().map(|name| path(OperatorId(number), name)));
         }
+        let mut named: HashSet<String> = self.now().iter().flat_map(names).collect();
+        for batch in commits.batches().await? {
+            let commit: CommitEntry = commits.read(batch).await?;
+            named.extend(commit.state.iter().flat_map(names));
+        }
         let own = format!(".{}", self.run.short());
-        for name in there.iter().filter(|name| !named.contains(name) && !name.ends_with(&own)) {
+        let may_go = |name: &String| {
+            !named.contains(name) && !name.ends_with(&own) && batch_of(name).is_some_and(|batch| batch <= committed)
+        };
+        for name in there.iter().filter(|name| may_go(name)) {
             self.store.delete(name).await?;
         }
         Ok(())
+    }
+
+    /// What the last commit of this run names; nothing before its first.
+    fn now(&self) -> Option<StateCommit> {
+        let operators = self.files.iter().map(|files| files.now().clone()).collect();
+        self.schema.clone().map(|schema| StateCommit { schema, operators })
     }
 }
 
@@ -217,6 +237,14 @@ fn names(state: &StateCommit) -> Vec<String> {
         .enumerate()
         .flat_map(|(number, operator)| operator.files.iter().map(move |file| path(OperatorId(number), &file.name)));
     files.chain([state.schema.clone()]).collect()
+}
+
+/// The batch that a file of state is of, as its name tells; none if it is not one of ours.
+fn batch_of(name: &str) -> Option<BatchId> {
+    let name = name.rsplit('/').next().unwrap_or(name);
+    let name = name.strip_prefix("operators.").unwrap_or(name);
+    let digits = name.find(|c: char| !c.is_ascii_digit())?;
+    name[..digits].parse().ok().map(BatchId)
 }
 
 fn check_specs(old: &[ToldSpec], new: &[ToldSpec]) -> Result<()> {
@@ -256,4 +284,23 @@ async fn read_specs(store: &dyn CheckpointStore, name: &str) -> Result<Vec<ToldS
     lines
         .map(|line| serde_json::from_str(line).map_err(|e| torn(format!("a line tells of no operator: {e}"))))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_the_batch() {
+        for (name, batch) in [
+            ("0/12.7d9612d0", Some(12)),
+            ("3/12m0.7d9612d0", Some(12)),
+            ("operators.0.7d9612d0", Some(0)),
+            ("operators.x", None),
+            ("0/notes.txt", None),
+            ("0/12", None),
+        ] {
+            assert_eq!(batch_of(name), batch.map(BatchId), "{name}");
+        }
+    }
 }

@@ -10,6 +10,10 @@
 //!
 //! A batch that was logged but not committed before a crash is run first, exactly as logged. The first error ends the run;
 //! the next start repeats the batch.
+//!
+//! Another run may take the query over at any time. So the run's epoch is checked before a batch is logged, before each sink
+//! commits it, and once more when the batch is committed, before anything is deleted: then all of it was written while the
+//! epoch held.
 
 mod belongings;
 
@@ -18,6 +22,8 @@ mod decide;
 mod keeper;
 
 mod lifecycle;
+
+mod opening;
 
 mod report;
 
@@ -36,14 +42,15 @@ use tokio::runtime::Handle;
 use self::decide::{Decision, Found, decide};
 use self::keeper::StateKeeper;
 pub(crate) use self::lifecycle::{Start, start};
+use self::opening::{Logs, is_from_moving};
 pub(crate) use self::shared::{Shared, State};
 use self::silence::Silences;
 use self::sinks::Sinks;
 use crate::batch::{BatchContext, BatchParts};
-use crate::checkpoint::{BatchLog, Belongings, CommitEntry, OffsetEntry};
+use crate::checkpoint::{BatchLog, Belongings, CommitEntry, Epoch, OffsetEntry};
 use crate::clock::Clock;
 use crate::config::QueryConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::execution;
 use crate::id::BatchId;
 use crate::plan::QueryPlan;
@@ -69,8 +76,8 @@ pub(crate) struct Driver {
     plan: QueryPlan,
     readers: Vec<Box<dyn SourceReader>>,
     sinks: Sinks,
-    offsets: BatchLog,
-    commits: BatchLog,
+    logs: Logs,
+    epoch: Epoch,
     tracker: WatermarkTracker,
     state: StateKeeper,
     /// The sources that do not answer.
@@ -108,6 +115,38 @@ enum Round {
 impl Driver {
     /// Runs rounds until the query is stopped, fails, or its trigger ends it.
     fn run(&mut self) -> Result<()> {
+        self.rounds().map_err(|error| self.cause_of(error))
+    }
+
+    /// What another run or a deleted checkpoint leads to looks like damage, lost input or missing rights: the cause is told.
+    fn cause_of(&self, error: Error) -> Error {
+        if matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Stopped) {
+            return error;
+        }
+        let batch = error.batch_id();
+        match self.runtime.block_on(self.moved(&error)) {
+            Err(cause) if matches!(cause.kind(), ErrorKind::Fenced | ErrorKind::DamagedCheckpoint) => {
+                batch.into_iter().fold(cause.caused_by(error), Error::batch)
+            }
+            _ => error,
+        }
+    }
+
+    /// Fails if another run has taken over, or did what this one ran into.
+    async fn moved(&self, error: &Error) -> Result<()> {
+        self.epoch.check().await?;
+        let newest = if is_from_moving(error) { self.logs.commits.batches().await?.pop() } else { None };
+        match newest {
+            Some(newest) if newest >= self.next => Err(Error::new(
+                ErrorKind::Fenced,
+                format!("another run committed batch {newest} while this one was at batch {}", self.next),
+            )
+            .hint("start again: the query goes on behind that batch")),
+            _ => Ok(()),
+        }
+    }
+
+    fn rounds(&mut self) -> Result<()> {
         while !self.shared.is_stopping() {
             let started_ms = self.clock.now_ms();
             self.shared.state.send_modify(|state| state.rounds += 1);
@@ -183,7 +222,8 @@ impl Driver {
             partitions: self.plan.draws.then_some(self.config.partitions),
             ends: latest.iter().map(|latest| latest.end.clone()).collect(),
         };
-        self.runtime.block_on(self.offsets.add(batch, &entry)).map_err(|e| e.batch(batch))?;
+        self.runtime.block_on(self.epoch.check()).map_err(|e| e.batch(batch))?;
+        self.runtime.block_on(self.logs.offsets.add(batch, &entry)).map_err(|e| e.batch(batch))?;
         for (reader, end) in self.readers.iter_mut().zip(&self.ends) {
             if let Some(end) = end {
                 self.runtime.block_on(reader.commit(end)).map_err(|e| e.batch(batch))?;
@@ -239,7 +279,7 @@ impl Driver {
             state = Some(written.map_err(|e| e.batch(batch))?);
             watch.enter(Phase::AddBatch);
         }
-        let rows = self.sinks.commit(&context, &self.runtime, filled).map_err(|e| e.batch(batch))?;
+        let rows = self.sinks.commit(&context, &self.runtime, &self.epoch, filled).map_err(|e| e.batch(batch))?;
 
         watch.enter(Phase::CommitOffsets);
         for (node, seen) in context.event_times().iter().enumerate().filter(|(_, seen)| seen.count > 0) {
@@ -251,7 +291,8 @@ impl Driver {
             state,
             run_id: Some(self.shared.run_id),
         };
-        self.runtime.block_on(self.commits.add(batch, &commit)).map_err(|e| e.batch(batch))?;
+        self.runtime.block_on(self.logs.commits.add(batch, &commit)).map_err(|e| e.batch(batch))?;
+        self.runtime.block_on(self.epoch.check()).map_err(|e| e.batch(batch))?;
         watch.leave();
 
         let operators = self.state.progress(&operators, watch.phase_ms(Phase::StateCommit));
@@ -261,10 +302,11 @@ impl Driver {
         self.next = batch.next();
         self.batches_run += 1;
         self.last_trigger_ms = Some(started_ms);
-        if self.batches_run == 1 {
-            self.tidy();
-        }
+        // The state forgets by what the commits name, so before any is deleted.
         self.forget_old_batches();
+        if self.batches_run == 1 {
+            self.tidy(batch);
+        }
         Ok(())
     }
 
@@ -333,23 +375,36 @@ impl Driver {
         )))
     }
 
-    /// Deletes what earlier runs left behind. What cannot be deleted now is only untidy.
-    fn tidy(&self) {
+    /// Deletes what earlier runs left behind, up to the batch that was just committed. What cannot be deleted now is only
+    /// untidy.
+    fn tidy(&self, committed: BatchId) {
         // Earlier runs may have kept more batches.
-        match (self.last_old_batch(), self.runtime.block_on(self.commits.batches())) {
-            (Some(last), Ok(batches)) => batches.into_iter().filter(|b| *b < last).for_each(|b| self.forget_batch(b)),
-            (None, _) => {}
-            (_, Err(error)) => tracing::warn!(%error, "the commit log could not be listed"),
+        for log in [&self.logs.offsets, &self.logs.commits] {
+            match (self.last_old_batch(), self.runtime.block_on(log.batches())) {
+                (Some(last), Ok(batches)) => {
+                    for old in batches.into_iter().filter(|batch| *batch < last) {
+                        self.delete_entry(log, old);
+                    }
+                }
+                (None, _) => {}
+                (_, Err(error)) => tracing::warn!(%error, "a log could not be listed"),
+            }
         }
-        if let Err(error) = self.runtime.block_on(self.state.tidy(&self.commits)) {
+        // Files that only those entries named are named by none now.
+        if let Err(error) = self.runtime.block_on(self.state.tidy(&self.logs.commits, committed)) {
             tracing::warn!(%error, "files of state that an earlier run left behind could not be deleted");
         }
     }
 
     /// Deletes log entries that no kept batch needs. What cannot be deleted now is only untidy.
     fn forget_old_batches(&self) {
-        if let Some(old) = self.last_old_batch() {
-            self.forget_batch(old);
+        let Some(old) = self.last_old_batch() else { return };
+        // The files of state first: the commits tell which they are.
+        if let Err(error) = self.runtime.block_on(self.state.forget(&self.logs.commits, old)) {
+            tracing::warn!(%error, batch = %old, "old files of state could not be deleted");
+        }
+        for log in [&self.logs.offsets, &self.logs.commits] {
+            self.delete_entry(log, old);
         }
     }
 
@@ -359,15 +414,9 @@ impl Driver {
         newest.checked_sub(self.config.min_batches_to_retain + 1).map(BatchId)
     }
 
-    fn forget_batch(&self, old: BatchId) {
-        // The files of state first: the commits tell which they are.
-        if let Err(error) = self.runtime.block_on(self.state.forget(&self.commits, old)) {
-            tracing::warn!(%error, batch = %old, "old files of state could not be deleted");
-        }
-        for log in [&self.offsets, &self.commits] {
-            if let Err(error) = self.runtime.block_on(log.delete(old)) {
-                tracing::warn!(%error, batch = %old, "an old log entry could not be deleted");
-            }
+    fn delete_entry(&self, log: &BatchLog, old: BatchId) {
+        if let Err(error) = self.runtime.block_on(log.delete(old)) {
+            tracing::warn!(%error, batch = %old, "an old log entry could not be deleted");
         }
     }
 

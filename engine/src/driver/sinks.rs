@@ -18,6 +18,7 @@ use arrow::record_batch::RecordBatch;
 use tokio::runtime::Handle;
 
 use crate::batch::BatchContext;
+use crate::checkpoint::Epoch;
 use crate::error::{Error, Result};
 use crate::execution::Writers;
 use crate::id::{BatchId, PartitionId};
@@ -143,15 +144,21 @@ impl Sinks {
     }
 
     /// Makes the batch visible, first its dead letters, then its rows; neither, if the query was asked to drop it.
-    pub(super) fn commit(&self, context: &BatchContext, runtime: &Handle, filled: Filled) -> Result<RowsGiven> {
+    pub(super) fn commit(
+        &self,
+        context: &BatchContext,
+        runtime: &Handle,
+        epoch: &Epoch,
+        filled: Filled,
+    ) -> Result<RowsGiven> {
         context.check_cancelled()?;
         let Filled { output, dead_letters } = filled;
         let rows = RowsGiven { output: output.rows(), dead_letters: dead_letters.as_ref().map(Written::rows) };
         runtime.block_on(async {
             if let (Some(sink), Some(written)) = (&self.dead_letters, dead_letters) {
-                commit(SinkName::DeadLetters, sink.as_ref(), context.batch, written).await?;
+                commit(SinkName::DeadLetters, sink.as_ref(), context.batch, epoch, written).await?;
             }
-            commit(SinkName::Output, self.output.as_ref(), context.batch, output).await
+            commit(SinkName::Output, self.output.as_ref(), context.batch, epoch, output).await
         })?;
         Ok(rows)
     }
@@ -193,7 +200,8 @@ async fn write_dead_letters(
     Ok(vec![writer.finish().await?])
 }
 
-async fn commit(name: SinkName, sink: &dyn SinkWriter, batch: BatchId, written: Written) -> Result<()> {
+async fn commit(name: SinkName, sink: &dyn SinkWriter, batch: BatchId, epoch: &Epoch, written: Written) -> Result<()> {
+    epoch.check().await?;
     match written.begin {
         Begin::Open => sink.commit(batch, written.receipts).await,
         Begin::Taken => {

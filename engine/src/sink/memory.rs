@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkName, SinkWriter};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BatchId, PartitionId, RunId};
+use crate::id::{BatchId, PartitionId, QueryId, RunId};
 use crate::identity::Identity;
 use crate::query::OutputMode;
 
@@ -28,11 +28,41 @@ struct Taken {
     rows: Vec<RecordBatch>,
 }
 
-/// Who committed a batch. One sink cannot be both of a query's: it would take the second commit for a repetition.
+/// Who committed a batch. A batch of that number from another query, or from the other sink of the same one, is no
+/// repetition of it.
 #[derive(Debug, Clone, Copy)]
 struct Committer {
+    query: QueryId,
     run: RunId,
     name: SinkName,
+}
+
+impl Committer {
+    /// Fails if what is there was committed by another query.
+    fn check_query(&self, taken: &BTreeMap<BatchId, Taken>) -> Result<()> {
+        match taken.values().next().map(|taken| taken.by) {
+            Some(earlier) if earlier.query != self.query => Err(Error::new(
+                ErrorKind::IncompatibleCheckpoint,
+                format!("the memory sink holds batches of query {}, and this is query {}", earlier.query, self.query),
+            )
+            .hint(
+                "give each query a sink of its own; a query that begins anew, with a new checkpoint, needs a new sink",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Fails if what is there was committed by another query, or by the query's other sink.
+    fn check(&self, taken: &BTreeMap<BatchId, Taken>) -> Result<()> {
+        self.check_query(taken)?;
+        match taken.values().next().map(|taken| taken.by) {
+            Some(earlier) if earlier.name != self.name => {
+                Err(Error::invalid("one memory sink is both the output of the query and its sink for dead letters")
+                    .hint("give each a sink of its own, and start with a new checkpoint"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl MemorySink {
@@ -83,6 +113,7 @@ impl Sink for MemorySink {
     }
 
     async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+        let own = Committer { query: context.query_id, run: context.run_id, name: context.name };
         let next = context.next_batch;
         if let Some(last) = self.last_batch()
             && (last > next || (last == next && !context.next_batch_may_be_taken))
@@ -93,7 +124,7 @@ impl Sink for MemorySink {
             )
             .hint("use a new sink with a new checkpoint"));
         }
-        let own = Committer { run: context.run_id, name: context.name };
+        own.check_query(&self.taken.lock())?;
         Ok(Box::new(MemoryWriter { sink: self.clone(), mode: context.output_mode, own }))
     }
 }
@@ -105,25 +136,11 @@ struct MemoryWriter {
     own: Committer,
 }
 
-impl MemoryWriter {
-    /// Fails if the batch was taken under the name of the query's other sink.
-    fn check_name(&self, batch: BatchId, earlier: &Taken) -> Result<()> {
-        if earlier.by.name == self.own.name {
-            return Ok(());
-        }
-        Err(Error::invalid("one memory sink is both the output of the query and its sink for dead letters")
-            .batch(batch)
-            .hint("give each a sink of its own, and start with a new checkpoint"))
-    }
-}
-
 #[async_trait]
 impl SinkWriter for MemoryWriter {
     async fn begin(&self, batch: BatchId) -> Result<Begin> {
         let taken = self.sink.taken.lock();
-        if let Some(earlier) = taken.get(&batch) {
-            self.check_name(batch, earlier)?;
-        }
+        self.own.check(&taken).map_err(|e| e.batch(batch))?;
         let is_taken = taken.keys().next_back().is_some_and(|last| batch <= *last);
         Ok(if is_taken { Begin::Taken } else { Begin::Open })
     }
@@ -134,8 +151,8 @@ impl SinkWriter for MemoryWriter {
 
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
         let mut taken = self.sink.taken.lock();
+        self.own.check(&taken).map_err(|e| e.batch(batch))?;
         if let Some(earlier) = taken.get(&batch) {
-            self.check_name(batch, earlier)?;
             return if earlier.by.run == self.own.run {
                 Ok(())
             } else {

@@ -138,6 +138,11 @@ impl StateFiles {
         }
     }
 
+    /// The files that are the operator's state now.
+    pub(crate) fn now(&self) -> &OperatorCommit {
+        &self.now
+    }
+
     /// Bytes written so far: changes and merges.
     pub(crate) fn written(&self) -> (u64, u64) {
         (self.written.changes.load(Ordering::Relaxed), self.written.merges.load(Ordering::Relaxed))

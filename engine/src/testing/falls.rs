@@ -6,6 +6,8 @@
 //! storage. The next run, with [`Falls::quiet`] wrappers around the same storage, is the restart.
 //!
 //! [`every_fall`] tries them all: one quiet run counts the moments, then each moment has its own world and its own death.
+//!
+//! [`Falls::paused_at`]`(k)` lets the process sleep at the k-th moment instead: see [`super::overtaken`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +17,8 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::physical_plan::ExecutionPlan;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::watch;
 
 use crate::checkpoint::{CheckpointStore, Created};
 use crate::error::{Error, ErrorKind, Result};
@@ -25,16 +28,35 @@ use crate::query::OutputMode;
 use crate::sink::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
 use crate::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
 
-/// Counts boundary calls for all wrappers of one run, and knows when to die. Clones share the count.
+/// Counts boundary calls for all wrappers of one run, and knows when to die or to sleep. Clones share the count.
 #[derive(Debug, Clone, Default)]
-pub struct Falls(Arc<Mutex<Count>>);
+pub struct Falls(Arc<Watch>);
+
+#[derive(Debug, Default)]
+struct Watch {
+    count: Mutex<Count>,
+    /// Wakes what sleeps in a call that cannot wait otherwise.
+    awake: Condvar,
+    sleep: watch::Sender<Sleep>,
+}
 
 #[derive(Debug, Default)]
 struct Count {
     moments: u64,
     die_at: Option<u64>,
+    pause_at: Option<u64>,
     /// The moment of death, once it has come.
     died: Option<String>,
+    /// The moment of sleep, once it has come.
+    paused: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Sleep {
+    #[default]
+    NotYet,
+    Asleep,
+    Over,
 }
 
 impl Falls {
@@ -45,39 +67,92 @@ impl Falls {
 
     /// Dies at moment `k`, counted from 1.
     pub fn at(k: u64) -> Self {
-        Falls(Arc::new(Mutex::new(Count { die_at: Some(k), ..Count::default() })))
+        let falls = Falls::quiet();
+        falls.0.count.lock().die_at = Some(k);
+        falls
+    }
+
+    /// Falls asleep at moment `k`, counted from 1, until [`go_on`](Self::go_on). Only that one call waits.
+    pub fn paused_at(k: u64) -> Self {
+        let falls = Falls::quiet();
+        falls.0.count.lock().pause_at = Some(k);
+        falls
     }
 
     /// How many moments have passed so far.
     pub fn moments(&self) -> u64 {
-        self.0.lock().moments
+        self.0.count.lock().moments
     }
 
     /// Where the process died, if it did.
     pub fn died(&self) -> Option<String> {
-        self.0.lock().died.clone()
+        self.0.count.lock().died.clone()
     }
 
-    /// One moment passes: fails if it is the last one, or if that is over.
+    /// Where the process fell asleep, if it did.
+    pub fn paused(&self) -> Option<String> {
+        self.0.count.lock().paused.clone()
+    }
+
+    /// Waits until the process sleeps.
+    pub async fn wait_for_pause(&self) {
+        // The sender lives as long as `self` does.
+        let _ = self.0.sleep.subscribe().wait_for(|sleep| *sleep != Sleep::NotYet).await;
+    }
+
+    /// Wakes the process, or keeps it from falling asleep.
+    pub fn go_on(&self) {
+        let _count = self.0.count.lock();
+        self.0.sleep.send_replace(Sleep::Over);
+        self.0.awake.notify_all();
+    }
+
+    /// One moment passes, in a call that cannot wait: fails if it is the last one, or if that is over; where the process
+    /// sleeps, the thread does.
     pub fn pass(&self, moment: &str) -> Result<()> {
-        let mut count = self.0.lock();
+        if self.enter(moment)? {
+            let mut count = self.0.count.lock();
+            while *self.0.sleep.borrow() == Sleep::Asleep {
+                self.0.awake.wait(&mut count);
+            }
+        }
+        Ok(())
+    }
+
+    /// One moment passes: fails if it is the last one, or if that is over; waits while the process sleeps.
+    pub async fn moment(&self, moment: &str) -> Result<()> {
+        if self.enter(moment)? {
+            let _ = self.0.sleep.subscribe().wait_for(|sleep| *sleep == Sleep::Over).await;
+        }
+        Ok(())
+    }
+
+    /// Counts a moment. Returns whether it is the one to sleep at.
+    fn enter(&self, moment: &str) -> Result<bool> {
+        let mut count = self.0.count.lock();
         count.moments += 1;
+        let this = format!("moment {}, {moment}", count.moments);
         if count.died.is_none() && count.die_at == Some(count.moments) {
-            count.died = Some(format!("moment {}, {moment}", count.moments));
+            count.died = Some(this.clone());
         }
-        match &count.died {
-            None => Ok(()),
-            Some(died) => Err(Error::new(ErrorKind::Unavailable, format!("the process died at {died}"))),
+        if let Some(died) = &count.died {
+            return Err(Error::new(ErrorKind::Unavailable, format!("the process died at {died}")));
         }
+        if count.pause_at != Some(count.moments) || *self.0.sleep.borrow() == Sleep::Over {
+            return Ok(false);
+        }
+        count.paused = Some(this);
+        self.0.sleep.send_replace(Sleep::Asleep);
+        Ok(true)
     }
 }
 
 /// Wraps a future of a boundary call into the two moments around its effect.
 macro_rules! around {
     ($falls:expr, $call:literal, $effect:expr) => {{
-        $falls.pass(concat!("before ", $call))?;
+        $falls.moment(concat!("before ", $call)).await?;
         let result = $effect;
-        $falls.pass(concat!("after ", $call))?;
+        $falls.moment(concat!("after ", $call)).await?;
         result
     }};
 }
@@ -212,8 +287,10 @@ impl SinkWriter for FallingSinkWriter {
     }
 
     fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
-        let inner = around!(self.falls, "sink.partition", self.inner.partition(batch, partition))?;
-        Ok(Box::new(FallingPartition { inner, falls: self.falls.clone() }))
+        self.falls.pass("before sink.partition")?;
+        let inner = self.inner.partition(batch, partition);
+        self.falls.pass("after sink.partition")?;
+        Ok(Box::new(FallingPartition { inner: inner?, falls: self.falls.clone() }))
     }
 
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
@@ -270,6 +347,10 @@ impl CheckpointStore for FallingStore {
 
     async fn delete(&self, name: &str) -> Result<()> {
         around!(self.falls, "checkpoint.delete", self.inner.delete(name).await)
+    }
+
+    async fn recover(&self, folder: &str) -> Result<()> {
+        around!(self.falls, "checkpoint.recover", self.inner.recover(folder).await)
     }
 
     fn full_name(&self, name: &str) -> String {

@@ -59,6 +59,10 @@ impl CheckpointStore for FullDisk {
         self.inner.delete(name).await
     }
 
+    async fn recover(&self, folder: &str) -> Result<()> {
+        self.inner.recover(folder).await
+    }
+
     fn full_name(&self, name: &str) -> String {
         self.inner.full_name(name)
     }

@@ -7,6 +7,7 @@
 //! | a source | [`source_suite`]: replay, order, freezing and commits, as every source must do them |
 //! | a sink | [`sink_suite`]: every batch once, nothing visible before its commit, fenced by another run |
 //! | a job that must survive | [`falls`]: die at every call that crosses a boundary, start again, compare; [`FullDisk`] |
+//! | a job that two may run | [`overtaken`]: pause at every such call, let another take over, go on, compare |
 //!
 //! Rows are written down with [`table::rows`] and compared as multisets with [`assert_same_rows`].
 //!
@@ -17,6 +18,8 @@ pub mod falls;
 mod full_disk;
 
 pub mod oracle;
+
+pub mod overtaken;
 
 mod report;
 
@@ -31,5 +34,6 @@ pub mod table;
 pub use self::falls::{FallingSink, FallingSource, FallingStore, Falls, every_fall};
 pub use self::full_disk::FullDisk;
 pub use self::oracle::{assert_same_rows, batch_answer, batch_table, difference};
+pub use self::overtaken::{Overtaken, overtaken_at_every_moment};
 pub use self::report::Report;
 pub use self::stream_test::StreamTest;

@@ -42,6 +42,8 @@ pub async fn run<S: SinkUnderTest>(new: impl Fn() -> S) {
     another_run_fences(&new()).await;
     a_batch_without_rows_counts(&new()).await;
     a_sink_that_is_ahead_refuses(&new()).await;
+    another_query_is_no_earlier_run(&new()).await;
+    two_queries_at_once(&new()).await;
 }
 
 /// The columns of the rows the suite writes: `id` (64-bit integer) and `name` (text, may be null).
@@ -268,6 +270,56 @@ pub async fn a_sink_that_is_ahead_refuses(subject: &dyn SinkUnderTest) {
         }
     }
     examined.sees("after other queries were refused", &[rows(0, 2), rows(10, 2)]).await;
+}
+
+/// A second query writes to the same place, its first batch one that the first query has committed, or would be next. What
+/// the sink has of the other is never taken for its own: either it is refused, or its rows are there beside the others.
+pub async fn another_query_is_no_earlier_run(subject: &dyn SinkUnderTest) {
+    let (first, second) = (Examined::new(subject), Examined::new(subject));
+    let writer = first.open(0, false).await;
+    first.take(&*writer, 0, &rows(0, 2)).await;
+    let mut all = vec![rows(0, 2)];
+    for (next, repeats) in [(0, true), (1, false), (1, true)] {
+        second.is_refused_or_writes(second.try_open(next, repeats).await, next, &mut all).await;
+    }
+    first.take(&*writer, 1, &rows(10, 2)).await;
+    all.push(rows(10, 2));
+    first.sees("after the first query went on", &all).await;
+}
+
+/// Two queries open the empty place at the same time.
+pub async fn two_queries_at_once(subject: &dyn SinkUnderTest) {
+    let (first, second) = (Examined::new(subject), Examined::new(subject));
+    let opened = [first.open(0, false).await, second.open(0, false).await];
+    first.take(&*opened[0], 0, &rows(0, 2)).await;
+    let mut all = vec![rows(0, 2)];
+    let [writer, other] = opened;
+    second.is_refused_or_writes(Ok(other), 0, &mut all).await;
+    first.take(&*writer, 1, &rows(10, 2)).await;
+    all.push(rows(10, 2));
+    first.sees("after both wrote", &all).await;
+}
+
+impl Examined<'_> {
+    /// Goes on until something is refused; if nothing is, the rows must be there, and come to `all`.
+    async fn is_refused_or_writes(&self, opened: Result<Box<dyn SinkWriter>>, batch: u64, all: &mut Vec<RecordBatch>) {
+        let new = rows(100 + 10 * all.len() as i64, 3);
+        let written = async {
+            let writer = opened?;
+            let begun = writer.begin(BatchId(batch)).await?;
+            assert_eq!(begun, Begin::Open, "batch {batch} of one query was taken for that of another");
+            let receipts = self.try_write(&*writer, batch, &[&[new.clone()]]).await?;
+            writer.commit(BatchId(batch), receipts).await
+        };
+        match written.await {
+            Ok(()) => all.push(new),
+            Err(e) => assert!(
+                matches!(e.kind(), ErrorKind::IncompatibleCheckpoint | ErrorKind::InvalidQuery),
+                "a second query is told that the place belongs to another, not: {e}"
+            ),
+        }
+        self.sees("after a second query tried to write", all).await;
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@
 //! are its.
 //!
 //! What always holds: ids have no gaps, and an entry is never changed once it is there. The name of the entry is the
-//! number of the batch, so taking a batch is creating a file that must not exist.
+//! number of the batch, so taking a batch is creating a file that must not exist. Whose batch it is, says [`owner`].
+
+mod owner;
 
 mod retention;
 
@@ -20,6 +22,7 @@ use tidewater::error::{Error, ErrorKind, Result};
 use tidewater::id::BatchId;
 use tidewater::sink::Begin;
 
+pub(crate) use self::owner::Owner;
 use self::retention::RetainingStore;
 use super::compact_log::{Added, CompactLog};
 use super::writer::Root;
@@ -84,8 +87,8 @@ pub struct CommittedFile {
 /// none if the directory has no log. A plain listing of the directory may show more: files of batches that failed.
 pub async fn committed_files(location: &str, runtime: &RuntimeEnv) -> Result<Vec<CommittedFile>> {
     let store = Root::parse(location, runtime)?.manifest_store(runtime, false)?;
-    let log = CompactLog::<ManifestEntry>::open(store, COMPACT_INTERVAL, BATCHES_TO_RETAIN).await?;
-    let entries = log.all().await?.into_iter();
+    let mut log = CompactLog::<ManifestEntry>::open(store, COMPACT_INTERVAL, BATCHES_TO_RETAIN).await?;
+    let entries = log.all_now().await?.into_iter();
     Ok(entries
         .map(|e| CommittedFile { path: e.path, size: e.size, modification_time_ms: e.modification_time })
         .collect())
@@ -96,24 +99,30 @@ pub async fn committed_files(location: &str, runtime: &RuntimeEnv) -> Result<Vec
 pub(crate) struct Manifest {
     log: CompactLog<ManifestEntry>,
     store: Arc<dyn CheckpointStore>,
+    owner: Owner,
+    /// Whether the directory is known to be the owner's.
+    owned: bool,
     /// What this run committed last.
     committed: Option<BatchId>,
 }
 
 impl Manifest {
-    /// Opens the log in `store`. With a `retention` in milliseconds, files that are older are forgotten at the next
-    /// compaction; they are not deleted.
+    /// Opens the log in `store` for `owner`; fails if it is another's. With a `retention` in milliseconds, files that are
+    /// older are forgotten at the next compaction; they are not deleted.
     pub(crate) async fn open(
         store: Arc<dyn CheckpointStore>,
+        owner: Owner,
         retention_ms: Option<i64>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
+        let owned = owner.is_known(store.as_ref()).await?;
+        store.recover("").await?;
         let store = match retention_ms {
             Some(retention_ms) => Arc::new(RetainingStore::new(store, retention_ms, clock)),
             None => store,
         };
         let log = CompactLog::open(Arc::clone(&store), COMPACT_INTERVAL, BATCHES_TO_RETAIN).await?;
-        Ok(Manifest { log, store, committed: None })
+        Ok(Manifest { log, store, owner, owned, committed: None })
     }
 
     /// True if no batch was ever committed here.
@@ -143,6 +152,9 @@ impl Manifest {
 
     /// Whether batch `batch` is still to be written. Another run may have committed since: storage is asked every time.
     pub(crate) async fn begin(&mut self, batch: BatchId) -> Result<Begin> {
+        if !self.owned {
+            self.owned = self.owner.is_known(self.store.as_ref()).await.map_err(|e| e.batch(batch))?;
+        }
         self.log.refresh().await?;
         self.check_no_gap(batch)?;
         Ok(if self.log.latest().is_some_and(|latest| batch.0 <= latest) { Begin::Taken } else { Begin::Open })
@@ -172,6 +184,10 @@ impl Manifest {
         if self.committed == Some(batch) {
             return Ok(());
         }
+        if !self.owned {
+            self.owner.claim(self.store.as_ref()).await.map_err(|e| e.batch(batch))?;
+            self.owned = true;
+        }
         match self.log.add(batch.0, entries).await? {
             Added::New | Added::Same => {}
             Added::Other(_) => {
@@ -197,6 +213,8 @@ impl Manifest {
 mod tests {
     use tidewater::checkpoint::memory_store;
     use tidewater::clock::ManualClock;
+    use tidewater::id::QueryId;
+    use tidewater::sink::SinkName;
 
     use super::*;
 
@@ -218,8 +236,12 @@ mod tests {
         String::from_utf8(bytes.to_vec()).unwrap()
     }
 
+    fn owner() -> Owner {
+        Owner::new("5f0a2ee4-9a3f-4e0f-8d5b-1f1f0a7f3c11".to_owned().try_into().unwrap(), SinkName::Output)
+    }
+
     async fn open(store: &Arc<dyn CheckpointStore>) -> Manifest {
-        Manifest::open(Arc::clone(store), None, Arc::new(ManualClock::at(0))).await.unwrap()
+        Manifest::open(Arc::clone(store), owner(), None, Arc::new(ManualClock::at(0))).await.unwrap()
     }
 
     async fn filled(batches: u64) -> (Arc<dyn CheckpointStore>, Manifest) {
@@ -277,7 +299,8 @@ mod tests {
     async fn old_files_are_forgotten_at_a_compaction() {
         let store = memory_store();
         let clock = Arc::new(ManualClock::at(1_000_000));
-        let mut manifest = Manifest::open(Arc::clone(&store), Some(500), Arc::clone(&clock) as _).await.unwrap();
+        let mut manifest =
+            Manifest::open(Arc::clone(&store), owner(), Some(500), Arc::clone(&clock) as _).await.unwrap();
         for batch in 0..10 {
             let mut entry = entry(batch);
             entry.modification_time = clock.now_ms();
@@ -314,5 +337,56 @@ mod tests {
         let (_, mut empty) = filled(0).await;
         let error = empty.begin(BatchId(1)).await.unwrap_err();
         assert!(error.message().contains("must then hold batch 0 and it has none"), "{error}");
+    }
+
+    async fn open_for(store: &Arc<dyn CheckpointStore>, owner: Owner) -> Result<Manifest> {
+        Manifest::open(Arc::clone(store), owner, None, Arc::new(ManualClock::at(0))).await
+    }
+
+    #[tokio::test]
+    async fn the_first_commit_says_whose_the_directory_is() {
+        let (store, mut ours) = filled(0).await;
+        assert!(store.list("").await.unwrap().is_empty(), "opening says nothing yet");
+        ours.commit(BatchId(0), &[entry(0)]).await.unwrap();
+        let mark = text(&store, owner::FILE).await;
+        assert_eq!(mark, "v1\n{\"queryId\":\"5f0a2ee4-9a3f-4e0f-8d5b-1f1f0a7f3c11\",\"sink\":\"output\"}");
+        let letters = Owner::new(
+            QueryId::try_from("5f0a2ee4-9a3f-4e0f-8d5b-1f1f0a7f3c11".to_owned()).unwrap(),
+            SinkName::DeadLetters,
+        );
+        for other in [Owner::new(QueryId::random(), SinkName::Output), letters] {
+            let error = open_for(&store, other).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::IncompatibleCheckpoint, "{error}");
+            assert!(error.file_name().unwrap().ends_with(owner::FILE), "{error}");
+        }
+        open_for(&store, owner()).await.unwrap();
+    }
+
+    /// Both opened the empty directory. Their batches without rows would be the same to the byte.
+    #[tokio::test]
+    async fn of_two_queries_at_once_one_is_refused() {
+        let (store, mut one) = filled(0).await;
+        let mut late = open_for(&store, Owner::new(QueryId::random(), SinkName::Output)).await.unwrap();
+        let mut other = open_for(&store, Owner::new(QueryId::random(), SinkName::Output)).await.unwrap();
+        assert_eq!(other.begin(BatchId(0)).await.unwrap(), Begin::Open);
+        one.commit(BatchId(0), &[]).await.unwrap();
+        for error in [late.begin(BatchId(0)).await.unwrap_err(), other.commit(BatchId(0), &[]).await.unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::IncompatibleCheckpoint, "{error}");
+            assert_eq!(error.batch_id(), Some(BatchId(0)));
+        }
+        assert_eq!(store.list("").await.unwrap().len(), 2, "the mark and one entry");
+    }
+
+    /// What Spark or an older release began goes to the query that fits, once.
+    #[tokio::test]
+    async fn a_directory_without_a_mark_is_claimed() {
+        let (store, _) = filled(2).await;
+        store.delete(owner::FILE).await.unwrap();
+        let mut ours = open(&store).await;
+        ours.check(BatchId(1), true).unwrap();
+        assert_eq!(ours.begin(BatchId(1)).await.unwrap(), Begin::Taken);
+        assert_eq!(ours.begin(BatchId(2)).await.unwrap(), Begin::Open);
+        ours.commit(BatchId(2), &[entry(2)]).await.unwrap();
+        assert!(open_for(&store, Owner::new(QueryId::random(), SinkName::Output)).await.is_err());
     }
 }

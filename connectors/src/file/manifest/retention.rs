@@ -54,6 +54,10 @@ impl CheckpointStore for RetainingStore {
         self.inner.delete(name).await
     }
 
+    async fn recover(&self, folder: &str) -> Result<()> {
+        self.inner.recover(folder).await
+    }
+
     fn full_name(&self, name: &str) -> String {
         self.inner.full_name(name)
     }

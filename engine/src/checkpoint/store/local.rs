@@ -1,0 +1,291 @@
+//! A folder on a local disk.
+
+use std::collections::HashSet;
+use std::io::{ErrorKind as IoErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::{CheckpointStore, Created, create_folders, sync_folder};
+use crate::error::{Error, Result};
+
+/// Files that are being written begin with a dot and end with this.
+const HALF_DONE: &str = ".tmp";
+
+/// So often a file is written again that someone swept away while it was written: see [`CheckpointStore::recover`].
+const WRITES: usize = 5;
+
+/// Remembers which folders were there, so that one which is deleted while it is in use is missed, not made anew.
+#[derive(Debug)]
+pub(super) struct LocalStore {
+    root: PathBuf,
+    durable: bool,
+    seen: Mutex<HashSet<PathBuf>>,
+}
+
+impl LocalStore {
+    pub(super) fn new(root: PathBuf, durable: bool) -> Self {
+        LocalStore { root, durable, seen: Mutex::default() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        if name.is_empty() { self.root.clone() } else { self.root.join(name) }
+    }
+
+    /// Notes that `folder` is there, with all folders above it up to the root.
+    fn note(&self, folder: &Path) {
+        let mut seen = self.seen.lock();
+        for folder in folder.ancestors().take_while(|folder| folder.starts_with(&self.root)) {
+            if !seen.insert(folder.to_owned()) {
+                return;
+            }
+        }
+    }
+
+    /// Fails if `folder`, or one above it up to the root, was there and is gone.
+    fn check(&self, folder: &Path) -> Result<()> {
+        let seen = self.seen.lock();
+        let known = folder.ancestors().take_while(|above| above.starts_with(&self.root)).filter(|f| seen.contains(*f));
+        match known.filter(|folder| !folder.is_dir()).last() {
+            Some(gone) => Err(Error::damaged("the folder was deleted while it was in use: what it held is lost")
+                .file(gone.display().to_string())
+                .hint(
+                    "let nothing delete it while a query runs; restore it from a backup, or start with a new checkpoint and a \
+                     new output",
+                )),
+            None => Ok(()),
+        }
+    }
+
+    /// Sees to it that `folder` is there.
+    fn prepare(&self, folder: &Path) -> Result<()> {
+        self.check(folder)?;
+        if !self.seen.lock().contains(folder) {
+            create_folders(folder, self.durable)?;
+            self.note(folder);
+        }
+        Ok(())
+    }
+
+    /// `None` if someone swept the file away before it had its name.
+    fn try_create(&self, folder: &Path, path: &Path, contents: &[u8]) -> Result<Option<Created>> {
+        self.prepare(folder)?;
+        let failed = |action: &str, e: std::io::Error| match self.check(folder) {
+            Ok(()) => Error::io(action, path.display().to_string(), e),
+            Err(gone) => gone,
+        };
+        let mut builder = tempfile::Builder::new();
+        let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
+        builder.prefix(&prefix).suffix(HALF_DONE);
+        // A temporary file is private by default; these are read by other users' tools as any output is.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut file = builder.tempfile_in(folder).map_err(|e| failed("create the file", e))?;
+        file.write_all(contents).map_err(|e| failed("write the file", e))?;
+        if self.durable {
+            file.as_file().sync_all().map_err(|e| failed("flush the file", e))?;
+        }
+        match file.persist_noclobber(path) {
+            Ok(_) => {}
+            Err(e) if e.error.kind() == IoErrorKind::AlreadyExists => return Ok(Some(Created::Exists)),
+            Err(e) if e.error.kind() == IoErrorKind::NotFound && folder.is_dir() => return Ok(None),
+            Err(e) => return Err(failed("create the file", e.error)),
+        }
+        if self.durable {
+            sync_folder(folder)?;
+        }
+        Ok(Some(Created::New))
+    }
+}
+
+#[async_trait]
+impl CheckpointStore for LocalStore {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+        let path = self.path(name);
+        let Some(folder) = path.parent().filter(|_| !name.is_empty()) else {
+            return Err(Error::internal(format!("`{name}` is not a file name")));
+        };
+        for _ in 0..WRITES {
+            if let Some(created) = self.try_create(folder, &path, &contents)? {
+                return Ok(created);
+            }
+        }
+        let swept = std::io::Error::new(IoErrorKind::NotFound, "another process deletes it while it is written");
+        Err(Error::io("create the file", path.display().to_string(), swept))
+    }
+
+    async fn read(&self, name: &str) -> Result<Option<Bytes>> {
+        let path = self.path(name);
+        match std::fs::read(&path) {
+            Ok(contents) => Ok(Some(contents.into())),
+            Err(e) if e.kind() == IoErrorKind::NotFound => {
+                self.check(path.parent().unwrap_or(&self.root))?;
+                Ok(None)
+            }
+            Err(e) => Err(Error::io("read the file", path.display().to_string(), e)),
+        }
+    }
+
+    async fn list(&self, folder: &str) -> Result<Vec<String>> {
+        let path = self.path(folder);
+        let failed = |e| Error::io("list the folder", path.display().to_string(), e);
+        let entries = match std::fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == IoErrorKind::NotFound => {
+                self.check(&path)?;
+                return Ok(vec![]);
+            }
+            Err(e) => return Err(failed(e)),
+        };
+        self.note(&path);
+        let mut names = vec![];
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !name.starts_with('.') && !entry.file_type().map_err(failed)?.is_dir() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    async fn delete(&self, name: &str) -> Result<()> {
+        let path = self.path(name);
+        match std::fs::remove_file(&path) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == IoErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::io("delete the file", path.display().to_string(), e)),
+        }
+    }
+
+    async fn recover(&self, folder: &str) -> Result<()> {
+        let path = self.path(folder);
+        let failed = |e| Error::io("clean up the folder", path.display().to_string(), e);
+        let entries = match std::fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == IoErrorKind::NotFound => return self.check(&path),
+            Err(e) => return Err(failed(e)),
+        };
+        self.note(&path);
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !(name.starts_with('.') && name.ends_with(HALF_DONE)) || entry.file_type().map_err(failed)?.is_dir() {
+                continue;
+            }
+            match std::fs::remove_file(entry.path()) {
+                Err(e) if e.kind() != IoErrorKind::NotFound => {
+                    tracing::warn!(file = %entry.path().display(), error = %e, "a half-written file cannot be deleted");
+                }
+                _ => {}
+            }
+        }
+        if self.durable {
+            sync_folder(&path)?;
+            // The folder's own name; one above the root may be closed to this process.
+            match path.parent().map(sync_folder) {
+                Some(Err(error)) if path != self.root => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        self.root.join(name).display().to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::open_store;
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let names = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_deleted_in_use_is_missed_and_not_made_anew() {
+        for (deleted, folder) in [("root", "offsets"), ("root/offsets", "offsets"), ("root/state", "state/0")] {
+            for durable in [true, false] {
+                let dir = tempfile::tempdir().unwrap();
+                let root = dir.path().join("root");
+                let store = open_store(root.to_str().unwrap(), &Default::default(), durable).unwrap();
+                assert!(store.list(folder).await.unwrap().is_empty(), "what was never there is empty");
+                store.create(&format!("{folder}/0"), "zero".into()).await.unwrap();
+                std::fs::remove_dir_all(dir.path().join(deleted)).unwrap();
+                let answers = [
+                    store.create(&format!("{folder}/1"), "one".into()).await.map(|_| ()),
+                    store.read(&format!("{folder}/0")).await.map(|_| ()),
+                    store.list(folder).await.map(|_| ()),
+                    store.recover(folder).await,
+                ];
+                for answer in answers {
+                    let error = answer.expect_err(deleted);
+                    assert_eq!(error.kind(), ErrorKind::DamagedCheckpoint, "{error}");
+                    assert_eq!(error.file_name(), dir.path().join(deleted).to_str(), "{error}");
+                }
+                assert!(!dir.path().join(deleted).exists(), "{deleted} was made anew");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_folder_next_to_the_deleted_one_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(dir.path().to_owned(), false);
+        store.create("a/0", "zero".into()).await.unwrap();
+        store.create("b/0", "zero".into()).await.unwrap();
+        std::fs::remove_dir_all(dir.path().join("a")).unwrap();
+        assert_eq!(store.create("b/1", "one".into()).await.unwrap(), Created::New);
+        assert!(store.create("a/1", "one".into()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_killed_creates_left_is_deleted_and_nothing_else() {
+        for durable in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = LocalStore::new(dir.path().to_owned(), durable);
+            store.create("offsets/7", "seven".into()).await.unwrap();
+            let folder = dir.path().join("offsets");
+            for name in [".8.Xy12ab.tmp", ".7.crc", "note.tmp"] {
+                std::fs::write(folder.join(name), "half").unwrap();
+            }
+            std::fs::create_dir(folder.join(".9.Xy12ab.tmp")).unwrap();
+            store.recover("offsets").await.unwrap();
+            store.recover("nowhere").await.unwrap();
+            assert_eq!(names(&folder), [".7.crc", ".9.Xy12ab.tmp", "7", "note.tmp"]);
+        }
+    }
+
+    /// Two processes, one of which sweeps all the time: no create fails of it.
+    #[test]
+    fn sweeping_harms_no_create_that_is_under_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let (writer, sweeper) =
+            (LocalStore::new(dir.path().to_owned(), false), LocalStore::new(dir.path().to_owned(), false));
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let order = std::sync::atomic::Ordering::SeqCst;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(order) {
+                    futures::executor::block_on(sweeper.recover("log")).unwrap();
+                    std::thread::yield_now();
+                }
+            });
+            for n in 0..300 {
+                let created = futures::executor::block_on(writer.create(&format!("log/{n}"), "x".into()));
+                assert!(created.is_ok() || created.unwrap_err().to_string().contains("another process deletes"));
+            }
+            done.store(true, order);
+        });
+        assert!(names(&dir.path().join("log")).len() > 290);
+    }
+}
