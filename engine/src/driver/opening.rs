@@ -212,9 +212,14 @@ async fn open_with(
     run: RunId,
     epoch: &Arc<OnceLock<Epoch>>,
 ) -> Result<Opened> {
+    let mut belongings = belongings::of(plan, start.sink.as_ref(), start.dead_letters.as_deref());
+    if let Some(old) = position.conf.as_ref().and_then(|logged| logged.belongings.as_ref()) {
+        belongings::compare(old, &mut belongings, &start.moved)?;
+    }
     let pool = &plan.session.runtime_env().memory_pool;
-    let tree = plan.watermark_tree.clone();
-    let state = StateKeeper::open(&plan.physical, tree, &start.checkpoint, position.commit.as_ref(), run, pool).await?;
+    let (tree, commit) = (plan.watermark_tree.clone(), position.commit.as_ref());
+    let physical = (&plan.physical, plan.meanings.as_slice());
+    let state = StateKeeper::open(physical, tree, &start.checkpoint, commit, run, pool).await?;
     if position.commits_lost && !state.is_empty() {
         return Err(Error::damaged(
             "commits are missing, and with them the names of the files that are the query's state",
