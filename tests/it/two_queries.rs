@@ -31,7 +31,7 @@ async fn answer(batches: std::ops::Range<u64>) -> Vec<arrow::record_batch::Recor
     doubled_answer(&batches.map(|i| events(i, 10).unwrap()).collect::<Vec<_>>()).await
 }
 
-/// A new query, and one whose checkpoint would fit: it has done as many batches, elsewhere.
+/// A new query, and one that has done as many batches, elsewhere: its checkpoint knows of another sink, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_query_is_refused_at_its_start() {
     let dir = tempfile::tempdir().unwrap();
@@ -41,7 +41,7 @@ async fn a_second_query_is_refused_at_its_start() {
     for (checkpoint, batches) in [("new", 100..104), ("other", 100..104)] {
         let refused = query(FileSink::parquet(text(&out)), &place(checkpoint), batches).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::IncompatibleCheckpoint, "{checkpoint}: {refused}");
-        assert!(refused.message().contains("output directory"), "{checkpoint}: {refused}");
+        assert!(checkpoint == "other" || refused.message().contains("output directory"), "{checkpoint}: {refused}");
         assert!(refused.batch_id().is_none(), "before a batch ran: {refused}");
     }
     assert_same_rows(&answer(0..3).await, &written(&out).await);
