@@ -267,7 +267,8 @@ impl Pattern {
                 .hint("check the path and the disk")
                 .caused_by(error),
         };
-        error.file(self.text.clone())
+        let place = self.root().on_disk().map_or_else(|| self.text.clone(), |path| path.display().to_string());
+        error.file(place)
     }
 }
 
