@@ -110,7 +110,7 @@ async fn a_condition_that_is_not_understood_is_named() {
         Box::leak(format!("SELECT t.k, s.v FROM t LEFT JOIN s ON t.k = s.k {condition}").into_boxed_str())
     };
     let cases: &[(OutputMode, &str, &[&str])] = &[
-        (Append, on(""), &["does not compare the event times `t.ts` and `s.ts`", "!with_watermark"]),
+        (Append, on(""), &["does not compare the event times `ts` and `ts`", "!with_watermark"]),
         (Append, on("AND s.ts <= t.ts + INTERVAL '1 month'"), &["a month has no fixed length", "!with_watermark"]),
         (Append, on("AND date_trunc('hour', s.ts) <= t.ts"), &["date_trunc", "!with_watermark"]),
         (Append, on("AND (s.ts <= t.ts OR s.v > 0)"), &["of an OR only one part has to hold"]),

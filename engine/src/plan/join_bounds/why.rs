@@ -92,7 +92,7 @@ fn name_of_time(plan: &LogicalPlan, times: &[usize]) -> Option<String> {
         if let LogicalPlan::Extension(extension) = node
             && let Some(watermark) = extension.node.as_any().downcast_ref::<WatermarkNode>()
         {
-            found = Some(watermark.column.flat_name());
+            found = Some(watermark.column.name.clone());
             return Ok(TreeNodeRecursion::Stop);
         }
         Ok(TreeNodeRecursion::Continue)
