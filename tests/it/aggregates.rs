@@ -216,7 +216,7 @@ async fn distinct_values_count_once() {
         ("round(stddev(DISTINCT i), 6)", "3.605551"),
         ("round(stddev_pop(DISTINCT i), 6)", "2.94392"),
         ("round(var(DISTINCT i), 6)", "13.0"),
-        ("approx_median(DISTINCT i)", "6"),
+        ("approx_median(DISTINCT i)", "6.0"),
         ("approx_distinct(DISTINCT i)", "3"),
         ("max(DISTINCT x) FILTER (WHERE x <= 5)", "5.0"),
         ("max(DISTINCT x)", "NaN"),

@@ -130,8 +130,10 @@ fn views<T: ByteViewType>(array: &ArrayRef) -> ArrayRef {
     let used = views.total_buffer_bytes_used();
     let text: usize = views.data_buffers().iter().map(|buffer| buffer.len()).sum();
     let memory: usize = views.data_buffers().iter().map(|buffer| buffer.capacity()).sum();
-    // Text is written, memory is held; of the latter there is always some to spare.
-    let has_slack = text > used || memory > used + used / 2 + 1024;
+    // Text is written, memory is held; of the latter there is always some to spare. Buffers of a few bytes each cost more
+    // than what is in them.
+    let buffers = views.data_buffers().len();
+    let has_slack = text > used || memory > used + used / 2 + 1024 || buffers > 1 && used < buffers * 1024;
     if has_slack { Arc::new(views.gc()) } else { Arc::clone(array) }
 }
 
