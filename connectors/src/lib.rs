@@ -35,5 +35,6 @@ pub mod options;
 #[cfg(feature = "rate")]
 pub mod rate;
 pub mod registry;
+mod values;
 
 pub use registry::register_connectors;

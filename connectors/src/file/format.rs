@@ -59,7 +59,7 @@ impl Format {
     }
 }
 
-/// How a CSV file is written. A record is a line: a quoted field cannot hold a line break.
+/// How a CSV file is written.
 #[derive(Debug, Clone)]
 pub(super) struct CsvFormat {
     pub(super) header: bool,
@@ -72,6 +72,8 @@ pub(super) struct CsvFormat {
     pub(super) comment: Option<u8>,
     /// Text that means null, beside nothing at all.
     pub(super) null_value: String,
+    /// Whether a field in quotes may hold line breaks. Otherwise a record that has one is malformed as a whole.
+    pub(super) multi_line: bool,
 }
 
 impl Default for CsvFormat {
@@ -84,6 +86,7 @@ impl Default for CsvFormat {
             escape: b'\\',
             comment: None,
             null_value: String::new(),
+            multi_line: false,
         }
     }
 }
@@ -109,10 +112,7 @@ pub(super) const TEXT_OPTIONS: &[&str] = &["mode", "columnNameOfCorruptRecord"];
 impl CsvFormat {
     /// Takes over the options that are given.
     pub(super) fn apply(&mut self, options: &Options) -> Result<()> {
-        if options.bool("multiLine", false)? {
-            return Err(Error::unsupported("`multiLine` CSV: a record is a line")
-                .hint("write such values with an escape, or use JSON or Parquet"));
-        }
+        self.multi_line = options.bool("multiLine", self.multi_line)?;
         for name in ["dateFormat", "timestampFormat"] {
             if options.get(name).is_some() {
                 return Err(Error::unsupported(format!("`{name}`: dates and timestamps are read as ISO 8601"))

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, TimeUnit};
 use datafusion::datasource::file_format::FileFormat;
 use datafusion::datasource::file_format::csv::CsvFormat as CsvFileFormat;
 use datafusion::datasource::file_format::json::JsonFormat;
@@ -71,11 +71,29 @@ pub(super) async fn infer_schema(pattern: &Pattern, format: &Format, session: &S
     let columns = reader.infer_schema(session, &store, &objects).await.map_err(|e| {
         Error::from(e).file(pattern.to_string()).hint("give the schema, or see whether all files have the same columns")
     })?;
-    let mut fields: Vec<Field> = columns.fields().iter().map(|field| field.as_ref().clone()).collect();
+    let mut fields: Vec<Field> = columns.fields().iter().map(|field| lasting(field)).collect();
     if !pattern.recursive {
         fields.extend(partition_fields(&pattern.root(), &locations, &columns));
     }
     Ok(Arc::new(Schema::new(fields)))
+}
+
+/// The field with a type that can hold what may follow, or lets it be refused as malformed. Where only nulls were seen, as
+/// in Spark, that is text, which holds anything; and a fraction of a second that comes later must not be cut off.
+fn lasting(field: &Field) -> Field {
+    let inner = |field: &FieldRef| Arc::new(lasting(field));
+    let data_type = match field.data_type() {
+        DataType::Null => DataType::Utf8,
+        DataType::Struct(fields) if fields.is_empty() => DataType::Utf8,
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(inner).collect()),
+        DataType::List(item) => DataType::List(inner(item)),
+        DataType::LargeList(item) => DataType::LargeList(inner(item)),
+        DataType::Timestamp(TimeUnit::Second | TimeUnit::Millisecond, zone) => {
+            DataType::Timestamp(TimeUnit::Microsecond, zone.clone())
+        }
+        other => other.clone(),
+    };
+    field.clone().with_data_type(data_type)
 }
 
 /// The columns that only paths have.
@@ -96,4 +114,25 @@ fn partition_fields(root: &FileLocation, files: &[FileLocation], columns: &Schem
         values => partition_columns::type_of(values.iter().map(String::as_str)),
     };
     found.iter().map(|(key, values)| Field::new(key, type_of(values), true)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::Fields;
+
+    use super::*;
+
+    #[test]
+    fn what_was_not_seen_yet_is_text() {
+        let nulls = Field::new("n", DataType::Null, true);
+        assert_eq!(lasting(&nulls).data_type(), &DataType::Utf8);
+        let list = lasting(&Field::new_list("l", Field::new_list_field(DataType::Null, true), true));
+        assert_eq!(list, Field::new_list("l", Field::new_list_field(DataType::Utf8, true), true));
+        let nested = lasting(&Field::new_struct("s", vec![nulls, Field::new("i", DataType::Int64, true)], true));
+        let DataType::Struct(fields) = nested.data_type() else { panic!() };
+        assert_eq!([fields[0].data_type(), fields[1].data_type()], [&DataType::Utf8, &DataType::Int64]);
+        assert_eq!(lasting(&Field::new_struct("s", Fields::empty(), true)).data_type(), &DataType::Utf8);
+        let seconds = Field::new("t", DataType::Timestamp(TimeUnit::Second, None), true);
+        assert_eq!(lasting(&seconds).data_type(), &DataType::Timestamp(TimeUnit::Microsecond, None));
+    }
 }

@@ -224,7 +224,7 @@ mod tests {
             ("json", vec![("cleanSource", "archive")], "no archive is named"),
             ("json", vec![("cleanSource", "burn")], "`burn`"),
             ("json", vec![("modifiedAfter", "2020-01-01")], "modifiedAfter"),
-            ("csv", vec![("multiLine", "true")], "multiLine"),
+            ("csv", vec![("multiLine", "maybe")], "multiLine"),
             ("csv", vec![("timestampFormat", "yyyy")], "timestampFormat"),
             ("csv", vec![("sep", "||")], "one ASCII character"),
             ("csv", vec![("mode", "LENIENT")], "LENIENT"),

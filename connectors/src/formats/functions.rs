@@ -22,6 +22,7 @@ use datafusion::prelude::SessionContext;
 
 use super::ddl;
 use super::json::{Conflicts, JsonReader};
+use crate::values::JsonValues;
 
 /// The struct with these `fields` that a JSON document says. `value` is text or bytes, one JSON object each.
 ///
@@ -30,9 +31,7 @@ use super::json::{Conflicts, JsonReader};
 /// passed over. All fields become nullable.
 ///
 /// How values are read is said at [`Format::json`](super::Format::json). There it differs from Spark: text in quotes is
-/// read as a number where a number is declared; a fraction is cut off where a whole number is declared; a number as a
-/// timestamp counts in microseconds, not in seconds; bytes are hexadecimal, not base 64; an object or array where text
-/// is declared is null, not its text; and a document that something follows is malformed.
+/// read as a number where a number is declared, and a document that something follows is malformed.
 ///
 /// ```
 /// use arrow::datatypes::{DataType, Field};
@@ -52,8 +51,8 @@ pub fn from_json(value: Expr, fields: impl Into<Fields>) -> Expr {
 ///
 /// As in Spark: fields that are null are left out; a timestamp is `2026-01-31T09:26:56.123Z`, with the offset if its
 /// zone is not UTC, without if it has no zone, and with what is finer than milliseconds cut off; a date is
-/// `2026-01-31`. Unlike Spark: bytes are hexadecimal, and a floating-point number that JSON cannot say (NaN, infinity)
-/// is null.
+/// `2026-01-31`; bytes are in base 64; a floating-point number that JSON cannot say is `"NaN"`, `"Infinity"` or
+/// `"-Infinity"`.
 pub fn to_json(value: Expr) -> Expr {
     ScalarUDF::from(ToJson::new()).call(vec![value])
 }
@@ -215,6 +214,7 @@ const ZONED_TIME: &str = "%Y-%m-%dT%H:%M:%S%.3f%:z";
 fn json_text(values: &ArrayRef) -> Result<StringArray> {
     let zoned = if is_utc(values.data_type()) { UTC_TIME } else { ZONED_TIME };
     let options = EncoderOptions::default()
+        .with_encoder_factory(Arc::new(JsonValues))
         .with_timestamp_format(LOCAL_TIME.to_owned())
         .with_timestamp_tz_format(zoned.to_owned());
     let field: FieldRef = Arc::new(Field::new("value", values.data_type().clone(), true));

@@ -1,23 +1,13 @@
 //! JSON documents to columns, many at a time.
-//!
-//! Arrow's decoder takes a stream of bytes: to it, `{"a":1` and then `}` are one object, and `{}{}` are two. So after
-//! every document it is asked whether it stands between two objects, and whether it has seen exactly one more. This
-//! costs next to nothing, as nothing is decoded twice.
 
-use std::sync::Arc;
-
-use arrow::array::{AsArray, StructArray};
-use arrow::datatypes::{DataType, Field, FieldRef, Fields};
-use arrow::error::ArrowError;
-use arrow::json::ReaderBuilder;
-use arrow::json::reader::Decoder;
+use arrow::array::StructArray;
+use arrow::buffer::NullBuffer;
+use arrow::datatypes::{DataType, Fields};
 use tidewater::error::{Error, ErrorKind, Result};
 
-use super::{Decoded, find_bad, short};
-
-/// How deep a document may be nested. Arrow quotes what it cannot read by recursion: a document of nothing but brackets
-/// would end the process.
-const DEPTH_MAX: usize = 500;
+use super::{Bad, Decoded, short};
+use crate::values::Record;
+use crate::values::json::{Document, Kind};
 
 /// What becomes of a value that is not what its field is declared to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,135 +21,85 @@ pub(super) enum Conflicts {
 /// Decodes documents that are one JSON object each.
 #[derive(Debug, Clone)]
 pub(super) struct JsonReader {
-    /// A nullable struct.
-    field: FieldRef,
+    fields: Fields,
+    data_type: DataType,
     conflicts: Conflicts,
 }
 
 impl JsonReader {
     pub(super) fn new(fields: Fields, conflicts: Conflicts) -> Self {
-        JsonReader { field: Arc::new(Field::new("value", DataType::Struct(fields), true)), conflicts }
+        JsonReader { data_type: DataType::Struct(fields.clone()), fields, conflicts }
     }
 
     pub(super) fn data_type(&self) -> &DataType {
-        self.field.data_type()
+        &self.data_type
     }
 
     /// An error if a field has a type that JSON cannot be read as.
     pub(super) fn check(&self) -> Result<()> {
-        self.decoder(1).map(|_| ()).map_err(|why| {
+        self.record().map(|_| ())
+    }
+
+    fn record(&self) -> Result<Record> {
+        Record::new(&self.fields).map_err(|why| {
             Error::invalid(format!("JSON cannot be read as {}: {why}", self.data_type()))
                 .hint("declare the field with another type, and convert it in the query")
         })
     }
 
-    fn decoder(&self, documents: usize) -> Result<Decoder, String> {
-        ReaderBuilder::new_with_field(Arc::clone(&self.field))
-            .with_batch_size(documents)
-            // A number where text is wanted is its text.
-            .with_coerce_primitive(true)
-            .with_ignore_type_conflicts(self.conflicts == Conflicts::Null)
-            .build_decoder()
-            .map_err(|e| words(&e))
-    }
-
     /// One value per document; null where there is none, or a bad one.
-    pub(super) fn decode(&self, mut documents: Vec<Option<&[u8]>>) -> Result<Decoded> {
-        self.check()?;
-        let decode = |part: &[Option<&[u8]>]| self.decode_together(part);
-        let error = match decode(&documents) {
-            Ok(values) => return Ok(Decoded { values, bad: vec![] }),
-            Err(error) => error,
-        };
-        let bad = find_bad(&documents, error, &decode);
-        for bad in &bad {
-            if let Some(document) = documents.get_mut(bad.row) {
-                *document = None;
-            }
+    pub(super) fn decode(&self, documents: Vec<Option<&[u8]>>) -> Result<Decoded> {
+        let bytes: usize = documents.iter().flatten().map(|document| document.len()).sum();
+        if i32::try_from(bytes).is_err() {
+            let message = format!("{} JSON documents of {bytes} bytes cannot be decoded at once", documents.len());
+            return Err(Error::new(ErrorKind::BadInput, message).hint("let a batch be smaller"));
         }
-        let values = decode(&documents).map_err(|why| {
-            let message = format!("{} JSON documents cannot be decoded at once: {why}", documents.len());
-            Error::new(ErrorKind::BadInput, message).hint("let a batch be smaller")
-        })?;
+        let (mut record, mut tokens) = (self.record()?, Document::default());
+        let (mut bad, mut valid) = (vec![], Vec::with_capacity(documents.len()));
+        for (row, document) in documents.iter().enumerate() {
+            let Some(document) = document else {
+                record.append_nulls();
+                valid.push(false);
+                continue;
+            };
+            let taken = self.append(document, &mut tokens, &mut record);
+            valid.push(taken.is_ok());
+            bad.extend(taken.err().map(|error| Bad { row, error: short(&error) }));
+        }
+        let columns = record.finish()?;
+        let valid = NullBuffer::from(valid);
+        let values = StructArray::try_new_with_length(self.fields.clone(), columns, Some(valid), documents.len())?;
         Ok(Decoded { values, bad })
     }
 
-    /// All documents, or what is wrong with one.
-    fn decode_together(&self, documents: &[Option<&[u8]>]) -> Result<StructArray, String> {
-        let mut decoder = self.decoder(documents.len())?;
-        for (before, document) in documents.iter().enumerate() {
-            let document = match document {
-                Some(document) => {
-                    check_outside(document)?;
-                    *document
-                }
-                None => b"null".as_slice(),
-            };
-            let read = decoder.decode(document).map_err(|e| words(&e))?;
-            if decoder.has_partial_record() {
-                return Err("the JSON object does not end".to_owned());
-            }
-            if read < document.len() || decoder.len() != before + 1 {
-                return Err("something follows the JSON object".to_owned());
+    /// Adds one row, whatever the document is; or tells what is wrong with it.
+    fn append(&self, document: &[u8], tokens: &mut Document, record: &mut Record) -> Result<(), String> {
+        let parsed = std::str::from_utf8(document).map_err(|e| format!("it is no UTF-8: {e}"));
+        let object = parsed.and_then(|text| tokens.parse(text)).and_then(|value| match value.kind() {
+            Kind::Object => Ok(value),
+            _ => Err("it is not a JSON object".to_owned()),
+        });
+        match object {
+            Ok(object) => record.append_object(object).or_else(|why| match self.conflicts {
+                Conflicts::Bad => Err(why),
+                Conflicts::Null => Ok(()),
+            }),
+            Err(why) => {
+                record.append_nulls();
+                Err(why)
             }
         }
-        let rows = decoder.flush().map_err(|e| words(&e))?;
-        let values = rows.and_then(|rows| rows.columns().first()?.as_struct_opt().cloned());
-        match (values, self.data_type()) {
-            (Some(values), _) => Ok(values),
-            (None, DataType::Struct(fields)) => Ok(StructArray::new_null(fields.clone(), documents.len())),
-            (None, other) => Err(format!("{other} is no struct")),
-        }
-    }
-}
-
-/// What can be said of a document without decoding it.
-fn check_outside(document: &[u8]) -> Result<(), String> {
-    match document.trim_ascii_start().first() {
-        Some(b'{') if is_too_deep(document) => Err(format!("it is nested deeper than {DEPTH_MAX} levels")),
-        Some(b'{') => Ok(()),
-        Some(_) => Err("it is not a JSON object".to_owned()),
-        None => Err("it is empty".to_owned()),
-    }
-}
-
-fn is_too_deep(document: &[u8]) -> bool {
-    // Few documents are long, and fewer have so many brackets.
-    if document.len() <= DEPTH_MAX {
-        return false;
-    }
-    if document.iter().filter(|byte| matches!(**byte, b'{' | b'[')).count() <= DEPTH_MAX {
-        return false;
-    }
-    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
-    for byte in document {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_text => escaped = true,
-            b'"' => in_text = !in_text,
-            _ if in_text => {}
-            b'{' | b'[' => depth += 1,
-            b'}' | b']' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth > DEPTH_MAX {
-            return true;
-        }
-    }
-    false
-}
-
-fn words(error: &ArrowError) -> String {
-    match error {
-        ArrowError::JsonError(why) | ArrowError::ParseError(why) => short(why),
-        other => short(&other.to_string()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Array, ArrayRef};
-    use arrow::datatypes::{Int64Type, TimeUnit, TimestampMicrosecondType};
+    use std::sync::Arc;
+
+    use arrow::array::{Array, ArrayRef, AsArray};
+    use arrow::datatypes::{Field, Int64Type, TimeUnit, TimestampMicrosecondType};
+
+    use crate::values::json::DEPTH_MAX;
 
     use super::*;
 
@@ -213,11 +153,20 @@ mod tests {
     fn what_is_no_single_object_is_bad_and_its_neighbours_are_not() {
         for (document, why) in [
             (r#"{"a":1"#, "does not end"),
-            ("}", "not a JSON object"),
+            ("}", "unexpected"),
             (r#"{"a":1}{"a":2}"#, "follows"),
             (r#"{"a":1}}"#, "follows"),
             (r#"{"a":1},"#, "follows"),
             (r#"{"a":1} 2"#, "follows"),
+            (r#"{"a":1.9}"#, "field 'a': '1.9' is no Int64"),
+            (r#"{"a":1.0}"#, "field 'a'"),
+            (r#"{"a":9223372036854775808}"#, "field 'a'"),
+            (r#"{"a":01}"#, "no JSON value"),
+            (r#"{"a":7,}"#, "unexpected"),
+            (r#"{a:7}"#, "unexpected"),
+            ("{\"s\":\"t\tab\"}", "control character"),
+            (r#"{"s":"\x"}"#, "backslash"),
+            (r#"{"s":"\ud800"}"#, "backslash"),
             ("", "is empty"),
             (" \n", "is empty"),
             ("null", "not a JSON object"),
@@ -225,12 +174,11 @@ mod tests {
             (r#"[{"a":1}]"#, "not a JSON object"),
             (r#"{"a":}"#, "unexpected '}'"),
             (r#"{"s":"x}"#, "does not end"),
-            (r#"{"a":tru}"#, "unexpected '}'"),
+            (r#"{"a":tru}"#, "'tru' is no JSON value"),
             (r#"{"a":"x"}"#, "field 'a'"),
             (r#"{"a":1.5e300}"#, "field 'a'"),
             (r#"{"in":{"b":1}}"#, "field 'b'"),
             (r#"{"in":3}"#, "field 'in'"),
-            (r#"{"s":["x"]}"#, "field 's'"),
         ] {
             let decoded = decode(&texts(&[r#"{"a":1}"#, document, r#"{"a":3}"#]));
             assert_eq!(rows(&decoded), [1], "{document}");
@@ -308,15 +256,94 @@ mod tests {
         let (times, bad) = one(utc, true, &documents).unwrap();
         let us: Vec<_> = times.as_primitive::<TimestampMicrosecondType>().iter().collect();
         assert_eq!(us[0], us[1]);
-        assert_eq!((us[2], us[3], bad), (Some(86_400_000_000), Some(5), vec![4]));
+        assert_eq!((us[2], us[3], bad), (Some(86_400_000_000), Some(5_000_000), vec![4]));
 
         let (_, bad) = one(DataType::Int32, false, &[r#"{"f":1}"#, "{}", r#"{"f":null}"#]).unwrap();
         assert_eq!(bad, [1, 2]);
         // Not a panic.
-        let (_, bad) = one(DataType::Binary, true, &[r#"{"f":"0aff"}"#, r#"{"f":7}"#, r#"{"f":"x"}"#]).unwrap();
+        let (_, bad) = one(DataType::Binary, true, &[r#"{"f":"AAEC"}"#, r#"{"f":7}"#, r#"{"f":"x"}"#]).unwrap();
         assert_eq!(bad, [1, 2]);
 
         let error = one(DataType::Interval(arrow::datatypes::IntervalUnit::DayTime), true, &["{}"]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidQuery);
+    }
+
+    fn texts_of(documents: &[&str]) -> Vec<Option<String>> {
+        let (values, bad) = one(DataType::Utf8, true, documents).unwrap();
+        assert!(bad.is_empty(), "{bad:?}");
+        values.as_string::<i32>().iter().map(|text| text.map(str::to_owned)).collect()
+    }
+
+    #[test]
+    fn in_a_column_of_text_everything_is_its_json_text() {
+        let documents = [
+            r#"{"f":{"a": 1,  "b":[1,2.50]}}"#,
+            r#"{"f":[1, 2]}"#,
+            r#"{"f":1.50}"#,
+            r#"{"f":true}"#,
+            r#"{"f":null}"#,
+            r#"{"f":"\u00e9\n\ud83c\udf0a"}"#,
+            r#"{'f':'it"s'}"#,
+            r#"{"f":"first","f":"last"}"#,
+            r#"{"F":"other"}"#,
+        ];
+        let wanted = [
+            Some(r#"{"a": 1,  "b":[1,2.50]}"#),
+            Some("[1, 2]"),
+            Some("1.50"),
+            Some("true"),
+            None,
+            Some("\u{e9}\n\u{1f30a}"),
+            Some("it\"s"),
+            Some("last"),
+            None,
+        ];
+        assert_eq!(texts_of(&documents), wanted.map(|text| text.map(str::to_owned)));
+    }
+
+    #[test]
+    fn numbers_fit_or_are_bad() {
+        let bad_of = |data_type: DataType, values: &[&str]| {
+            let documents: Vec<String> = values.iter().map(|value| format!("{{\"f\":{value}}}")).collect();
+            one(data_type, true, &documents.iter().map(String::as_str).collect::<Vec<_>>()).unwrap()
+        };
+        let (_, bad) = bad_of(DataType::Int8, &["127", "128", "200", "1e1", "true", "\"\"", "null"]);
+        assert_eq!(bad, [1, 2, 3, 4, 5]);
+        let second = DataType::Timestamp(TimeUnit::Microsecond, None);
+        let (times, bad) = bad_of(second, &["1704067200", "1e30", "1704067200.5", "9223372036854775807", "-1"]);
+        assert_eq!(bad, [1, 2, 3]);
+        let times = times.as_primitive::<TimestampMicrosecondType>();
+        assert_eq!((times.value(0), times.value(4)), (1_704_067_200_000_000, -1_000_000));
+        let (decimals, bad) =
+            bad_of(DataType::Decimal128(10, 2), &["1.235", "-1.235", "123456789.1", "1e2", "\"1.235\""]);
+        assert_eq!(bad, [2]);
+        let decimals = decimals.as_primitive::<arrow::datatypes::Decimal128Type>();
+        assert_eq!([0, 1, 3, 4].map(|row| decimals.value(row)), [124, -124, 10_000, 124]);
+        let floats = ["\"NaN\"", "\"Infinity\"", "\"-Infinity\"", "NaN", "-INF", "1e300"];
+        let (floats, bad) = bad_of(DataType::Float64, &floats);
+        assert!(bad.is_empty());
+        let floats = floats.as_primitive::<arrow::datatypes::Float64Type>();
+        assert!(floats.value(0).is_nan() && floats.value(3).is_nan());
+        assert_eq!(
+            [1, 2, 4, 5].map(|row| floats.value(row)),
+            [f64::INFINITY, f64::NEG_INFINITY, f64::NEG_INFINITY, 1e300]
+        );
+        let (_, bad) = bad_of(DataType::Boolean, &["true", "\"true\"", "1", "TRUE"]);
+        assert_eq!(bad, [1, 2, 3]);
+        let list = DataType::new_list(DataType::Int32, false);
+        let (lists, bad) = bad_of(list, &["[1,2]", "[1,\"x\"]", "[null]", "1", "[1.5]", "[]"]);
+        assert_eq!(bad, [1, 2, 3, 4]);
+        assert_eq!(lists.as_list::<i32>().value_length(0), 2);
+        let map = arrow::datatypes::DataType::Map(
+            Arc::new(Field::new_struct(
+                "entries",
+                vec![Field::new("key", DataType::Int32, false), Field::new("value", DataType::Int32, true)],
+                false,
+            )),
+            false,
+        );
+        let (maps, bad) = bad_of(map, &["{\"1\":1,\"1\":2,\"3\":null}", "{\"x\":1}", "{\"1\":\"x\"}", "[]", "{}"]);
+        assert_eq!(bad, [1, 2, 3]);
+        assert_eq!(maps.as_map().value(0).len(), 2);
     }
 }

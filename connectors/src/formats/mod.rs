@@ -9,9 +9,9 @@
 //! struct ── to_json, to_avro ────────────▶ text, bytes
 //! ```
 //!
-//! Messages are decoded many at a time. A decoder that met a bad one has lost the good ones before it, so these are
-//! looked for from outside: parts of the messages are decoded for themselves, smaller and smaller ones, until the bad
-//! stand alone.
+//! Messages are decoded many at a time. Arrow's decoder of Avro, having met a bad one, has lost the good ones before it,
+//! so these are looked for from outside: parts of the messages are decoded for themselves, smaller and smaller ones, until
+//! the bad stand alone. Of JSON, each message is decoded for itself.
 
 #[cfg(feature = "avro")]
 mod avro;
@@ -71,10 +71,11 @@ impl Format {
     /// missing ones are null. A message is bad if it holds anything but one object, if a value is not what its field is
     /// declared to be, or if a field that is not nullable is null or missing.
     ///
-    /// A number or a boolean where text is declared is its text. A number in quotes is the number; where a whole number
-    /// is declared, a fraction is cut off. A timestamp is text in the manner of ISO 8601 (`2026-01-31T09:26:56.123Z`; a
-    /// space for the `T`, and the time or the offset left out, are fine too: without offset, it is in the zone of the
-    /// field), or a number in the unit of the field, counted from 1970. Bytes are text in hexadecimal.
+    /// Anything where text is declared is its JSON text. A number in quotes is the number. A whole number has neither
+    /// point nor exponent; a decimal is rounded half up; what is out of a type's range is bad. A timestamp is text in the
+    /// manner of ISO 8601 (`2026-01-31T09:26:56.123Z`; a space for the `T`, and the time or the offset left out, are fine
+    /// too: without offset, it is in the zone of the field), or a whole number of seconds, counted from 1970. Bytes are
+    /// text in base 64.
     pub fn json(fields: impl Into<Fields>) -> Self {
         Format(Kind::Json(JsonReader::new(fields.into(), Conflicts::Bad)))
     }
@@ -129,10 +130,12 @@ pub struct Bad {
     pub error: String,
 }
 
+#[cfg(feature = "avro")]
 /// Into how many parts messages are split that cannot be decoded together. The more, the fewer times a good one is
 /// decoded again.
 const PARTS: usize = 16;
 
+#[cfg(feature = "avro")]
 /// The bad ones of some `messages` that cannot be decoded together because of `error`. The rows are places in
 /// `messages`.
 fn find_bad<M, D>(messages: &[M], error: String, decode: &D) -> Vec<Bad>
@@ -144,6 +147,7 @@ where
     bad
 }
 
+#[cfg(feature = "avro")]
 fn search<M, D>(messages: &[M], first: usize, error: String, decode: &D, bad: &mut Vec<Bad>)
 where
     D: Fn(&[M]) -> Result<StructArray, String>,
@@ -172,10 +176,12 @@ fn short(error: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(feature = "avro")]
     use std::cell::Cell;
 
     use super::*;
 
+    #[cfg(feature = "avro")]
     #[test]
     fn bad_ones_are_found_without_decoding_everything_again_and_again() {
         for (count, bad) in [(1, vec![0]), (2, vec![1]), (5000, vec![0, 17, 18, 4999]), (40, (0..40).collect())] {

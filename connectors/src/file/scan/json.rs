@@ -1,69 +1,61 @@
 //! JSON lines to columns.
 
+use arrow::array::ArrayRef;
 use arrow::datatypes::SchemaRef;
-use arrow::json::ReaderBuilder;
-use arrow::json::reader::Decoder;
-use arrow::record_batch::RecordBatch;
+use tidewater::error::Result;
 
-use super::text::Decode;
+use super::csv_records::{behind_line_end, line_end};
+use super::text::{Decode, LONGEST, Step};
+use crate::values::Record;
+use crate::values::json::{Document, Kind};
 
-/// Decodes lines that are one JSON object each. Fields count by name; one that is missing is null.
+/// Decodes lines that are one JSON object each, or a list of objects. Fields count by name; one that is missing is null.
 pub(super) struct JsonDecoder {
-    schema: SchemaRef,
-    batch_size: usize,
-    /// Kept from block to block; dropped when it failed, for then it stands within a value.
-    decoder: Option<Decoder>,
+    record: Record,
+    document: Document,
 }
 
 impl JsonDecoder {
     /// A decoder for these fields; an error if a type cannot be read at all.
-    pub(super) fn new(schema: SchemaRef, batch_size: usize) -> Result<Self, String> {
-        let mut decoder = JsonDecoder { schema, batch_size, decoder: None };
-        decoder.decoder = Some(decoder.build()?);
-        Ok(decoder)
-    }
-
-    fn build(&self) -> Result<Decoder, String> {
-        ReaderBuilder::new(self.schema.clone())
-            .with_batch_size(self.batch_size)
-            // A number where text is wanted is its text.
-            .with_coerce_primitive(true)
-            .build_decoder()
-            .map_err(|e| e.to_string())
+    pub(super) fn new(schema: &SchemaRef) -> Result<Self, String> {
+        Ok(JsonDecoder { record: Record::new(schema.fields())?, document: Document::default() })
     }
 }
 
 impl Decode for JsonDecoder {
-    fn decode(&mut self, lines: &[u8]) -> Result<Vec<RecordBatch>, String> {
-        let mut decoder = match self.decoder.take() {
-            Some(decoder) => decoder,
-            None => self.build()?,
-        };
-        let batches = batches(&mut decoder, lines)?;
-        self.decoder = Some(decoder);
-        Ok(batches)
-    }
-}
-
-fn batches(decoder: &mut Decoder, lines: &[u8]) -> Result<Vec<RecordBatch>, String> {
-    let mut batches = vec![];
-    let mut rest = lines;
-    while !rest.is_empty() {
-        let read = decoder.decode(rest).map_err(|e| e.to_string())?;
-        rest = rest.get(read..).unwrap_or_default();
-        if !rest.is_empty() {
-            // It stops early only when a batch is full.
-            let Some(rows) = decoder.flush().map_err(|e| e.to_string())? else {
-                return Err("the decoder makes no progress".to_owned());
-            };
-            batches.push(rows);
+    fn next(&mut self, text: &[u8], _is_last: bool) -> Result<Step> {
+        let line = line_end(text, 0);
+        let bytes = behind_line_end(text, line);
+        let line = text.get(..line).unwrap_or_default();
+        if line.trim_ascii().is_empty() {
+            return Ok(Step::Rows { bytes, rows: 0 });
         }
+        let text = match std::str::from_utf8(line) {
+            Ok(text) if text.len() <= LONGEST => text,
+            Ok(_) => return Ok(Step::Malformed { bytes, rows: 0, why: "it is too long".to_owned() }),
+            Err(e) => return Ok(Step::Malformed { bytes, rows: 0, why: format!("it is no UTF-8: {e}") }),
+        };
+        let before = self.record.rows();
+        let taken = self.document.parse(text).and_then(|value| {
+            let objects: Vec<_> = match value.kind() {
+                Kind::Object => vec![value],
+                Kind::Array if value.children().all(|item| item.kind() == Kind::Object) => value.children().collect(),
+                _ => return Err("a line must hold one JSON object".to_owned()),
+            };
+            objects.into_iter().try_for_each(|object| self.record.append_object(object))
+        });
+        let rows = self.record.rows() - before;
+        Ok(match taken {
+            Ok(()) => Step::Rows { bytes, rows },
+            Err(why) => Step::Malformed { bytes, rows, why },
+        })
     }
-    if decoder.has_partial_record() {
-        return Err("the JSON object does not end on its line".to_owned());
+
+    fn append_nulls(&mut self) {
+        self.record.append_nulls();
     }
-    batches.extend(decoder.flush().map_err(|e| e.to_string())?);
-    let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
-    let records = lines.split_inclusive(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).count();
-    if rows == records { Ok(batches) } else { Err("a line must hold one JSON object".to_owned()) }
+
+    fn finish(&mut self) -> Result<Vec<ArrayRef>> {
+        Ok(self.record.finish()?)
+    }
 }

@@ -17,12 +17,14 @@ const BLOCK_BYTES: usize = 1 << 20;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Some lines of a file; each ends with a line feed.
+/// Some lines of a file; each ends with a line feed, a carriage return, or both.
 #[derive(Debug)]
 pub(super) struct Block {
     pub(super) text: Vec<u8>,
     /// The number of the first line, counted from 1.
     pub(super) first_line: u64,
+    /// True if the file ends here.
+    pub(super) is_last: bool,
 }
 
 /// Reads a file block by block.
@@ -78,11 +80,17 @@ impl Lines {
                 }
                 break text.len();
             }
-            if let Some(at) = text.iter().skip(searched).rposition(|byte| *byte == b'\n') {
+            // A carriage return may be half a line end, unless it is known what follows.
+            let is_end = |pair: &[u8]| pair[0] == b'\n' || (pair[0] == b'\r' && pair[1] != b'\n');
+            let found = text.get(searched..).and_then(|found| found.windows(2).rposition(is_end));
+            if text.last() == Some(&b'\n') {
+                break text.len();
+            }
+            if let Some(at) = found {
                 break searched + at + 1;
             }
             // A line longer than a block.
-            searched = text.len();
+            searched = text.len().saturating_sub(1);
         };
         self.rest = text.split_off(end);
         if self.next_line == 1 && text.starts_with(BYTE_ORDER_MARK) {
@@ -93,7 +101,18 @@ impl Lines {
         }
         let first_line = self.next_line;
         self.next_line += count_lines(&text);
-        Ok(Some(Block { text, first_line }))
+        Ok(Some(Block { text, first_line, is_last: self.ended }))
+    }
+
+    /// Gives back what was not `read` of the block that came last: it comes again, with more behind it.
+    pub(super) fn put_back(&mut self, block: Block, read: usize) {
+        let mut text = block.text;
+        text.drain(..read.min(text.len()));
+        if !text.is_empty() {
+            self.next_line -= count_lines(&text);
+            text.append(&mut self.rest);
+            self.rest = text;
+        }
     }
 
     /// Reads about a block more, or notes the end.
@@ -120,26 +139,20 @@ impl Lines {
     }
 }
 
-/// How many line feeds there are.
+/// How many lines end.
 pub(super) fn count_lines(text: &[u8]) -> u64 {
-    text.iter().filter(|byte| **byte == b'\n').count() as u64
+    let mut count = 0;
+    let mut bytes = text.iter().peekable();
+    while let Some(byte) = bytes.next() {
+        count += u64::from(*byte == b'\n' || (*byte == b'\r' && bytes.peek() != Some(&&b'\n')));
+    }
+    count
 }
 
 /// A line without its end.
 pub(super) fn trim_end(line: &[u8]) -> &[u8] {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     line.strip_suffix(b"\r").unwrap_or(line)
-}
-
-/// The first half of the lines in `text` and the second; `None` if there is but one.
-pub(super) fn halves(text: &[u8]) -> Option<(&[u8], &[u8])> {
-    let middle = text.len() / 2;
-    let (before, after) = text.split_at(middle);
-    let at = match after.iter().position(|byte| *byte == b'\n') {
-        Some(at) if middle + at + 1 < text.len() => middle + at + 1,
-        _ => before.iter().rposition(|byte| *byte == b'\n')? + 1,
-    };
-    Some(text.split_at(at))
 }
 
 #[cfg(test)]
@@ -180,11 +193,29 @@ mod tests {
         assert_eq!(blocks(long.as_bytes()).await, [(1, long + "\n")]);
     }
 
-    #[test]
-    fn halving_ends_at_single_lines() {
-        assert_eq!(halves(b"a\n"), None);
-        assert_eq!(halves(b"a\nb\n"), Some((&b"a\n"[..], &b"b\n"[..])));
-        assert_eq!(halves(b"\nlong line\n"), Some((&b"\n"[..], &b"long line\n"[..])));
-        assert_eq!(halves(b"long line\n\n"), Some((&b"long line\n"[..], &b"\n"[..])));
+    #[tokio::test]
+    async fn lines_may_end_with_a_carriage_return_and_be_put_back() {
+        assert_eq!(blocks(b"a\rb\r\nc").await, [(1, "a\rb\r\nc\n".to_owned())]);
+        let text = ("x".repeat(98) + "\r").repeat(30_000);
+        let found = blocks(text.as_bytes()).await;
+        assert!(found.len() > 1 && found.iter().all(|(_, block)| block.ends_with(['\r', '\n'])));
+        assert_eq!(count_lines(b"a\r\nb\rc\n"), 3);
+
+        let store = Arc::new(InMemory::new());
+        let path = Path::from("f");
+        store.put(&path, text.clone().into_bytes().into()).await.unwrap();
+        let mut lines = Lines::open(store, &path, FileCompressionType::UNCOMPRESSED).await.unwrap();
+        let first = lines.next().await.unwrap().unwrap();
+        assert!(!first.is_last);
+        let read = 99 * 7;
+        let mut all = first.text[..read].to_vec();
+        lines.put_back(first, read);
+        let mut next = lines.next().await.unwrap();
+        assert_eq!(next.as_ref().unwrap().first_line, 8);
+        while let Some(block) = next {
+            all.extend_from_slice(&block.text);
+            next = lines.next().await.unwrap();
+        }
+        assert_eq!(all, (text + "\n").into_bytes());
     }
 }

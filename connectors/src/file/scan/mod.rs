@@ -5,6 +5,8 @@
 
 mod csv;
 
+mod csv_records;
+
 mod foreign;
 
 mod header;

@@ -1,24 +1,23 @@
-//! Formats made of lines: a block of lines is decoded at once, and only if that fails are single lines looked at.
+//! Formats made of lines: record by record into columns.
 //!
-//! A block that cannot be decoded is halved until the malformed line stands alone, so a few bad lines among many good
-//! ones cost little. What becomes of it is up to the [`ParseMode`].
+//! Each record is looked at once, so a malformed one costs no more than a good one. What becomes of it is up to the
+//! [`ParseMode`]: as a whole, it is an error, or left out, or kept as text.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrow::array::{ArrayRef, StringArray, new_null_array};
-use arrow::compute::{cast, concat_batches};
+use arrow::array::{ArrayRef, BooleanArray, StringArray, new_null_array};
+use arrow::compute::{cast, filter_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
-use datafusion::error::{DataFusionError, Result as DataFusionResult};
+use datafusion::error::DataFusionError;
 use datafusion::execution::TaskContext;
 use futures::{StreamExt, TryStreamExt, stream};
 use tidewater::error::{Error, ErrorKind, Result};
 
-use super::csv::CsvDecoder;
-use super::header::Header;
+use super::csv::{CsvDecoder, Head};
 use super::json::JsonDecoder;
-use super::lines::{Block, Lines, count_lines, halves, trim_end};
+use super::lines::{Block, Lines, count_lines, trim_end};
 use super::tally::Tally;
 use super::unseen::Unseen;
 use super::{FilePart, OpenFile, Rows};
@@ -32,10 +31,33 @@ pub(in crate::file) struct MalformedRows {
     pub(in crate::file) kept: AtomicU64,
 }
 
-/// Makes columns of lines.
+/// The longest record in bytes: far from what a column of Arrow can hold.
+pub(super) const LONGEST: usize = 1 << 30;
+/// After so many bytes the rows so far are handed on.
+const BATCH_BYTES: usize = 64 << 20;
+
+/// What was at the beginning of a text.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// A record that goes on behind the text: more of it is needed.
+    Unfinished,
+    /// So many bytes, which gave so many rows.
+    Rows { bytes: usize, rows: usize },
+    /// So many bytes that are malformed. So many rows were added, which are not to be seen.
+    Malformed { bytes: usize, rows: usize, why: String },
+}
+
+/// Makes columns of records.
 pub(super) trait Decode: Send {
-    /// The rows of `lines`, all of them, or what is wrong with one.
-    fn decode(&mut self, lines: &[u8]) -> std::result::Result<Vec<RecordBatch>, String>;
+    /// Takes the record at the beginning of `text`, which ends with a line and is not empty. `is_last` if nothing follows
+    /// the text. An error is one of the whole file.
+    fn next(&mut self, text: &[u8], is_last: bool) -> Result<Step>;
+
+    /// Adds a row of nulls.
+    fn append_nulls(&mut self);
+
+    /// The columns of all rows that were added since the last call.
+    fn finish(&mut self) -> Result<Vec<ArrayRef>>;
 }
 
 /// Opens files made of lines.
@@ -113,8 +135,8 @@ impl TextOpener {
             }
             let one = Arc::new(Schema::new(vec![Arc::clone(field)]));
             let fits = match &self.format {
-                TextFormat::Csv(csv) => CsvDecoder::new(csv, one, vec![0], 1).check(),
-                TextFormat::Json => JsonDecoder::new(one, 1).map(|_| ()),
+                TextFormat::Csv(csv) => CsvDecoder::new(csv, one, vec![0], self.head()).map(|_| ()),
+                TextFormat::Json => JsonDecoder::new(&one).map(|_| ()),
             };
             fits.map_err(|why| {
                 Error::invalid(format!("column `{}` of type {} cannot be read: {why}", field.name(), field.data_type()))
@@ -122,6 +144,10 @@ impl TextOpener {
             })?;
         }
         Ok(())
+    }
+
+    fn head(&self) -> Head {
+        Head { names: self.names, tally: Arc::clone(&self.tally) }
     }
 
     fn rows_of(&self, part: &FilePart, batch_size: usize) -> Result<TextRows> {
@@ -141,21 +167,26 @@ impl TextOpener {
                 let file_schema = Arc::new(Schema::new(fields(&in_file)));
                 let positions =
                     in_file.iter().enumerate().filter(|(_, c)| wanted.contains(c)).map(|(i, _)| i).collect();
-                Box::new(CsvDecoder::new(csv, file_schema, positions, batch_size))
+                Box::new(CsvDecoder::new(csv, file_schema, positions, self.head()).map_err(Error::internal)?)
             }
             TextFormat::Json => {
                 let schema = Arc::new(Schema::new(fields(&wanted)));
-                Box::new(JsonDecoder::new(schema, batch_size).map_err(Error::internal)?)
+                Box::new(JsonDecoder::new(&schema).map_err(Error::internal)?)
             }
-        };
-        let skips_header = match &self.format {
-            TextFormat::Csv(csv) if csv.header => Some(csv.clone()),
-            _ => None,
         };
         let names = in_file.iter().map(|column| self.schema.field(*column).name().as_str());
         let unseen = matches!(self.format, TextFormat::Json).then(|| Unseen::new(names, Arc::clone(&self.tally)));
-        let constants = part.constants.clone();
-        Ok(TextRows { opener: self.clone(), decoder, wanted, constants, skips_header, unseen, in_file, batch_size })
+        Ok(TextRows {
+            opener: self.clone(),
+            decoder,
+            unseen,
+            wanted,
+            constants: part.constants.clone(),
+            batch_size,
+            keep: vec![],
+            raw: vec![],
+            bytes: 0,
+        })
     }
 }
 
@@ -169,7 +200,8 @@ impl OpenFile for TextOpener {
                 stream::try_unfold((lines, rows), |(mut lines, mut rows)| async move {
                     match lines.next().await? {
                         Some(block) => {
-                            let batches = rows.rows(&block)?;
+                            let (batches, read) = rows.rows(&block)?;
+                            lines.put_back(block, read);
                             let batches = stream::iter(batches.into_iter().map(Ok::<_, DataFusionError>));
                             Ok::<_, DataFusionError>(Some((batches, (lines, rows))))
                         }
@@ -200,133 +232,105 @@ struct TextRows {
     /// The columns the decoder gives, by position in the source's schema.
     wanted: Vec<usize>,
     constants: Vec<(usize, datafusion::common::ScalarValue)>,
-    /// Set while the header is still to come.
-    skips_header: Option<CsvFormat>,
     /// The fields that no object so far had.
     unseen: Option<Unseen>,
-    /// The columns that the file should have, by position in the source's schema.
-    in_file: Vec<usize>,
     batch_size: usize,
+    /// Of each row in the decoder, whether it is one.
+    keep: Vec<bool>,
+    /// Which of these rows stand for a malformed record, and the record.
+    raw: Vec<(usize, String)>,
+    /// How many bytes these rows had.
+    bytes: usize,
 }
 
 impl TextRows {
-    fn rows(&mut self, block: &Block) -> DataFusionResult<Vec<RecordBatch>> {
-        let (mut text, mut line) = (block.text.as_slice(), block.first_line);
+    /// The rows of a block, and how many of its bytes they are: the rest is to be read again with what follows.
+    fn rows(&mut self, block: &Block) -> Result<(Vec<RecordBatch>, usize)> {
+        let (mut batches, mut at, mut line) = (vec![], 0, block.first_line);
         if let Some(unseen) = &mut self.unseen {
-            unseen.look_through(text);
+            unseen.look_through(&block.text);
         }
-        while let Some(csv) = &self.skips_header {
-            let Some(end) = text.iter().position(|byte| *byte == b'\n') else { return Ok(vec![]) };
-            let (first, rest) = text.split_at(end + 1);
-            if csv.is_record(first) {
-                let csv = csv.clone();
-                self.skips_header = None;
-                if !csv.enforce_schema {
-                    self.follow_header(&csv, first)?;
+        while let Some(text) = block.text.get(at..).filter(|text| !text.is_empty()) {
+            let bytes = match self.decoder.next(text, block.is_last)? {
+                Step::Unfinished => break,
+                Step::Rows { bytes, rows } => {
+                    self.keep.resize(self.keep.len() + rows, true);
+                    bytes
                 }
-            }
-            (text, line) = (rest, line + 1);
-        }
-        match self.decoder.decode(text) {
-            Ok(batches) => batches.into_iter().map(|rows| self.complete(rows, None)).collect(),
-            Err(_) => {
-                let mut found = vec![];
-                self.search(text, line, &mut found)?;
-                Ok(match found.as_slice() {
-                    [] => vec![],
-                    _ => vec![concat_batches(&self.opener.output, &found)?],
-                })
-            }
-        }
-    }
-
-    /// From here on, columns are where the header has them.
-    fn follow_header(&mut self, csv: &CsvFormat, line: &[u8]) -> Result<()> {
-        let schema = &self.opener.schema;
-        let field = |column: &usize| Arc::new(schema.field(*column).clone());
-        let declared: Vec<&str> = self.in_file.iter().map(|column| schema.field(*column).name().as_str()).collect();
-        let found = csv
-            .fields(line)
-            .map_err(|why| Error::new(ErrorKind::BadInput, format!("the header is malformed: {why}")))?;
-        let header = Header::compare(&found, &declared, self.opener.names)?;
-        self.opener
-            .tally
-            .file_lacks(header.lacks.iter().filter_map(|i| declared.get(*i)).map(ToString::to_string).collect());
-
-        let columns: Vec<Option<usize>> =
-            header.columns.iter().map(|place| place.and_then(|place| self.in_file.get(place).copied())).collect();
-        let fields: Vec<_> = columns
-            .iter()
-            .zip(&found)
-            .map(|(column, name)| match column {
-                Some(column) => field(column),
-                None => Arc::new(Field::new(name, DataType::Utf8, true)),
-            })
-            .collect();
-        let is_wanted = |column: &Option<usize>| column.is_some_and(|column| self.wanted.contains(&column));
-        let positions: Vec<usize> =
-            columns.iter().enumerate().filter(|(_, column)| is_wanted(column)).map(|(at, _)| at).collect();
-        let wanted = columns.iter().filter(|column| is_wanted(column)).flatten().copied().collect();
-        self.decoder = Box::new(CsvDecoder::new(csv, Arc::new(Schema::new(fields)), positions, self.batch_size));
-        self.wanted = wanted;
-        Ok(())
-    }
-
-    /// Decodes what can be, after a first attempt at the whole has failed.
-    fn search(&mut self, text: &[u8], line: u64, found: &mut Vec<RecordBatch>) -> DataFusionResult<()> {
-        match (self.decoder.decode(text), halves(text)) {
-            (Ok(batches), _) => {
-                for rows in batches {
-                    found.push(self.complete(rows, None)?);
+                Step::Malformed { bytes, rows, why } => {
+                    self.keep.resize(self.keep.len() + rows, false);
+                    self.malformed(text.get(..bytes).unwrap_or_default(), line, &why)?;
+                    bytes
                 }
+            };
+            line += count_lines(text.get(..bytes).unwrap_or_default());
+            at += bytes;
+            self.bytes += bytes;
+            if self.keep.len() >= self.batch_size || self.bytes >= BATCH_BYTES {
+                batches.push(self.finish()?);
             }
-            (Err(_), Some((first, second))) => {
-                self.search(first, line, found)?;
-                self.search(second, line + count_lines(first), found)?;
-            }
-            (Err(why), None) => found.extend(self.malformed(text, line, &why)?),
         }
-        Ok(())
+        if !self.keep.is_empty() {
+            batches.push(self.finish()?);
+        }
+        Ok((batches, at))
     }
 
-    fn malformed(&self, text: &[u8], line: u64, why: &str) -> Result<Option<RecordBatch>> {
+    fn malformed(&mut self, text: &[u8], line: u64, why: &str) -> Result<()> {
         match self.opener.mode {
-            ParseMode::FailFast => Err(Error::new(ErrorKind::BadInput, format!("line {line} is malformed: {why}")).hint(
-                "mend the line and start the query again (nothing is lost: the batch is repeated), or set the option \
-                 `mode` to DROPMALFORMED or PERMISSIVE",
-            )),
+            ParseMode::FailFast => {
+                return Err(Error::new(ErrorKind::BadInput, format!("line {line} is malformed: {why}")).hint(
+                    "mend the line and start the query again (nothing is lost: the batch is repeated), or set the option \
+                     `mode` to DROPMALFORMED or PERMISSIVE",
+                ));
+            }
             ParseMode::DropMalformed => {
                 self.opener.malformed.dropped.fetch_add(1, Ordering::Relaxed);
-                Ok(None)
             }
             ParseMode::Permissive => {
                 self.opener.malformed.kept.fetch_add(1, Ordering::Relaxed);
-                let fields: Vec<_> =
-                    self.wanted.iter().map(|column| self.opener.schema.field(*column).clone()).collect();
-                let nulls = RecordBatch::try_new_with_options(
-                    Arc::new(Schema::new(fields.clone())),
-                    fields.iter().map(|field| new_null_array(field.data_type(), 1)).collect(),
-                    &RecordBatchOptions::new().with_row_count(Some(1)),
-                )?;
-                let raw = String::from_utf8_lossy(trim_end(text)).into_owned();
-                self.complete(nulls, Some(raw)).map(Some).map_err(Error::from)
+                self.decoder.append_nulls();
+                self.raw.push((self.keep.len(), String::from_utf8_lossy(trim_end(text)).into_owned()));
+                self.keep.push(true);
             }
         }
+        Ok(())
     }
 
-    /// Puts the columns that the scan wants in order. `raw` is the line, if it is malformed.
-    fn complete(&self, rows: RecordBatch, raw: Option<String>) -> DataFusionResult<RecordBatch> {
-        let count = rows.num_rows();
+    /// The rows that are in the decoder, with the columns that the scan wants.
+    fn finish(&mut self) -> Result<RecordBatch> {
+        let (keep, raw) = (std::mem::take(&mut self.keep), std::mem::take(&mut self.raw));
+        self.bytes = 0;
+        let columns = self.decoder.finish()?;
+        let rows = self.complete(&columns, keep.len(), raw)?;
+        if keep.iter().all(|keep| *keep) {
+            return Ok(rows);
+        }
+        Ok(filter_record_batch(&rows, &BooleanArray::from(keep))?)
+    }
+
+    /// Puts the columns that the scan wants in order. `raw` has the records that are malformed, by row.
+    fn complete(&self, decoded: &[ArrayRef], count: usize, raw: Vec<(usize, String)>) -> Result<RecordBatch> {
+        let mut records: Vec<Option<String>> = vec![];
+        if self.opener.corrupt.is_some_and(|corrupt| self.opener.projection.contains(&corrupt)) {
+            records.resize(count, None);
+            for (row, record) in raw {
+                if let Some(place) = records.get_mut(row) {
+                    *place = Some(record);
+                }
+            }
+        }
+        let records = StringArray::from(records);
         let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.opener.projection.len());
         for column in &self.opener.projection {
             let wanted = self.opener.schema.field(*column).data_type();
-            let decoded = self.wanted.iter().position(|decoded| decoded == column);
-            columns.push(if let Some(position) = decoded {
-                Arc::clone(rows.column(position))
+            let place = self.wanted.iter().position(|decoded| decoded == column);
+            columns.push(if let Some(column) = place.and_then(|place| decoded.get(place)) {
+                Arc::clone(column)
             } else if let Some((_, value)) = self.constants.iter().find(|(constant, _)| constant == column) {
                 value.to_array_of_size(count)?
-            } else if let Some(raw) = raw.as_deref().filter(|_| Some(*column) == self.opener.corrupt) {
-                cast(&StringArray::from(vec![raw]), wanted)?
+            } else if Some(*column) == self.opener.corrupt {
+                cast(&records, wanted)?
             } else {
                 new_null_array(wanted, count)
             });

@@ -60,10 +60,18 @@ impl CsvStyle {
         let columns = columns.collect::<Result<Vec<_>>>()?;
         let mut texts = vec![String::new(); columns.len()];
         for row in 0..batch.num_rows() {
-            for ((_, formatter), text) in columns.iter().zip(&mut texts) {
+            for ((column, formatter), text) in columns.iter().zip(&mut texts) {
                 text.clear();
                 write!(text, "{}", formatter.value(row))
                     .map_err(|_| ArrowError::CsvError(format!("row {row} has a value out of its type's range")))?;
+                if column.data_type().is_floating() {
+                    // As Spark spells it.
+                    match text.as_str() {
+                        "inf" => "Infinity".clone_into(text),
+                        "-inf" => "-Infinity".clone_into(text),
+                        _ => {}
+                    }
+                }
             }
             let values = columns.iter().zip(&texts);
             let values: Vec<_> =
@@ -94,7 +102,9 @@ impl CsvStyle {
 
     fn write_value(&self, value: &str, lines: &mut Vec<u8>) {
         let special = |c: char| c == self.separator || c == self.quote || c == '\n' || c == '\r';
-        if value != self.null_value && !value.is_empty() && !value.contains(special) {
+        // Readers skip lines of nothing but blanks.
+        let is_blank = value.chars().all(|c| c == ' ' || c == '\t');
+        if value != self.null_value && !is_blank && !value.contains(special) {
             lines.extend_from_slice(value.as_bytes());
             return;
         }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, new_null_array};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef, TimeUnit};
-use arrow::json::LineDelimitedWriter;
+use arrow::json::WriterBuilder;
+use arrow::json::writer::LineDelimited;
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use bytes::Bytes;
 use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
@@ -26,6 +27,7 @@ use tidewater::error::{Error, ErrorKind, Result};
 
 use super::csv_rows::CsvStyle;
 use crate::options::{Options, unknown};
+use crate::values::JsonValues;
 
 /// Field metadata under this prefix means something to a running query only.
 const ENGINE_METADATA: &str = "tidewater.";
@@ -71,6 +73,16 @@ impl Encoding {
         let fields: Fields = schema.fields().iter().map(|f| stored_field(f, convert, true)).collect();
         let stored = Arc::new(Schema::new(fields));
         for field in stored.fields() {
+            // JSON leaves it out; elsewhere it would be the type of the column for good.
+            if !matches!(self, Encoding::Json { .. }) && has_no_type(field.data_type()) {
+                return Err(Error::invalid(format!(
+                    "column `{}` of type {} cannot be written as {}: nothing but null has the type Null",
+                    field.name(),
+                    field.data_type(),
+                    self.name()
+                ))
+                .hint("cast the column, to text say, or leave it out"));
+            }
             // A row of nothing but null meets every check on types that a real row would meet.
             let alone = Arc::new(Schema::new(vec![Arc::clone(field)]));
             let null = RecordBatch::try_new(Arc::clone(&alone), vec![new_null_array(field.data_type(), 1)]);
@@ -96,6 +108,18 @@ impl Encoding {
             Encoding::Csv { .. } => "csv",
             Encoding::Json { .. } => "json",
         }
+    }
+}
+
+/// Whether the type is that of nothing but nulls, or has such a part.
+fn has_no_type(data_type: &DataType) -> bool {
+    let part = |field: &FieldRef| has_no_type(field.data_type());
+    match data_type {
+        DataType::Null => true,
+        DataType::Struct(fields) => fields.iter().any(part),
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => part(item),
+        DataType::Map(entries, _) => part(entries),
+        _ => false,
     }
 }
 
@@ -242,7 +266,8 @@ impl TextRows {
                 style.write_rows(batch, &mut lines)?;
             }
             TextRows::Json => {
-                let mut writer = LineDelimitedWriter::new(&mut lines);
+                let builder = WriterBuilder::new().with_encoder_factory(Arc::new(JsonValues));
+                let mut writer = builder.build::<_, LineDelimited>(&mut lines);
                 writer.write(batch)?;
                 writer.finish()?;
             }
@@ -353,6 +378,29 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_json_has_not_are_text_as_in_spark() {
+        use arrow::array::{ArrayRef, Float32Array, Float64Array};
+        let f: ArrayRef = Arc::new(Float64Array::from(vec![f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e300]));
+        let g: ArrayRef = Arc::new(Float32Array::from(vec![Some(f32::NAN), None, Some(0.1), Some(-0.0)]));
+        let b: ArrayRef = Arc::new(arrow::array::BinaryArray::from_vec(vec![b"abc", b"", b"\x00", b"\xff"]));
+        let rows = RecordBatch::try_from_iter_with_nullable([("f", f, true), ("g", g, true), ("b", b, true)]).unwrap();
+        let text = String::from_utf8(encode(&encoding("json", &[]).unwrap(), &[rows.clone()])).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                r#"{"f":"NaN","g":"NaN","b":"YWJj"}"#,
+                r#"{"f":"Infinity","b":""}"#,
+                r#"{"f":"-Infinity","g":0.1,"b":"AA=="}"#,
+                r#"{"f":1e300,"g":-0.0,"b":"/w=="}"#
+            ]
+        );
+        let rows = rows.project(&[0, 1]).unwrap();
+        let text = String::from_utf8(encode(&encoding("csv", &[]).unwrap(), &[rows])).unwrap();
+        assert_eq!(text, "NaN,NaN\nInfinity,\n-Infinity,0.1\n1e300,-0.0\n");
+    }
+
+    #[test]
     fn text_is_compressed_while_it_is_written() {
         let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, true)]));
         let batch = RecordBatch::try_new(schema, vec![Arc::new(Int64Array::from_iter_values(0..50_000))]).unwrap();
@@ -392,6 +440,15 @@ mod tests {
         let error = encoding("csv", &[]).unwrap().stored_schema(&nested).unwrap_err();
         assert!(error.message().contains("column `tags`") && error.message().contains("csv"), "{error}");
         assert!(encoding("json", &[]).unwrap().stored_schema(&nested).is_ok());
+        let nothing = Schema::new(vec![
+            Field::new("id", DataType::Int64, true),
+            Field::new_list("late", Field::new_list_field(DataType::Null, true), true),
+        ]);
+        for format in ["parquet", "csv"] {
+            let error = encoding(format, &[]).unwrap().stored_schema(&nothing).unwrap_err();
+            assert!(error.message().contains("column `late`") && error.message().contains("Null"), "{error}");
+        }
+        assert!(encoding("json", &[]).unwrap().stored_schema(&nothing).is_ok());
         let error = encoding("parquet", &[("compression", "gzipp")]).unwrap_err();
         assert!(error.message().contains("did you mean `gzip`"), "{error}");
     }
