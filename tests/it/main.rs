@@ -42,6 +42,8 @@ mod query_api;
 
 mod remote;
 
+mod round_trip;
+
 mod rows;
 
 mod same_again;
