@@ -4,6 +4,7 @@
 //! is for programs: there are few, and each asks for a different reaction.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use datafusion::error::DataFusionError;
@@ -19,7 +20,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum ErrorKind {
     /// The query, an option or a call is wrong: change it. Nothing was read or written.
     InvalidQuery,
-    /// A stream cannot answer this, now or ever, in this output mode: the message names the way out.
+    /// A stream cannot answer this, now or ever, in this output mode, or DataFusion cannot at all: the message says which, and
+    /// where there is a way out, the hint names it.
     Unsupported,
     /// The checkpoint belongs to another query, or was written by a newer version.
     IncompatibleCheckpoint,
@@ -31,9 +33,12 @@ pub enum ErrorKind {
     BadInput,
     /// Storage or network did not answer, or refused. Starting the query again is safe.
     Unavailable,
+    /// The query needs more memory than its session may use. Started again as it is, it will need it again.
+    OutOfMemory,
     /// Another run of the same query took over; this one wrote nothing after that.
     Fenced,
-    /// The query was asked to stop and left its batch unfinished; the next start repeats it.
+    /// The query was asked to stop, or its runtime was shut down, and it left its batch unfinished; the next start repeats
+    /// it.
     Stopped,
     /// Code of the user (a sink function, a UDF) failed or panicked.
     UserCode,
@@ -45,12 +50,13 @@ impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ErrorKind::InvalidQuery => "invalid query",
-            ErrorKind::Unsupported => "not supported on a stream",
+            ErrorKind::Unsupported => "not supported",
             ErrorKind::IncompatibleCheckpoint => "incompatible checkpoint",
             ErrorKind::DamagedCheckpoint => "damaged checkpoint",
             ErrorKind::SourceLostData => "source lost data",
             ErrorKind::BadInput => "bad input",
             ErrorKind::Unavailable => "storage unavailable",
+            ErrorKind::OutOfMemory => "out of memory",
             ErrorKind::Fenced => "fenced by another run",
             ErrorKind::Stopped => "stopped",
             ErrorKind::UserCode => "user code failed",
@@ -137,6 +143,24 @@ impl Error {
         Self::new(ErrorKind::Unavailable, format!("cannot {action}: {source}")).file(file).hint(hint).caused_by(source)
     }
 
+    /// Code of the user panicked: `whose` says which. The panic ended what called it, not the process.
+    pub(crate) fn panicked(whose: &str, panic: &(dyn std::any::Any + Send)) -> Self {
+        Self::new(ErrorKind::UserCode, format!("{whose} panicked: {}", words_of_panic(panic)))
+    }
+
+    /// The same error of another kind, once more is known of it.
+    pub(crate) fn with_kind(mut self, kind: ErrorKind) -> Self {
+        self.0.kind = kind;
+        self
+    }
+
+    /// The same error in other words.
+    pub(crate) fn reworded(mut self, words: impl Fn(&str) -> String) -> Self {
+        self.0.message = words(&self.0.message);
+        self.0.hint = self.0.hint.as_deref().map(words);
+        self
+    }
+
     /// Adds what to do next.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -205,6 +229,20 @@ impl Error {
     }
 }
 
+/// What a panic said.
+pub(crate) fn words_of_panic(panic: &(dyn std::any::Any + Send)) -> &str {
+    let words = panic.downcast_ref::<String>().map(String::as_str);
+    words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
+}
+
+/// What code of the user makes of a call; a panic in it becomes an error.
+pub(crate) fn guarded<T>(whose: impl FnOnce() -> String, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    // After a panic the run ends, and what panicked is only dropped.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        Err(Error::panicked(&whose(), panic.as_ref()).hint("mend the cause and start again: the batch is repeated"))
+    })
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let e = &self.0;
@@ -252,14 +290,26 @@ impl From<DataFusionError> for Error {
                 ErrorKind::InvalidQuery
             }
             DataFusionError::NotImplemented(_) => ErrorKind::Unsupported,
-            DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) | DataFusionError::ResourcesExhausted(_) => {
-                ErrorKind::Unavailable
-            }
+            DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => ErrorKind::Unavailable,
+            DataFusionError::ResourcesExhausted(_) => ErrorKind::OutOfMemory,
+            DataFusionError::External(inner) => kind_of_foreign(inner.as_ref()),
             DataFusionError::Internal(_) => ErrorKind::Internal,
             _ => ErrorKind::BadInput,
         };
         Error::new(kind, error.strip_backtrace()).caused_by(error)
     }
+}
+
+/// An error that neither DataFusion nor Arrow made: of storage, or of the query's own functions and tables.
+fn kind_of_foreign(error: &(dyn std::error::Error + 'static)) -> ErrorKind {
+    let mut next = Some(error);
+    while let Some(e) = next {
+        if e.is::<object_store::Error>() || e.is::<std::io::Error>() {
+            return ErrorKind::Unavailable;
+        }
+        next = e.source();
+    }
+    ErrorKind::UserCode
 }
 
 /// Looks through the layers that DataFusion and Arrow put around an external error.

@@ -145,12 +145,19 @@ impl StateKeeper {
         let bytes = self.operators.iter().map(|state| state.size().1).sum();
         self.memory.try_resize(bytes).map_err(|e| {
             Error::new(
-                ErrorKind::Unavailable,
+                ErrorKind::OutOfMemory,
                 format!("state needs {bytes} bytes of memory, more than the session allows"),
             )
             .hint("give the session a larger memory pool, or bound the state with a watermark")
             .caused_by(e)
         })
+    }
+
+    /// Cuts off what is being merged in the background: once this returns, the run writes no more state.
+    pub(super) async fn cut_off_merges(&mut self) {
+        for files in &mut self.files {
+            files.cut_off_merge().await;
+        }
     }
 
     /// What each operator did in a batch.

@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
@@ -19,7 +19,8 @@ use super::{Driver, Shared, State, sinks};
 use crate::checkpoint::{CheckpointStore, OffsetEntry, certain, pinned_conf};
 use crate::clock::Clock;
 use crate::config::QueryConfig;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, guarded, words_of_panic};
+use crate::execution::{AtWork, is_shut_down, runtime_is_gone};
 use crate::id::RunId;
 use crate::plan::plan_query;
 use crate::progress::{EventQueue, QueryEvent, QueryListener, timestamp};
@@ -60,7 +61,8 @@ pub(crate) async fn start(mut start: Start) -> Result<Arc<Shared>> {
 
     let run_id = RunId::random();
     let logs = Logs::new(&start.checkpoint);
-    let (opened, epoch) = open(&mut start, &mut plan, &logs, run_id).await?;
+    let opened = open(&mut start, &mut plan, &logs, run_id).await;
+    let (opened, epoch) = opened.map_err(|e| plan.names.in_words(e))?;
     let Opened { position, id, belongings, state, readers, sinks } = opened;
 
     let policy = position.conf.as_ref().map_or(start.watermark_policy, OffsetEntry::watermark_policy);
@@ -91,7 +93,7 @@ pub(crate) async fn start(mut start: Start) -> Result<Arc<Shared>> {
         may_hurry: !matches!(start.trigger, Trigger::ProcessingTime { .. }),
     });
     let events = EventQueue::new(start.listeners)?;
-    let now_ms = start.clock.now_ms();
+    let (now_ms, last_idle_event) = (start.clock.now_ms(), start.clock.elapsed());
     let started = QueryEvent::Started { id, run_id, name: shared.name.clone(), timestamp: timestamp(now_ms) };
     events.tell(|| started);
     tracing::info!(query = %id, run = %run_id, next_batch = %position.next, sink = %sinks.description,
@@ -122,11 +124,11 @@ pub(crate) async fn start(mut start: Start) -> Result<Arc<Shared>> {
         next: position.next,
         ends: position.ends,
         repeat: position.repeat,
-        static_read_ms: None,
+        static_read: None,
         batches_run: 0,
-        last_trigger_ms: None,
-        last_idle_event_ms: now_ms,
-        _reservation: start.reservation,
+        last_trigger: None,
+        last_idle_event,
+        reservation: start.reservation,
     };
     std::thread::Builder::new()
         .name("tidewater-driver".to_owned())
@@ -138,28 +140,75 @@ pub(crate) async fn start(mut start: Start) -> Result<Arc<Shared>> {
 /// The life of the driver's thread.
 fn live(mut driver: Driver) {
     let shared = Arc::clone(&driver.shared);
-    // After a panic nothing of the driver is used but what its fields' destructors need.
-    let outcome = catch_unwind(AssertUnwindSafe(|| driver.run()))
-        .unwrap_or_else(|_| Err(Error::internal("the driver panicked; its message is on the standard error")));
-    let error = match outcome {
-        Ok(()) => None,
-        // It was asked to.
-        Err(e) if e.kind() == ErrorKind::Stopped => None,
-        Err(e) => Some(e.query(shared.id)),
-    };
-    match &error {
-        Some(error) => tracing::error!(query = %shared.id, %error, "query failed"),
-        None => tracing::info!(query = %shared.id, "query ended"),
-    }
-    let (id, run_id) = (shared.id, shared.run_id);
-    driver.events.tell(|| QueryEvent::Terminated { id, run_id, error: error.clone() });
-    // Sources, sinks, listeners and the reservation are let go before anyone hears that the run is over.
-    drop(driver);
-    shared.state.send_modify(|state| {
-        state.status = QueryStatus {
-            message: error.as_ref().map_or("stopped".to_owned(), |e| format!("failed: {e}")),
-            ..QueryStatus::default()
-        };
-        state.ended = Some(error);
+    let (id, run_id, runtime) = (shared.id, shared.run_id, driver.runtime.clone());
+    // Code of the user that is called here, to the last destructor, is told from others by this.
+    let at_work = AtWork::on(run_id);
+    // After a panic nothing of the driver is used but to let go of it.
+    let outcome = catch_unwind(AssertUnwindSafe(|| driver.run())).unwrap_or_else(|panic| {
+        Err(Error::internal(format!("the driver panicked: {}", words_of_panic(panic.as_ref()))))
     });
+    let (events, reservation, let_go) = let_go(driver);
+    let error = match outcome {
+        Ok(()) => let_go.err(),
+        // It was asked to.
+        Err(e) if e.kind() == ErrorKind::Stopped && shared.cancelled.load(Ordering::Acquire) => None,
+        // What else fails then has no other cause.
+        Err(e) if e.kind() != ErrorKind::Stopped && is_shut_down(&runtime) => {
+            Some(place(runtime_is_gone(), &e).caused_by(e))
+        }
+        Err(e) => Some(e),
+    };
+    let error = error.map(|e| e.query(id));
+    match &error {
+        Some(error) => tracing::error!(query = %id, %error, "query failed"),
+        None => tracing::info!(query = %id, "query ended"),
+    }
+    // Who hears of the end may start the query again.
+    drop(reservation);
+    drop(at_work);
+    shared.end(error.clone());
+    events.tell(|| QueryEvent::Terminated { id, run_id, error });
+    events.finish();
+    shared.state.send_modify(|state| state.told = true);
+}
+
+/// The error with the batch of another one.
+fn place(error: Error, other: &Error) -> Error {
+    match other.batch_id() {
+        Some(batch) => error.batch(batch),
+        None => error,
+    }
+}
+
+/// Lets go of all that a run holds but its reservation: sources, sinks, what is written in the background. Whatever a
+/// destructor does, the others have their turn.
+fn let_go(driver: Driver) -> (EventQueue, Reservation, Result<()>) {
+    let Driver { runtime, readers, sinks, mut state, logs, epoch, plan, events, clock, reservation, .. } = driver;
+    let cut_off = guarded(
+        || "cutting off a merge".to_owned(),
+        || {
+            runtime.block_on(state.cut_off_merges());
+            Ok(())
+        },
+    );
+    let (output, dead_letters) = sinks.into_parts();
+    let dropped = [
+        release("a source", readers),
+        release("the sink", output),
+        release("the sink for dead letters", dead_letters),
+        release("the plan", plan),
+        release("the checkpoint", (state, logs, epoch)),
+        release("the clock", clock),
+    ];
+    (events, reservation, dropped.into_iter().fold(cut_off, Result::and))
+}
+
+fn release<T>(what: &str, thing: T) -> Result<()> {
+    guarded(
+        || format!("the destructor of {what}"),
+        || {
+            drop(thing);
+            Ok(())
+        },
+    )
 }

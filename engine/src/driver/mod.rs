@@ -34,6 +34,7 @@ mod silence;
 mod sinks;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
@@ -50,15 +51,15 @@ use crate::batch::{BatchContext, BatchParts};
 use crate::checkpoint::{BatchLog, Belongings, CommitEntry, Epoch, OffsetEntry};
 use crate::clock::Clock;
 use crate::config::QueryConfig;
-use crate::error::{Error, ErrorKind, Result};
-use crate::execution;
+use crate::error::{Error, ErrorKind, Result, guarded};
+use crate::execution::{self, check_runtime, runtime_is_gone};
 use crate::id::BatchId;
 use crate::plan::QueryPlan;
 use crate::plan::stateful::exchanges;
 use crate::plan::static_sides::Keep;
 use crate::progress::{EventQueue, Phase, Stopwatch};
 use crate::query::Reservation;
-use crate::source::{Latest, Offset, OffsetRange, ReadLimit, SourceReader};
+use crate::source::{Latest, Offset, OffsetRange, ReadLimit, Source, SourceReader};
 use crate::trigger::Trigger;
 use crate::watermark::WatermarkTracker;
 
@@ -95,13 +96,15 @@ pub(crate) struct Driver {
     repeat: Option<OffsetEntry>,
     /// The watermark of the last batch, by which rows of the next are late.
     previous_watermark_ms: i64,
-    /// When the static tables were last read.
-    static_read_ms: Option<i64>,
+    /// When the static tables were last read. What is measured goes by the clock's [`elapsed`](Clock::elapsed), which nobody
+    /// sets back.
+    static_read: Option<Duration>,
     batches_run: u64,
-    last_trigger_ms: Option<i64>,
-    last_idle_event_ms: i64,
+    /// When the last batch began.
+    last_trigger: Option<Duration>,
+    last_idle_event: Duration,
     /// Frees the checkpoint for another run when this one ends.
-    _reservation: Reservation,
+    reservation: Reservation,
 }
 
 /// What a round did.
@@ -150,11 +153,11 @@ impl Driver {
         while !self.shared.is_stopping() {
             let started_ms = self.clock.now_ms();
             self.shared.state.send_modify(|state| state.rounds += 1);
-            let round = self.round(started_ms)?;
+            let round = self.round(started_ms).map_err(|e| self.plan.names.in_words(e))?;
             if round == Round::Finished || (self.trigger == Trigger::Once && round == Round::Ran) {
                 break;
             }
-            self.pause(started_ms, round == Round::Ran);
+            self.pause(started_ms, round == Round::Ran)?;
         }
         Ok(())
     }
@@ -182,6 +185,8 @@ impl Driver {
                         return Ok(Round::Idle);
                     }
                     Decision::Finish => {
+                        // A source whose tasks were cut off may have taken that for the end.
+                        check_runtime(&self.runtime)?;
                         self.tell_idle(started_ms);
                         return Ok(Round::Finished);
                     }
@@ -198,10 +203,11 @@ impl Driver {
         watch.enter(Phase::LatestOffset);
         let limit = if self.trigger == Trigger::Once { ReadLimit::Everything } else { ReadLimit::AsConfigured };
         let batch = self.next;
+        let (runtime, sources) = (&self.runtime, &self.plan.sources);
         let mut found = vec![];
-        for (reader, end) in self.readers.iter_mut().zip(&self.ends) {
-            let latest =
-                self.runtime.block_on(reader.latest_offset(end.as_ref(), limit)).map_err(|e| e.batch(batch))?;
+        for ((reader, end), source) in self.readers.iter_mut().zip(&self.ends).zip(sources) {
+            let asked = guarded(|| whose(source), || runtime.block_on(reader.latest_offset(end.as_ref(), limit)));
+            let latest = asked.map_err(|e| e.batch(batch))?;
             // A source that says nothing has not moved.
             found.push(Latest { end: latest.end.or_else(|| end.clone()), ..latest });
         }
@@ -224,9 +230,11 @@ impl Driver {
         };
         self.runtime.block_on(self.epoch.check()).map_err(|e| e.batch(batch))?;
         self.runtime.block_on(self.logs.offsets.add(batch, &entry)).map_err(|e| e.batch(batch))?;
-        for (reader, end) in self.readers.iter_mut().zip(&self.ends) {
+        let (runtime, sources) = (&self.runtime, &self.plan.sources);
+        for ((reader, end), source) in self.readers.iter_mut().zip(&self.ends).zip(sources) {
             if let Some(end) = end {
-                self.runtime.block_on(reader.commit(end)).map_err(|e| e.batch(batch))?;
+                let committed = guarded(|| whose(source), || runtime.block_on(reader.commit(end)));
+                committed.map_err(|e| e.batch(batch))?;
             }
         }
         watch.leave();
@@ -261,14 +269,15 @@ impl Driver {
         };
         let cancelled = Arc::clone(&self.shared.cancelled);
         let context = Arc::new(BatchContext::new(batch, entry.time_ms, entry.watermark_ms, parts, cancelled));
-        let task_context = self.prepare(&context, started_ms)?;
+        let task_context = self.prepare(&context)?;
 
         watch.enter(Phase::AddBatch);
-        let (plan, runtime) = (&self.plan.physical, &self.runtime);
+        let (plan, runtime, run_id) = (&self.plan.physical, &self.runtime, self.shared.run_id);
         let first = self.plan.scalar_subqueries.plans();
         let parallel = bound_partitions > 1;
         let filled = self.sinks.fill(&context, runtime, |writers| {
-            execution::run(&execution::Run { batch, first, plan, context: &task_context, writers, runtime, parallel })
+            let context = &task_context;
+            execution::run(&execution::Run { run_id, batch, first, plan, context, writers, runtime, parallel })
         });
         let filled = filled.map_err(|e| e.batch(batch))?;
 
@@ -280,6 +289,8 @@ impl Driver {
             watch.enter(Phase::AddBatch);
         }
         let rows = self.sinks.commit(&context, &self.runtime, &self.epoch, filled).map_err(|e| e.batch(batch))?;
+        // `foreach_batch` may have run a plan of its own: whether it saw all rows is as uncertain.
+        check_runtime(&self.runtime).map_err(|e| e.batch(batch))?;
 
         watch.enter(Phase::CommitOffsets);
         for (node, seen) in context.event_times().iter().enumerate().filter(|(_, seen)| seen.count > 0) {
@@ -301,7 +312,7 @@ impl Driver {
         self.ends = entry.ends;
         self.next = batch.next();
         self.batches_run += 1;
-        self.last_trigger_ms = Some(started_ms);
+        self.last_trigger = Some(watch.started());
         // The state forgets by what the commits name, so before any is deleted.
         self.forget_old_batches();
         if self.batches_run == 1 {
@@ -328,7 +339,9 @@ impl Driver {
                 bound.push(None);
                 continue;
             }
-            let plan = self.runtime.block_on(reader.bind(&range, &leaf.request))?;
+            let (runtime, source) = (&self.runtime, self.plan.sources.get(leaf.source));
+            let whose = || source.map_or_else(|| "a source".to_owned(), whose);
+            let plan = guarded(whose, || runtime.block_on(reader.bind(&range, &leaf.request)))?;
             let same = |a: &arrow::datatypes::Fields, b: &arrow::datatypes::Fields| {
                 a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.data_type() == b.data_type())
             };
@@ -345,16 +358,17 @@ impl Driver {
     }
 
     /// Makes the plan fit to run again, and tells it of the batch.
-    fn prepare(&mut self, context: &Arc<BatchContext>, started_ms: i64) -> Result<Arc<TaskContext>> {
-        let stale = match (self.config.static_refresh_ms, self.static_read_ms) {
-            (Some(every_ms), Some(read_ms)) => started_ms - read_ms >= every_ms,
+    fn prepare(&mut self, context: &Arc<BatchContext>) -> Result<Arc<TaskContext>> {
+        let now = self.clock.elapsed();
+        let stale = match (self.config.static_refresh_ms, self.static_read) {
+            (Some(every_ms), Some(read)) => now.saturating_sub(read).as_millis() as i64 >= every_ms,
             _ => false,
         };
         if stale {
             self.runtime.block_on(self.plan.look_up_static_tables())?;
         }
-        if stale || self.static_read_ms.is_none() {
-            self.static_read_ms = Some(started_ms);
+        if stale || self.static_read.is_none() {
+            self.static_read = Some(now);
         }
         let join_reset_due = self.batches_run % BATCHES_PER_JOIN_RESET == BATCHES_PER_JOIN_RESET - 1;
         let keep = if join_reset_due { Keep::StaticRows } else { Keep::HashTables };
@@ -421,15 +435,34 @@ impl Driver {
     }
 
     /// Waits until the trigger asks for the next round, the query is stopped, or somebody is in a hurry.
-    fn pause(&self, started_ms: i64, ran: bool) {
+    ///
+    /// # Errors
+    ///
+    /// If the runtime is shut down meanwhile.
+    fn pause(&self, started_ms: i64, ran: bool) -> Result<()> {
         let now_ms = self.clock.now_ms();
         let next_ms = self.trigger.next_round_ms(started_ms, now_ms, ran, self.config.polling_delay_ms);
-        let Some(next_ms) = next_ms else { return };
+        let Some(next_ms) = next_ms else { return Ok(()) };
+        // A timer panics when its runtime goes; the task that waits for it is only dropped.
+        let clock = Arc::clone(&self.clock);
+        let mut time = self.runtime.spawn(async move { clock.sleep_until(next_ms).await });
         self.runtime.block_on(async {
             tokio::select! {
-                () = self.clock.sleep_until(next_ms) => {}
-                () = self.shared.wake.notified() => {}
+                over = &mut time => match over {
+                    Err(gone) if gone.is_cancelled() => Err(runtime_is_gone()),
+                    Err(panic) => Err(Error::panicked("the clock of the query", panic.into_panic().as_ref())),
+                    Ok(()) => Ok(()),
+                },
+                () = self.shared.wake.notified() => {
+                    time.abort();
+                    Ok(())
+                }
             }
-        });
+        })
     }
+}
+
+/// The source, for the one whose code panicked.
+fn whose(source: &Arc<dyn Source>) -> String {
+    format!("the source `{}`", source.description())
 }

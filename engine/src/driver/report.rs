@@ -31,7 +31,8 @@ impl Driver {
         state_operators: Vec<StateOperatorProgress>,
         watch: &Stopwatch,
     ) {
-        let since_last_ms = self.last_trigger_ms.map(|last_ms| (started_ms - last_ms) as f64);
+        let since_last = self.last_trigger.map(|last| watch.started().saturating_sub(last));
+        let since_last_ms = since_last.map(|since| since.as_micros() as f64 / 1000.0);
         let took_ms = watch.total_ms();
         let holds_watermark =
             self.tracker.held_by().and_then(|node| self.plan.watermark_sources.get(node).copied().flatten());
@@ -135,10 +136,16 @@ impl Driver {
             state.status.is_data_available = false;
             state.status.is_trigger_active = false;
         });
-        if now_ms - self.last_idle_event_ms >= self.config.idle_event_interval_ms {
-            self.last_idle_event_ms = now_ms;
+        if self.idle_event_is_due() {
+            self.last_idle_event = self.clock.elapsed();
             let (id, run_id) = (self.shared.id, self.shared.run_id);
             self.events.tell(|| QueryEvent::Idle { id, run_id, timestamp: timestamp(now_ms) });
         }
+    }
+
+    /// Whether it is time to tell listeners again that there is nothing to do.
+    pub(super) fn idle_event_is_due(&self) -> bool {
+        let since = self.clock.elapsed().saturating_sub(self.last_idle_event);
+        since.as_millis() as i64 >= self.config.idle_event_interval_ms
     }
 }

@@ -48,10 +48,14 @@ pub(crate) struct State {
     pub(crate) recent: VecDeque<Arc<QueryProgress>>,
     /// The watermark of the next batch; `None` without `with_watermark`.
     pub(crate) watermark_ms: Option<i64>,
-    /// What the last batch read, by leaf.
+    /// What the last batch read, by leaf; gone when the run is over, with the rows it may hold.
     pub(crate) bound: Option<Bound>,
-    /// Set once, when the run is over: the error, if it failed.
+    /// Set when the run is over: [`Shared::explain`]'s last answer.
+    pub(crate) explained: Option<String>,
+    /// Set once, when the run is over and has let go of all it held: the error, if it failed.
     pub(crate) ended: Option<Option<Error>>,
+    /// Set after that, when listeners have heard of it.
+    pub(crate) told: bool,
 }
 
 /// What a batch read, by leaf; nothing where a source had nothing new.
@@ -76,6 +80,20 @@ impl Shared {
         self.stop();
     }
 
+    /// The run is over. From now on nothing of a batch is kept.
+    pub(crate) fn end(&self, error: Option<Error>) {
+        let text = self.explain();
+        self.state.send_modify(|state| {
+            state.status = QueryStatus {
+                message: error.as_ref().map_or("stopped".to_owned(), |e| format!("failed: {e}")),
+                ..QueryStatus::default()
+            };
+            state.bound = None;
+            state.explained = Some(text);
+            state.ended = Some(error);
+        });
+    }
+
     pub(crate) fn say(&self, message: impl Into<String>, is_trigger_active: bool) {
         let message = message.into();
         self.state.send_modify(|state| {
@@ -86,11 +104,15 @@ impl Shared {
 
     /// The plan, and below it what the last batch read at each leaf.
     pub(crate) fn explain(&self) -> String {
+        let state = self.state.borrow();
+        if let Some(text) = &state.explained {
+            return text.clone();
+        }
         let mut text = format!("Every batch runs:\n{}", self.plan);
         for state in &self.unbounded_state {
             text.push_str(&format!("\nUnbounded: {state}.\n"));
         }
-        if let Some(Bound { batch, leaves }) = &self.state.borrow().bound {
+        if let Some(Bound { batch, leaves }) = &state.bound {
             for (leaf, bound) in leaves.iter().enumerate() {
                 text.push_str(&format!("\nBatch {batch} read at leaf {leaf}:\n"));
                 match bound {

@@ -93,14 +93,14 @@ impl Driver {
             state.status.is_data_available = false;
             state.status.is_trigger_active = false;
         });
-        let is_due = now_ms - self.last_idle_event_ms >= self.config.idle_event_interval_ms;
+        let is_due = self.idle_event_is_due();
         let Some((source, silence)) = self.silences.longest().filter(|(_, silence)| is_due || !silence.is_told) else {
             return;
         };
         silence.is_told = true;
         let (since, why) = (timestamp(silence.since_ms), silence.why.clone());
         let source = self.plan.sources.get(source).map(|source| source.description()).unwrap_or_default();
-        self.last_idle_event_ms = now_ms;
+        self.last_idle_event = self.clock.elapsed();
         let (id, run_id, timestamp) = (self.shared.id, self.shared.run_id, timestamp(now_ms));
         self.events.tell(|| QueryEvent::Waiting { id, run_id, timestamp, source, since, why });
     }

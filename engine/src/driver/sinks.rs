@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 
 use crate::batch::BatchContext;
 use crate::checkpoint::Epoch;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, guarded};
 use crate::execution::Writers;
 use crate::id::{BatchId, PartitionId};
 use crate::query::OutputMode;
@@ -36,6 +36,8 @@ pub(super) struct Sinks {
     dead_letters: Option<Box<dyn SinkWriter>>,
     /// The output, for people.
     pub(super) description: String,
+    /// The sink for dead letters, for people.
+    dead_letters_description: String,
     /// What readers of both can rely on.
     pub(super) guarantee: Guarantee,
 }
@@ -100,12 +102,26 @@ impl Sinks {
             output_mode: OutputMode::Append,
             ..context.clone()
         };
+        let dead_letters_description = dead_letters.map(Sink::description).unwrap_or_default();
         let output = output.open(context).await?;
         let dead_letters = match dead_letters {
             Some(sink) => Some(sink.open(for_dead_letters).await?),
             None => None,
         };
-        Ok(Sinks { output, dead_letters, description, guarantee })
+        Ok(Sinks { output, dead_letters, description, dead_letters_description, guarantee })
+    }
+
+    /// Both, to be let go of one by one.
+    pub(super) fn into_parts(self) -> (Box<dyn SinkWriter>, Option<Box<dyn SinkWriter>>) {
+        (self.output, self.dead_letters)
+    }
+
+    /// The one or the other, for the one whose code panicked.
+    fn whose(&self, name: SinkName) -> String {
+        match name {
+            SinkName::Output => format!("the sink `{}`", self.description),
+            SinkName::DeadLetters => format!("the sink `{}` for dead letters", self.dead_letters_description),
+        }
     }
 
     /// Whether there is a sink for dead letters.
@@ -122,9 +138,10 @@ impl Sinks {
         run: impl FnOnce(Writers<'_>) -> Result<Vec<Receipt>>,
     ) -> Result<Filled> {
         let batch = context.batch;
-        let begin = runtime.block_on(self.output.begin(batch))?;
+        let begins = |name, sink: &dyn SinkWriter| guarded(|| self.whose(name), || runtime.block_on(sink.begin(batch)));
+        let begin = begins(SinkName::Output, self.output.as_ref())?;
         let dead_letters = match &self.dead_letters {
-            Some(sink) => Some((sink.as_ref(), runtime.block_on(sink.begin(batch))?)),
+            Some(sink) => Some((sink.as_ref(), begins(SinkName::DeadLetters, sink.as_ref())?)),
             None => None,
         };
 
@@ -135,7 +152,8 @@ impl Sinks {
         let dead_letters = match dead_letters {
             Some((sink, begin)) => {
                 let letters = context.take_dead_letters();
-                let receipts = runtime.block_on(write_dead_letters(sink, begin, batch, letters))?;
+                let write = || runtime.block_on(write_dead_letters(sink, begin, batch, letters));
+                let receipts = guarded(|| self.whose(SinkName::DeadLetters), write)?;
                 Some(Written { begin, receipts })
             }
             None => None,
@@ -154,12 +172,13 @@ impl Sinks {
         context.check_cancelled()?;
         let Filled { output, dead_letters } = filled;
         let rows = RowsGiven { output: output.rows(), dead_letters: dead_letters.as_ref().map(Written::rows) };
-        runtime.block_on(async {
-            if let (Some(sink), Some(written)) = (&self.dead_letters, dead_letters) {
-                commit(SinkName::DeadLetters, sink.as_ref(), context.batch, epoch, written).await?;
-            }
-            commit(SinkName::Output, self.output.as_ref(), context.batch, epoch, output).await
-        })?;
+        let commits = |name, sink: &dyn SinkWriter, written| {
+            guarded(|| self.whose(name), || runtime.block_on(commit(name, sink, context.batch, epoch, written)))
+        };
+        if let (Some(sink), Some(written)) = (&self.dead_letters, dead_letters) {
+            commits(SinkName::DeadLetters, sink.as_ref(), written)?;
+        }
+        commits(SinkName::Output, self.output.as_ref(), output)?;
         Ok(rows)
     }
 }

@@ -11,6 +11,10 @@
 //! the exchange, which deals its rows out by key, or, in the last stage, into a writer of the sink. Where there are few
 //! rows, hopping to other threads would cost more than it gains, and the tasks run one after the other where they are.
 
+mod own_thread;
+
+mod runtime;
+
 mod task;
 
 use std::sync::Arc;
@@ -21,9 +25,11 @@ use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use rayon::prelude::*;
 use tokio::runtime::Handle;
 
+pub(crate) use self::own_thread::{AtWork, is_called_by};
+pub(crate) use self::runtime::{check_runtime, is_shut_down, runtime_is_gone};
 use self::task::{run_ahead, run_exchange_task, run_task};
 use crate::error::Result;
-use crate::id::{BatchId, PartitionId};
+use crate::id::{BatchId, PartitionId, RunId};
 use crate::plan::stateful::exchanges;
 use crate::sink::{PartitionWriter, Receipt};
 
@@ -35,6 +41,7 @@ pub(crate) type Writers<'a> = &'a (dyn Fn(PartitionId) -> Result<Box<dyn Partiti
 
 /// One run of a plan.
 pub(crate) struct Run<'a> {
+    pub(crate) run_id: RunId,
     pub(crate) batch: BatchId,
     /// What runs to its end before the first stage, and gives no rows.
     pub(crate) first: &'a [Arc<dyn ExecutionPlan>],
@@ -47,7 +54,7 @@ pub(crate) struct Run<'a> {
 }
 
 /// Runs every stage of the plan. Returns the receipts of the partitions that had rows, in partition order, or the first
-/// error.
+/// error. What it returns is whole: no task of the batch was cut off by the end of the [runtime](is_shut_down).
 pub(crate) fn run(run: &Run<'_>) -> Result<Vec<Receipt>> {
     for plan in run.first {
         run_ahead(run, plan)?;
@@ -66,6 +73,7 @@ pub(crate) fn run(run: &Run<'_>) -> Result<Vec<Receipt>> {
     }
     let partitions = run.plan.output_partitioning().partition_count();
     let receipts = each(partitions, parallel, |partition| run_task(run, PartitionId(partition)))?;
+    check_runtime(run.runtime)?;
     Ok(receipts.into_iter().flatten().collect())
 }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use datafusion::physical_plan::ExecutionPlan;
 use futures::StreamExt;
 
-use super::Run;
+use super::{AtWork, Run};
 use crate::batch::BatchContext;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::id::PartitionId;
 use crate::operator::exchange::ExchangeExec;
 use crate::sink::Receipt;
@@ -35,9 +35,13 @@ pub(super) fn run_ahead(run: &Run<'_>, plan: &Arc<dyn ExecutionPlan>) -> Result<
 }
 
 fn guarded<T>(run: &Run<'_>, partition: PartitionId, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let _at_work = AtWork::on(run.run_id);
     // After a panic nothing of the task is used again: its stream and its writer are dropped with it.
     catch_unwind(AssertUnwindSafe(|| run.runtime.block_on(work)))
-        .unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
+        .unwrap_or_else(|panic| {
+            let error = Error::panicked("code in the query", panic.as_ref());
+            Err(error.hint("a function of the query is the likely cause; the batch is repeated at the next start"))
+        })
         .map_err(|error| error.batch(run.batch).partition(partition))
 }
 
@@ -80,10 +84,4 @@ async fn drain(run: &Run<'_>, partition: PartitionId) -> Result<Option<Receipt>>
         Some(writer) => writer.finish().await.map(Some),
         None => Ok(None),
     }
-}
-
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
-    let words = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    Error::new(ErrorKind::UserCode, format!("code in the query panicked: {}", words.unwrap_or("without a message")))
-        .hint("a function of the query is the likely cause; the batch is repeated at the next start")
 }

@@ -1,4 +1,12 @@
 //! The first rows of a stream, over all its batches.
+//!
+//! ```text
+//! partitions ──▶ FirstRowsExec: what is still wanted, of each ──▶ exchange: into one ──▶ StreamLimitExec: of all, counted
+//! ```
+//!
+//! A partition that has given what is wanted is read no further, and once the limit is full, nothing is read at all: neither is
+//! anything evaluated that could fail. What must see its whole input all the same, as the watermark must, stands below an
+//! [exchange](super::exchange) of its own ([`RunToTheEnd`](crate::plan::stateful)).
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,15 +15,17 @@ use arrow::array::{ArrayRef, AsArray, Int64Array, UInt8Array};
 use arrow::datatypes::{DataType, Field, Int64Type};
 use arrow::record_batch::RecordBatch;
 use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::error::Result;
+use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
-use futures::TryStreamExt;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, EmptyRecordBatchStream, ExecutionPlan, PlanProperties};
+use futures::{TryStreamExt, stream};
 
 use super::StatefulOperator;
 use super::event_time::only_child;
+use super::late_rows::SharedId;
 use super::output::when_done;
 use crate::batch::BatchContext;
 use crate::state::{Counts, NEVER, OperatorId, PartitionState, StateSpec};
@@ -25,13 +35,31 @@ use crate::watermark::{EventTime, WatermarkUse};
 #[derive(Debug, Clone)]
 pub(crate) struct StreamLimitExec {
     id: OperatorId,
+    /// The same number, for the [`FirstRowsExec`] below.
+    shared: SharedId,
     rows: usize,
     input: Arc<dyn ExecutionPlan>,
 }
 
 impl StreamLimitExec {
-    pub(crate) fn new(rows: usize, input: Arc<dyn ExecutionPlan>) -> Self {
-        StreamLimitExec { id: OperatorId(0), rows, input }
+    /// Over an exchange into one partition, below which a [`FirstRowsExec`] of this id stands.
+    pub(crate) fn new(shared: SharedId, rows: usize, input: Arc<dyn ExecutionPlan>) -> Self {
+        StreamLimitExec { id: OperatorId(0), shared, rows, input }
+    }
+}
+
+/// Lets of each partition only so many rows pass as the limit above has still to give.
+#[derive(Debug, Clone)]
+pub(crate) struct FirstRowsExec {
+    /// The limit that it works for.
+    operator: SharedId,
+    rows: usize,
+    input: Arc<dyn ExecutionPlan>,
+}
+
+impl FirstRowsExec {
+    pub(crate) fn new(operator: SharedId, rows: usize, input: Arc<dyn ExecutionPlan>) -> Self {
+        FirstRowsExec { operator, rows, input }
     }
 }
 
@@ -59,6 +87,7 @@ impl PartitionState for Passed {
 
 impl StatefulOperator for StreamLimitExec {
     fn with_id(&self, id: OperatorId) -> Arc<dyn ExecutionPlan> {
+        self.shared.set(id);
         Arc::new(StreamLimitExec { id, ..self.clone() })
     }
 
@@ -130,7 +159,6 @@ impl ExecutionPlan for StreamLimitExec {
         let input = self.input.execute(partition, context)?;
         let this = self.clone();
         Ok(when_done(self.schema(), async move {
-            // All of it is read, though little may pass: operators below finish their batch.
             let rows: Vec<_> = input.try_collect().await?;
             let mut passed = run.state::<Passed>(partition)?;
             let before = passed.0;
@@ -150,5 +178,74 @@ impl ExecutionPlan for StreamLimitExec {
             }
             Ok(out)
         }))
+    }
+}
+
+impl DisplayAs for FirstRowsExec {
+    fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "FirstRowsExec: operator={}, rows={}", self.operator.get(), self.rows)
+    }
+}
+
+impl ExecutionPlan for FirstRowsExec {
+    fn name(&self) -> &'static str {
+        "FirstRowsExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        self.input.properties()
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.input]
+    }
+
+    fn maintains_input_order(&self) -> Vec<bool> {
+        vec![true]
+    }
+
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        vec![false]
+    }
+
+    fn apply_expressions(
+        &self,
+        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+        _options: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(Arc::new(FirstRowsExec { input: only_child(children)?, ..self.as_ref().clone() }))
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        // The limit runs in a later stage: it has not counted anything of this batch yet.
+        let run = BatchContext::of(&context)?.operator(self.operator.get())?;
+        let passed = run.state::<Passed>(0)?.0;
+        let wanted = self.rows.saturating_sub(passed);
+        if wanted == 0 {
+            return Ok(Box::pin(EmptyRecordBatchStream::new(self.schema())));
+        }
+        let input = self.input.execute(partition, context)?;
+        let rows = stream::try_unfold((input, wanted), |(mut input, wanted)| async move {
+            if wanted == 0 {
+                return Ok(None);
+            }
+            let rows: Option<RecordBatch> = input.try_next().await?;
+            Ok::<_, DataFusionError>(rows.map(|rows| {
+                let pass = rows.num_rows().min(wanted);
+                (rows.slice(0, pass), (input, wanted - pass))
+            }))
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)))
     }
 }

@@ -29,6 +29,8 @@ pub(crate) mod join_bounds;
 
 mod meaning;
 
+pub(crate) mod names;
+
 pub(crate) mod node;
 
 pub(crate) mod random;
@@ -61,6 +63,7 @@ use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, Phy
 
 use self::brings::{Brings, brings, subqueries};
 use self::clock::BatchClock;
+use self::names::Names;
 use self::node::deduplicate::DeduplicateNode;
 use self::node::join::{StreamJoinNode, join_streams, unbounded_sides};
 use self::node::limit::StreamLimitNode;
@@ -115,6 +118,8 @@ pub(crate) struct QueryPlan {
     pub(crate) seed: BatchSeed,
     /// Whether anything is drawn: then a batch must be repeated in as many partitions as it had.
     pub(crate) draws: bool,
+    /// What errors of its batches are told with.
+    pub(crate) names: Names,
 }
 
 /// One place in the plan that reads a stream.
@@ -168,15 +173,17 @@ pub(crate) async fn plan_query(
             return Err(check::in_another_mode(refused, mode, answers));
         }
     };
-    let Optimized { plan: optimized, session, sources, watermarks, clock, seed, draws } = optimized;
+    let Optimized { plan: optimized, session, sources, watermarks, clock, seed, draws, names } = optimized;
     let unbounded = unbounded_sides(&optimized);
     let (optimized, leaf_sources) = number_leaves(optimized, &sources, partitions)?;
-    let physical = session.query_planner().create_physical_plan(&optimized, session.as_ref()).await?;
+    let physical = session.query_planner().create_physical_plan(&optimized, session.as_ref()).await;
+    let physical = physical.map_err(|e| names.in_words(e.into()))?;
     let (physical, scalar_subqueries) = ScalarSubqueries::take(physical)?;
     let physical = stateful::number(physical)?;
 
     let mut unbounded = unbounded;
     unbounded.extend(stateful::operators(&physical).into_iter().filter_map(|operator| operator.unbounded()));
+    let unbounded = unbounded.iter().map(|words| names.reword(words)).collect();
 
     let mut leaves = vec![];
     physical.apply(|node| {
@@ -205,6 +212,7 @@ pub(crate) async fn plan_query(
         clock,
         seed,
         draws,
+        names,
     })
 }
 
@@ -217,6 +225,7 @@ struct Optimized {
     clock: BatchClock,
     seed: BatchSeed,
     draws: bool,
+    names: Names,
 }
 
 /// The passes up to the optimised plan, and the check of what a stream cannot answer in this mode.
@@ -232,6 +241,7 @@ fn optimize(
     let plan = mark_bounds(plan)?;
     let plan = stateful::remember_rows(plan, mode)?;
     let sources = number_sources(&plan)?;
+    let mut names = Names::of_functions(user_plan)?;
     let (plan, watermarks) = number_watermarks(plan, &sources)?;
     let clock = BatchClock::default();
     let zone = user_session.config_options().execution.time_zone.as_deref();
@@ -243,9 +253,11 @@ fn optimize(
     let streaming_subqueries = plan.exists(|node| Ok(subqueries(node).iter().any(check::is_streaming)))?;
     let session = session_for_streams(user_session.clone(), mode, partitions, streaming_subqueries)?;
     let plan = session.optimize(&plan)?;
-    check::check_executed(&plan, mode)?;
-    let plan = join_streams(plan, mode, &|side| brings(side, mode) == Brings::NewRows)?;
-    Ok(Optimized { plan, session: Arc::new(session), sources, watermarks, clock, seed, draws })
+    names.learn(&plan)?;
+    check::check_executed(&plan, mode).map_err(|e| names.in_words(e))?;
+    let plan = join_streams(plan, mode, &|side| brings(side, mode) == Brings::NewRows);
+    let plan = plan.map_err(|e| names.in_words(e.into()))?;
+    Ok(Optimized { plan, session: Arc::new(session), sources, watermarks, clock, seed, draws, names })
 }
 
 /// The distinct streams of a plan, in the order it names them.

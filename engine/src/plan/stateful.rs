@@ -17,7 +17,7 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
 use datafusion::logical_expr::simplify::SimplifyContext;
-use datafusion::logical_expr::{Distinct, Expr, Extension, LogicalPlan, LogicalPlanBuilder};
+use datafusion::logical_expr::{Distinct, Expr, Extension, LogicalPlan, LogicalPlanBuilder, Projection, SubqueryAlias};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column;
@@ -41,13 +41,13 @@ use crate::operator::event_time::EventTimeExec;
 use crate::operator::exchange::ExchangeExec;
 use crate::operator::join::StreamJoinExec;
 use crate::operator::late_rows::{LateRowsExec, SharedId};
-use crate::operator::limit::StreamLimitExec;
+use crate::operator::limit::{FirstRowsExec, StreamLimitExec};
 use crate::operator::session_window::SessionWindowExec;
 use crate::operator::{StatefulOperator, stateful};
 use crate::query::OutputMode;
 use crate::source::StreamScanExec;
 use crate::state::OperatorId;
-use crate::state::key_hash::can_be_key;
+use crate::state::key_hash::{can_be_key, not_a_key};
 use crate::watermark::WatermarkTree;
 use crate::watermark::marks::is_event_time;
 
@@ -70,7 +70,7 @@ pub(super) fn remember_rows(plan: LogicalPlan, mode: OutputMode) -> Result<Logic
                     .into());
             }
             match number_of_rows(limit.fetch.as_deref(), &limit.input)? {
-                Some(rows) => node(Arc::new(StreamLimitNode { rows, input: Arc::unwrap_or_clone(limit.input) })),
+                Some(rows) => Ok(Transformed::yes(limited(rows, Arc::unwrap_or_clone(limit.input))?)),
                 None => Ok(Transformed::yes(Arc::unwrap_or_clone(limit.input))),
             }
         }
@@ -107,6 +107,21 @@ fn number_of_rows(rows: Option<&Expr>, input: &LogicalPlan) -> Result<Option<usi
         ScalarValue::Int64(Some(count)) if count >= 0 => Ok(usize::try_from(count).ok()),
         _ => Err(Error::invalid(format!("LIMIT and OFFSET take a number that is not negative, not `{rows}`")).into()),
     }
+}
+
+/// The first rows of this input. What only computes columns is computed for these alone.
+fn limited(rows: usize, input: LogicalPlan) -> Result<LogicalPlan> {
+    Ok(match input {
+        LogicalPlan::Projection(Projection { expr, input, schema, .. }) => {
+            let input = Arc::new(limited(rows, Arc::unwrap_or_clone(input))?);
+            LogicalPlan::Projection(Projection::try_new_with_schema(expr, input, schema)?)
+        }
+        LogicalPlan::SubqueryAlias(SubqueryAlias { input, alias, .. }) => {
+            let input = Arc::new(limited(rows, Arc::unwrap_or_clone(input))?);
+            LogicalPlan::SubqueryAlias(SubqueryAlias::try_new(input, alias)?)
+        }
+        input => LogicalPlan::Extension(Extension { node: Arc::new(StreamLimitNode { rows, input }) }),
+    })
 }
 
 /// The operator for a deduplication over this input.
@@ -153,20 +168,16 @@ fn delay_ms(plan: &LogicalPlan, column: &str) -> i64 {
 
 /// The operator for a limit over this input.
 pub(super) fn plan_limit(node: &StreamLimitNode, input: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
-    Ok(Arc::new(StreamLimitExec::new(node.rows, exchange(Arc::clone(input), &[], 1)?)))
+    let id = SharedId::default();
+    let first = Arc::new(FirstRowsExec::new(id.clone(), node.rows, Arc::clone(input)));
+    Ok(Arc::new(StreamLimitExec::new(id, node.rows, exchange(first, &[], 1)?)))
 }
 
 /// Brings rows together by some of their columns.
 fn exchange(input: Arc<dyn ExecutionPlan>, columns: &[usize], partitions: usize) -> Result<Arc<dyn ExecutionPlan>> {
     let schema = input.schema();
     if let Some(key) = columns.iter().map(|&c| schema.field(c)).find(|key| !can_be_key(key.data_type())) {
-        return Err(Error::unsupported(format!(
-            "`{}` is of type {}, whose values cannot be keys of a stream's state",
-            key.name(),
-            key.data_type()
-        ))
-        .hint("cast it to a text or a number first")
-        .into());
+        return Err(not_a_key(key).into());
     }
     let key = |&column: &usize| Arc::new(Column::new(schema.field(column).name(), column)) as Arc<dyn PhysicalExpr>;
     let keys = columns.iter().map(key).collect();
@@ -267,28 +278,23 @@ impl RememberGroups {
     }
 }
 
-/// Puts an exchange between what must see its whole batch and a node above that may stop reading before its input has
-/// ended: a limit, or a join one side of which has no rows. Operators that remember something must, and so must sources that
-/// tell of records they cannot read. Runs after [`RememberGroups`].
+/// Puts an exchange on what must see its whole batch, where a node above may stop reading before its input has ended: a
+/// limit, or a join one side of which has no rows. Operators that remember something must, those that note event times, and sources
+/// that tell of records they cannot read. What stands between the two is evaluated only as far as the node above asks for it.
+/// Runs after [`RememberGroups`].
 #[derive(Debug)]
 pub(super) struct RunToTheEnd;
 
 impl PhysicalOptimizerRule for RunToTheEnd {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
         plan.transform_up(|plan| {
-            let is_limit = plan.is::<LocalLimitExec>() || plan.is::<GlobalLimitExec>();
-            let children: Vec<Arc<dyn ExecutionPlan>> = plan.children().into_iter().map(Arc::clone).collect();
+            let is_limit = plan.is::<LocalLimitExec>() || plan.is::<GlobalLimitExec>() || plan.is::<FirstRowsExec>();
             let reads_all = plan.is::<UnionExec>() || plan.is::<StreamJoinExec>();
-            let joins = children.len() > 1 && !reads_all;
-            if !(is_limit || joins) || !children.iter().any(must_finish) {
+            let joins = plan.children().len() > 1 && !reads_all;
+            if !(is_limit || joins) || !plan.children().into_iter().any(must_finish) {
                 return Ok(Transformed::no(plan));
             }
-            let whole = |child: Arc<dyn ExecutionPlan>| match must_finish(&child) && !child.is::<ExchangeExec>() {
-                true => Arc::new(ExchangeExec::in_place(child)) as Arc<dyn ExecutionPlan>,
-                false => child,
-            };
-            let options = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute);
-            Ok(Transformed::yes(plan.replace_children(children.into_iter().map(whole).collect(), options)?))
+            Ok(Transformed::yes(with_whole_inputs(plan)?))
         })
         .data()
     }
@@ -302,12 +308,31 @@ impl PhysicalOptimizerRule for RunToTheEnd {
     }
 }
 
+/// The node over inputs in which all that must run to its end does.
+fn with_whole_inputs(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    let whole = |child: &Arc<dyn ExecutionPlan>| -> Result<Arc<dyn ExecutionPlan>> {
+        let child = Arc::clone(child);
+        if child.is::<ExchangeExec>() || !must_finish(&child) {
+            return Ok(child);
+        }
+        if must_finish_itself(&child) {
+            return Ok(Arc::new(ExchangeExec::in_place(child)));
+        }
+        with_whole_inputs(child)
+    };
+    let children = plan.children().into_iter().map(whole).collect::<Result<_>>()?;
+    plan.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+}
+
 /// Whether a node, or any below, must see its whole input.
 fn must_finish(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    must_finish_itself(plan) || plan.children().into_iter().any(must_finish)
+}
+
+fn must_finish_itself(plan: &Arc<dyn ExecutionPlan>) -> bool {
     plan.is::<EventTimeExec>()
         || stateful(plan.as_ref()).is_some()
         || plan.downcast_ref::<StreamScanExec>().is_some_and(StreamScanExec::has_dead_letters)
-        || plan.children().into_iter().any(must_finish)
 }
 
 /// Numbers operators and exchanges. Operators count from the sink, as Spark's do; an exchange comes after those it needs.

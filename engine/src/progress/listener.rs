@@ -1,10 +1,22 @@
 //! Who wants to hear of a query's life, and how it is delivered.
 
-use std::sync::{Arc, mpsc};
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
 
 use super::QueryProgress;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, words_of_panic};
 use crate::id::{QueryId, RunId};
+
+/// So many events wait for a slow listener; of more, the oldest that tell of batches and idleness are dropped.
+const EVENTS_WAITING: usize = 1_000;
+
+/// When the run is over, a listener that is busy with one event for longer is not waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Something that happened to a query.
 #[derive(Debug, Clone)]
@@ -47,7 +59,7 @@ pub enum QueryEvent {
         /// Why.
         why: Error,
     },
-    /// The run ended.
+    /// The run is over: it has let go of its checkpoint, and the query may be started again.
     Terminated {
         /// The query.
         id: QueryId,
@@ -59,52 +71,208 @@ pub enum QueryEvent {
 }
 
 /// Hears of a query's life: in order, one event at a time, on a thread of its own, so that a slow listener delays no batch.
+///
+/// 1,000 events wait for a listener. If it falls further behind, it misses the oldest that tell of batches and idleness, and
+/// a warning says so; the beginning and the end of a run are never missed. A panic in a listener is logged, and neither the
+/// other listeners nor its next event suffer. Whoever waits for the end of a query waits until its listeners have heard of
+/// it, too, but not for one that is busy with a single event for more than five seconds, and not in a listener itself: there
+/// a query may be stopped and started again.
 pub trait QueryListener: Send + Sync {
     /// Something happened.
     fn on_event(&self, event: &QueryEvent);
 }
 
-/// Hands events to listeners. All events queued are delivered before the run counts as ended.
+thread_local! {
+    /// Whether this thread delivers events to listeners.
+    static DELIVERS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this is called in a listener. What it waits for must not wait for listeners.
+pub(crate) fn is_in_listener() -> bool {
+    DELIVERS.get()
+}
+
+/// Hands events to listeners.
 #[derive(Debug)]
 pub(crate) struct EventQueue {
-    sender: Option<mpsc::Sender<QueryEvent>>,
-    deliverer: Option<std::thread::JoinHandle<()>>,
+    queue: Option<Arc<Queue>>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    inner: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    events: VecDeque<QueryEvent>,
+    /// How many were dropped since the last that was delivered.
+    missed: u64,
+    /// No more will come.
+    closed: bool,
+    delivered: u64,
+    /// All have been delivered.
+    done: bool,
 }
 
 impl EventQueue {
     /// A thread is only made if there is someone to listen.
     pub(crate) fn new(listeners: Vec<Arc<dyn QueryListener>>) -> Result<Self> {
         if listeners.is_empty() {
-            return Ok(EventQueue { sender: None, deliverer: None });
+            return Ok(EventQueue { queue: None });
         }
-        let (sender, receiver) = mpsc::channel::<QueryEvent>();
-        let deliver = move || {
-            for event in receiver {
-                listeners.iter().for_each(|listener| listener.on_event(&event));
-            }
-        };
-        let deliverer = std::thread::Builder::new()
+        let queue = Arc::new(Queue::default());
+        let delivered = Arc::clone(&queue);
+        std::thread::Builder::new()
             .name("tidewater-listeners".into())
-            .spawn(deliver)
+            .spawn(move || delivered.deliver(listeners))
             .map_err(|e| Error::internal(format!("cannot start the listeners' thread: {e}")).caused_by(e))?;
-        Ok(EventQueue { sender: Some(sender), deliverer: Some(deliverer) })
+        Ok(EventQueue { queue: Some(queue) })
     }
 
     pub(crate) fn tell(&self, event: impl FnOnce() -> QueryEvent) {
-        if let Some(sender) = &self.sender {
-            // A listener that panicked took the receiver with it; the query goes on.
-            let _ = sender.send(event());
+        if let Some(queue) = &self.queue {
+            queue.push(event());
+        }
+    }
+
+    /// Waits until all events have been delivered, unless a listener takes too long.
+    pub(crate) fn finish(self) {
+        let Some(queue) = &self.queue else { return };
+        let mut waiting = queue.close();
+        while !waiting.done {
+            let delivered = waiting.delivered;
+            let late = queue.changed.wait_for(&mut waiting, PATIENCE).timed_out();
+            if late && waiting.delivered == delivered && !waiting.done {
+                tracing::warn!(
+                    "a query listener is busy with one event for more than {PATIENCE:?}: the query ends without waiting for it"
+                );
+                return;
+            }
         }
     }
 }
 
 impl Drop for EventQueue {
     fn drop(&mut self) {
-        self.sender = None;
-        if let Some(deliverer) = self.deliverer.take()
-            && deliverer.join().is_err()
-        {
-            tracing::error!("a query listener panicked");
+        if let Some(queue) = &self.queue {
+            drop(queue.close());
         }
+    }
+}
+
+impl Queue {
+    fn push(&self, event: QueryEvent) {
+        let mut waiting = self.inner.lock();
+        let may_be_missed =
+            |event: &QueryEvent| !matches!(event, QueryEvent::Started { .. } | QueryEvent::Terminated { .. });
+        if waiting.events.len() >= EVENTS_WAITING
+            && let Some(oldest) = waiting.events.iter().position(may_be_missed)
+        {
+            waiting.events.remove(oldest);
+            if waiting.missed == 0 {
+                tracing::warn!("a query listener is {EVENTS_WAITING} events behind: it misses the oldest from here on");
+            }
+            waiting.missed += 1;
+        }
+        waiting.events.push_back(event);
+        self.changed.notify_all();
+    }
+
+    fn close(&self) -> parking_lot::MutexGuard<'_, Waiting> {
+        let mut waiting = self.inner.lock();
+        waiting.closed = true;
+        self.changed.notify_all();
+        waiting
+    }
+
+    /// The next event; `None` if no more will come.
+    fn next(&self) -> Option<QueryEvent> {
+        let mut waiting = self.inner.lock();
+        loop {
+            if let Some(event) = waiting.events.pop_front() {
+                match std::mem::take(&mut waiting.missed) {
+                    0 => {}
+                    missed => tracing::warn!(missed, "a query listener was too slow to hear of everything"),
+                }
+                return Some(event);
+            }
+            if waiting.closed {
+                return None;
+            }
+            self.changed.wait(&mut waiting);
+        }
+    }
+
+    /// The life of the listeners' thread.
+    fn deliver(&self, listeners: Vec<Arc<dyn QueryListener>>) {
+        DELIVERS.set(true);
+        while let Some(event) = self.next() {
+            for listener in &listeners {
+                // What a listener makes of itself by a panic is its own affair.
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| listener.on_event(&event))) {
+                    tracing::error!(?event, "a query listener panicked: {}", words_of_panic(panic.as_ref()));
+                }
+            }
+            self.inner.lock().delivered += 1;
+            self.changed.notify_all();
+        }
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(listeners))) {
+            tracing::error!("a query listener panicked when it was dropped: {}", words_of_panic(panic.as_ref()));
+        }
+        self.inner.lock().done = true;
+        self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::progress::timestamp;
+
+    /// Waits at its first event until it may go on, and counts.
+    struct Slow {
+        go_on: Mutex<mpsc::Receiver<()>>,
+        heard: Mutex<Vec<QueryEvent>>,
+    }
+
+    impl QueryListener for Slow {
+        fn on_event(&self, event: &QueryEvent) {
+            if self.heard.lock().is_empty() {
+                let _ = self.go_on.lock().recv();
+            }
+            self.heard.lock().push(event.clone());
+        }
+    }
+
+    #[test]
+    fn what_waits_for_a_slow_listener_is_bounded() {
+        let (id, run_id) = (QueryId::random(), RunId::random());
+        let (free, go_on) = mpsc::channel();
+        let slow = Arc::new(Slow { go_on: Mutex::new(go_on), heard: Mutex::default() });
+        let events = EventQueue::new(vec![Arc::clone(&slow) as _]).unwrap();
+        events.tell(|| QueryEvent::Started { id, run_id, name: None, timestamp: timestamp(0) });
+        for at in 0..5_000 {
+            events.tell(|| QueryEvent::Idle { id, run_id, timestamp: timestamp(at) });
+        }
+        events.tell(|| QueryEvent::Terminated { id, run_id, error: None });
+        let queue = Arc::clone(events.queue.as_ref().unwrap());
+        assert!(queue.inner.lock().events.len() <= EVENTS_WAITING);
+        free.send(()).unwrap();
+        events.finish();
+        assert!(queue.inner.lock().done);
+        let heard = slow.heard.lock();
+        assert!(matches!(heard.first(), Some(QueryEvent::Started { .. })));
+        assert!(matches!(heard.last(), Some(QueryEvent::Terminated { .. })));
+        assert!((EVENTS_WAITING..EVENTS_WAITING + 2).contains(&heard.len()), "{}", heard.len());
+        let newest = timestamp(4_999);
+        let last = heard.iter().rev().find_map(|event| match event {
+            QueryEvent::Idle { timestamp, .. } => Some(timestamp),
+            _ => None,
+        });
+        assert_eq!(last, Some(&newest), "the newest are kept");
     }
 }

@@ -13,7 +13,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub(crate) use self::listener::EventQueue;
+pub(crate) use self::listener::{EventQueue, is_in_listener};
 pub use self::listener::{QueryEvent, QueryListener};
 pub(crate) use self::stopwatch::{Phase, Stopwatch};
 use crate::id::{BatchId, QueryId, RunId};

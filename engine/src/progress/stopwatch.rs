@@ -53,6 +53,11 @@ impl Stopwatch {
         Stopwatch { started: clock.elapsed(), clock, phases: BTreeMap::new(), running: None }
     }
 
+    /// When it started, as [`Clock::elapsed`] tells.
+    pub(crate) fn started(&self) -> Duration {
+        self.started
+    }
+
     /// Ends the phase that runs, if any, and begins another.
     pub(crate) fn enter(&mut self, phase: Phase) {
         self.leave();

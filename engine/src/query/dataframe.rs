@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use datafusion::common::Column;
-use datafusion::logical_expr::{Extension, LogicalPlan, col};
+use datafusion::logical_expr::{Expr, Extension, LogicalPlan};
 use datafusion::prelude::DataFrame;
 
 use super::StreamWriter;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::plan::check::is_streaming;
 use crate::plan::node::deduplicate::DeduplicateNode;
 use crate::plan::node::watermark::WatermarkNode;
@@ -26,15 +26,15 @@ pub trait StreamingDataFrame: Sized {
     ///
     /// # Errors
     ///
-    /// If there is no such top-level column, if it is no timestamp, if the delay is negative, or if the input has a watermark
-    /// already.
+    /// If there is no such top-level column (one with a dot in its name is found by that name), if it is no timestamp, if the
+    /// delay is negative, or if the input has a watermark already.
     fn with_watermark(self, column: &str, delay: &str) -> Result<Self>;
 
     /// The first row of each combination of `columns`; all columns if none is named.
     fn drop_duplicates(self, columns: &[&str]) -> Result<Self>;
 
-    /// Like [`drop_duplicates`](Self::drop_duplicates), but remembers a row only as long as the watermark's delay. Needs a
-    /// watermark; a batch has none, and is refused.
+    /// Like [`drop_duplicates`](Self::drop_duplicates), but remembers a row only as long as the watermark's delay. A stream needs
+    /// a watermark for it; on a batch, which is seen whole, it is `drop_duplicates`.
     fn drop_duplicates_within_watermark(self, columns: &[&str]) -> Result<Self>;
 
     /// Writes the rows of this stream to a sink, batch by batch, from [`StreamWriter::start`] on.
@@ -65,15 +65,14 @@ impl StreamingDataFrame for DataFrame {
         if columns.is_empty() {
             return Ok(this.distinct()?);
         }
-        let all = this.schema().columns().into_iter().map(datafusion::logical_expr::Expr::Column).collect();
-        Ok(this.distinct_on(columns.iter().map(|name| col(*name)).collect(), all, None)?)
+        let all = this.schema().columns().into_iter().map(Expr::Column).collect();
+        let keys = named(this.logical_plan(), columns)?.into_iter().map(Expr::Column).collect();
+        Ok(this.distinct_on(keys, all, None)?)
     }
 
     fn drop_duplicates_within_watermark(self, columns: &[&str]) -> Result<Self> {
         if !StreamingDataFrame::is_streaming(&self) {
-            return Err(
-                Error::unsupported("a batch has no watermark to drop duplicates within").hint("use `drop_duplicates`")
-            );
+            return self.drop_duplicates(columns);
         }
         deduplicate(self, columns, true)
     }
@@ -85,15 +84,16 @@ impl StreamingDataFrame for DataFrame {
 
 fn deduplicate(stream: DataFrame, columns: &[&str], within_watermark: bool) -> Result<DataFrame> {
     let (state, input) = stream.into_parts();
-    let keys = if columns.is_empty() {
-        input.schema().columns()
-    } else {
-        let key = |name: &&str| -> Result<Column> {
-            let (qualifier, field) = input.schema().qualified_field_with_unqualified_name(name)?;
-            Ok(Column::new(qualifier.cloned(), field.name()))
-        };
-        columns.iter().map(key).collect::<Result<_>>()?
-    };
+    let keys = if columns.is_empty() { input.schema().columns() } else { named(&input, columns)? };
     let node = Arc::new(DeduplicateNode { input, keys, within_watermark });
     Ok(DataFrame::new(state, LogicalPlan::Extension(Extension { node })))
+}
+
+/// The columns of these names, dots and capitals included.
+fn named(plan: &LogicalPlan, columns: &[&str]) -> Result<Vec<Column>> {
+    let column = |name: &&str| -> Result<Column> {
+        let (qualifier, field) = plan.schema().qualified_field_with_unqualified_name(name)?;
+        Ok(Column::new(qualifier.cloned(), field.name()))
+    };
+    columns.iter().map(column).collect()
 }

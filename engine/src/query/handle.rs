@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::driver::{Shared, State};
 use crate::error::{Error, Result};
+use crate::execution::is_called_by;
 use crate::id::{QueryId, RunId};
-use crate::progress::QueryProgress;
+use crate::progress::{QueryProgress, is_in_listener};
 use crate::sink::Guarantee;
 
 /// What a query is doing right now.
@@ -88,13 +89,15 @@ impl StreamingQuery {
         self.shared.explain()
     }
 
-    /// Waits until the query has stopped.
+    /// Waits until the query has stopped, and its [listeners](crate::progress::QueryListener) have heard of it.
     ///
     /// # Errors
     ///
-    /// The error it failed with.
+    /// The error it failed with. In the query's own sink, source or functions, which it would wait for: that this is so.
     pub async fn await_termination(&self) -> Result<()> {
-        self.wait_for(|state| state.ended.is_some()).await;
+        self.check_is_foreign()?;
+        let in_listener = is_in_listener();
+        self.wait_for(|state| if in_listener { state.ended.is_some() } else { state.told }).await;
         self.outcome()
     }
 
@@ -118,6 +121,7 @@ impl StreamingQuery {
     /// The error the query failed with; or, while the query goes on, why a source could not say what it has: then nobody
     /// knows whether everything is in the sink.
     pub async fn process_all_available(&self) -> Result<()> {
+        self.check_is_foreign()?;
         let round = self.shared.state.borrow().rounds;
         if self.shared.may_hurry {
             self.shared.wake.notify_one();
@@ -134,23 +138,44 @@ impl StreamingQuery {
 
     /// Stops: the running batch is finished, no other begins. Returns when the query has ended.
     ///
+    /// In a function that the query calls, as that of `foreach_batch`, it returns at once, and the query ends when its batch
+    /// is done. A task spawned there must not be waited for there: it would wait for the batch, and the batch for it.
+    ///
     /// # Errors
     ///
     /// The error it failed with, if it did so before.
     pub async fn stop(&self) -> Result<()> {
         self.shared.stop();
+        if self.check_is_foreign().is_err() {
+            return Ok(());
+        }
         self.await_termination().await
     }
 
     /// Stops without finishing the running batch: it is dropped cleanly, and repeated by the next start. Returns when the
-    /// query has ended.
+    /// query has ended; in a function that the query calls, at once.
     ///
     /// # Errors
     ///
     /// The error it failed with, if it did so before.
     pub async fn abandon(&self) -> Result<()> {
         self.shared.cancel();
+        if self.check_is_foreign().is_err() {
+            return Ok(());
+        }
         self.await_termination().await
+    }
+
+    /// Fails in code that the query itself has called: it would wait for its own end.
+    fn check_is_foreign(&self) -> Result<()> {
+        if is_called_by(self.shared.run_id) {
+            return Err(Error::invalid(
+                "a function that a query calls cannot wait for the query: each would wait for the other",
+            )
+            .query(self.shared.id)
+            .hint("`stop` returns at once there; wait for the end elsewhere"));
+        }
+        Ok(())
     }
 
     fn outcome(&self) -> Result<()> {

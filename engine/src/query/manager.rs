@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures::future::select_all;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::StreamingQuery;
 use crate::error::{Error, Result};
@@ -13,6 +14,8 @@ use crate::id::QueryId;
 #[derive(Debug, Clone, Default)]
 pub struct QueryManager {
     inner: Arc<Mutex<Inner>>,
+    /// How many queries were started.
+    started: Arc<watch::Sender<u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -33,18 +36,31 @@ impl QueryManager {
         self.inner.lock().queries.iter().rev().find(|query| query.id() == id).cloned()
     }
 
-    /// Waits until any query has ended that was not forgotten; returns at once if one has.
+    /// Waits until any query has ended that was not forgotten, whether it was started before or after this is called; returns
+    /// at once if one has. Where none is ever started, it waits for ever.
     ///
     /// # Errors
     ///
     /// The error it failed with.
     pub async fn await_any_termination(&self) -> Result<()> {
-        let queries = self.inner.lock().queries.clone();
-        if queries.is_empty() {
-            return Ok(());
+        let mut started = self.started.subscribe();
+        loop {
+            started.borrow_and_update();
+            let queries = self.inner.lock().queries.clone();
+            let waiting: Vec<_> = queries.iter().map(|query| Box::pin(query.await_termination())).collect();
+            let any_ended = async {
+                match waiting.is_empty() {
+                    true => std::future::pending().await,
+                    false => select_all(waiting).await.0,
+                }
+            };
+            tokio::select! {
+                biased;
+                outcome = any_ended => return outcome,
+                // The sender lives in `self`: it cannot be gone.
+                _ = started.changed() => {}
+            }
         }
-        let waiting = queries.iter().map(|query| Box::pin(query.await_termination()));
-        select_all(waiting).await.0
     }
 
     /// Forgets the queries that have ended, so that [`await_any_termination`](Self::await_any_termination) waits for others.
@@ -54,6 +70,7 @@ impl QueryManager {
 
     pub(crate) fn add(&self, query: StreamingQuery) {
         self.inner.lock().queries.push(query);
+        self.started.send_modify(|count| *count += 1);
     }
 
     /// Holds a checkpoint and a name for a run that is about to start, until the reservation is dropped.

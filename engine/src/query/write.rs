@@ -207,6 +207,7 @@ impl StreamWriter {
         if let Some(interval) = &self.static_refresh {
             self.config.static_refresh_ms = Some(parse_positive_ms("the refresh interval of static tables", interval)?);
         }
+        let trigger = self.trigger.checked()?;
         let (session, plan) = self.stream.into_parts();
         let manager = session.config().get_extension::<QueryManager>().map(|m| m.as_ref().clone()).unwrap_or_default();
         let runtime = session.runtime_env();
@@ -226,7 +227,7 @@ impl StreamWriter {
             dead_letters: self.dead_letters,
             name: self.name,
             output_mode: self.output_mode,
-            trigger: self.trigger,
+            trigger,
             checkpoint: store,
             config: self.config,
             moved: self.moved,

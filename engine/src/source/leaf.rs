@@ -1,7 +1,8 @@
 //! The leaf in the plan: a stream while the query is written, one batch's rows while it runs.
 //!
 //! ```text
-//! StreamTable       what a DataFrame is built on: knows the source, refuses to be collected
+//! StreamTable       what a DataFrame is built on: knows the source
+//! StreamTableExec   what a batch's plan has in its place: can be shown by EXPLAIN, refuses to be collected
 //! StreamLeaf        the same place once the query is optimised: knows its number, remembers projection and filters
 //! StreamScanExec    the same place in the physical plan: runs what the source bound for this batch
 //! ```
@@ -14,7 +15,7 @@ use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::common::{Statistics, plan_err};
+use datafusion::common::{Statistics, plan_err, project_schema};
 use datafusion::error::Result;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
@@ -75,14 +76,75 @@ impl TableProvider for StreamTable {
     async fn scan(
         &self,
         _state: &dyn Session,
-        _projection: Option<&Vec<usize>>,
+        projection: Option<&Vec<usize>>,
         _filters: &[Expr],
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        let schema = project_schema(&self.schema, projection)?;
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(schema),
+            Partitioning::UnknownPartitioning(1),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        );
+        Ok(Arc::new(StreamTableExec { description: self.source.description(), properties: Arc::new(properties) }))
+    }
+}
+
+/// A stream in the plan of a batch: there to be looked at.
+#[derive(Debug)]
+struct StreamTableExec {
+    description: String,
+    properties: Arc<PlanProperties>,
+}
+
+impl DisplayAs for StreamTableExec {
+    fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(
+            f,
+            "StreamTableExec: source={}; a started query's `explain` tells what its batches run",
+            self.description
+        )
+    }
+}
+
+impl ExecutionPlan for StreamTableExec {
+    fn name(&self) -> &'static str {
+        "StreamTableExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![]
+    }
+
+    fn apply_expressions(
+        &self,
+        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        _children: Vec<Arc<dyn ExecutionPlan>>,
+        _options: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn with_new_children(self: Arc<Self>, _children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn execute(&self, _partition: usize, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         plan_err!(
             "this query reads a stream ({}), which has no end to wait for: start it with `write_stream(sink)` instead of \
              collecting it, or read the same data as a table",
-            self.source.description()
+            self.description
         )
     }
 }

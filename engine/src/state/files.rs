@@ -14,7 +14,7 @@
 //! whose rows are all behind the bound leaves the list without being read again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arrow::array::{Array, AsArray, UInt32Array};
 use arrow::compute::{concat_batches, take_record_batch};
@@ -113,7 +113,10 @@ pub(crate) struct Written {
 struct Merging {
     /// The names of the files that go into it.
     parts: Vec<String>,
-    job: JoinHandle<Result<FileEntry>>,
+    /// Set: the result is of no use any more.
+    cut_off: Arc<AtomicBool>,
+    /// None if it was cut off.
+    job: JoinHandle<Result<Option<FileEntry>>>,
 }
 
 impl StateFiles {
@@ -178,7 +181,7 @@ impl StateFiles {
         let Some(merging) = self.merging.take_if(|merging| merging.job.is_finished()) else { return };
         // It is finished: this does not wait.
         match merging.job.now_or_never() {
-            Some(Ok(Ok(entry))) => {
+            Some(Ok(Ok(Some(entry)))) => {
                 let place = self.now.files.iter().position(|file| merging.parts.contains(&file.name));
                 self.now.files.retain(|file| !merging.parts.contains(&file.name));
                 if let Some(place) = place {
@@ -204,6 +207,7 @@ impl StateFiles {
         let names = parts.iter().map(|file| file.name.clone()).collect();
         let name = format!("{batch}m{}.{}", self.merges, self.run.short());
         self.merges += 1;
+        let cut_off = Arc::new(AtomicBool::new(false));
         let job = Merge {
             operator: self.operator,
             spec: self.spec.clone(),
@@ -213,10 +217,20 @@ impl StateFiles {
             bounds_us: self.now.bounds_us(self.spec.sides),
             nothing_older: range.start == 0,
             written: Arc::clone(&self.written),
+            cut_off: Arc::clone(&cut_off),
         };
         let handle = runtime.clone();
         let job = runtime.spawn_blocking(move || job.run(&handle));
-        self.merging = Some(Merging { parts: names, job });
+        self.merging = Some(Merging { parts: names, cut_off, job });
+    }
+
+    /// Ends a merge before its time, and waits until it writes nothing more. Its parts stay the operator's state.
+    pub(crate) async fn cut_off_merge(&mut self) {
+        let Some(merging) = self.merging.take() else { return };
+        merging.cut_off.store(true, Ordering::Release);
+        merging.job.abort();
+        // What it says is of no interest: nothing names its file.
+        let _ = merging.job.await;
     }
 }
 
@@ -272,20 +286,32 @@ struct Merge {
     /// The parts are the oldest files: a removal has nothing left to remove.
     nothing_older: bool,
     written: Arc<Written>,
+    cut_off: Arc<AtomicBool>,
 }
 
 impl Merge {
-    fn run(self, runtime: &Handle) -> Result<FileEntry> {
+    fn is_cut_off(&self) -> bool {
+        self.cut_off.load(Ordering::Acquire)
+    }
+
+    /// None if it was cut off.
+    fn run(self, runtime: &Handle) -> Result<Option<FileEntry>> {
         let mut changes = vec![];
         for part in &self.parts {
+            if self.is_cut_off() {
+                return Ok(None);
+            }
             changes.extend(runtime.block_on(read(self.store.as_ref(), self.operator, &self.spec, part))?);
         }
         let merged = newest_of_each(&self.spec, &changes, &self.bounds_us, self.nothing_older)?;
         let last_us = file::last_times_us(&self.spec, std::slice::from_ref(&merged));
         let contents = file::encode(&self.spec, &[merged], Effort::Small)?;
+        if self.is_cut_off() {
+            return Ok(None);
+        }
         self.written.merges.fetch_add(contents.len() as u64, Ordering::Relaxed);
         let level = self.parts.iter().map(|part| part.level).max().unwrap_or(0) + 1;
-        runtime.block_on(write(self.store.as_ref(), self.operator, self.name, contents, level, &last_us))
+        runtime.block_on(write(self.store.as_ref(), self.operator, self.name, contents, level, &last_us)).map(Some)
     }
 }
 

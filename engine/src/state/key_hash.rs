@@ -25,7 +25,7 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, GenericListArray, ListArray, OffsetSizeTrait, UInt64Array};
-use arrow::compute::kernels::cast::cast;
+use arrow::compute::kernels::cast::{can_cast_types, cast};
 use arrow::compute::take;
 use arrow::datatypes::{
     DECIMAL128_MAX_PRECISION, DataType, Decimal128Type, Decimal256Type, Field, Float64Type, Int64Type, UInt64Type,
@@ -35,6 +35,7 @@ use datafusion::error::Result;
 use twox_hash::XxHash64;
 
 use super::spelling::{one_spelling, plain};
+use crate::error::Error;
 
 /// Into how many groups the keys of a query are divided: the greatest number of partitions that do any work.
 pub(crate) const KEY_GROUPS: usize = 256;
@@ -86,6 +87,18 @@ pub(crate) fn can_be_key(data_type: &DataType) -> bool {
                 )
         }
     }
+}
+
+/// Says that values of this column cannot be keys, and what to do: not every type has a cast.
+pub(crate) fn not_a_key(key: &Field) -> Error {
+    let (name, data_type) = (key.name(), key.data_type());
+    let hint = if can_cast_types(data_type, &DataType::Utf8) {
+        "cast it to text first"
+    } else {
+        "go by the parts of it that make the key, each a text, a number, a time or a boolean"
+    };
+    Error::unsupported(format!("`{name}` is of type {data_type}, whose values cannot be keys of a stream's state"))
+        .hint(hint)
 }
 
 fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {

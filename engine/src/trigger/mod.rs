@@ -2,8 +2,8 @@
 //!
 //! A [`Trigger`] is a pure function of the clock: the driver asks it after every round when to look again.
 
-use crate::config::parse_positive_ms;
-use crate::error::Result;
+use crate::config::parse_interval_ms;
+use crate::error::{Error, Result};
 
 /// When batches run, and whether the query ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -14,7 +14,7 @@ pub enum Trigger {
     /// A batch at every multiple of `interval_ms` since 1970-01-01T00:00:00 UTC. The first starts at once. A batch that
     /// overruns is followed by the next without a pause, and the rhythm is kept: moments that passed are skipped.
     ProcessingTime {
-        /// The length of the rhythm in milliseconds.
+        /// The length of the rhythm in milliseconds. 0 is as fast as possible; less than that is refused at the start.
         interval_ms: i64,
     },
     /// All that is there when the query starts, in as many batches as the source's limits ask for; then the query ends.
@@ -24,7 +24,7 @@ pub enum Trigger {
 }
 
 impl Trigger {
-    /// A batch every `interval`, such as `10 seconds`.
+    /// A batch every `interval`, such as `10 seconds`; every `0 seconds` is as fast as possible.
     ///
     /// ```
     /// use tidewater::trigger::Trigger;
@@ -34,7 +34,19 @@ impl Trigger {
     /// # Ok::<(), tidewater::error::Error>(())
     /// ```
     pub fn processing_time(interval: &str) -> Result<Self> {
-        Ok(Trigger::ProcessingTime { interval_ms: parse_positive_ms("a trigger interval", interval)? })
+        Trigger::ProcessingTime { interval_ms: parse_interval_ms(interval)? }.checked()
+    }
+
+    /// The trigger as it runs: an interval of zero is as fast as possible, as in Spark; a negative one is refused.
+    pub(crate) fn checked(self) -> Result<Self> {
+        match self {
+            Trigger::ProcessingTime { interval_ms: 0 } => Ok(Trigger::AsFastAsPossible),
+            Trigger::ProcessingTime { interval_ms: ..0 } => {
+                Err(Error::invalid("the interval of a processing-time trigger must not be negative")
+                    .hint("give a length such as `10 seconds`"))
+            }
+            other => Ok(other),
+        }
     }
 
     /// Whether the query ends once it has read what it was started for.
@@ -42,12 +54,16 @@ impl Trigger {
         matches!(self, Trigger::AvailableNow | Trigger::Once)
     }
 
-    /// When to look again, given when the last round started and whether it ran a batch. `None`: at once.
+    /// When to look again, given when the last round started and whether it ran a batch. `None`: at once. A clock that was
+    /// set back in the meantime does not make the rhythm longer.
     pub(crate) fn next_round_ms(self, started_ms: i64, now_ms: i64, ran: bool, polling_delay_ms: i64) -> Option<i64> {
         let next_ms = match self {
-            Trigger::ProcessingTime { interval_ms } => started_ms.div_euclid(interval_ms) * interval_ms + interval_ms,
+            Trigger::ProcessingTime { interval_ms } if interval_ms > 0 => {
+                let last_ms = started_ms.min(now_ms);
+                (last_ms - last_ms.rem_euclid(interval_ms)).saturating_add(interval_ms)
+            }
             _ if ran => return None,
-            _ => now_ms + polling_delay_ms,
+            _ => now_ms.saturating_add(polling_delay_ms),
         };
         (next_ms > now_ms).then_some(next_ms)
     }
@@ -66,6 +82,26 @@ mod tests {
         {
             assert_eq!(trigger.next_round_ms(started_ms, now_ms, true, 10), next_ms, "started at {started_ms}");
         }
+    }
+
+    /// It waits for one interval at most, however far back the clock was set.
+    #[test]
+    fn a_clock_set_back_stretches_nothing() {
+        let trigger = Trigger::ProcessingTime { interval_ms: 1000 };
+        assert_eq!(trigger.next_round_ms(3_600_500, 250, true, 10), Some(1000));
+        assert_eq!(trigger.next_round_ms(3_600_500, -250, false, 10), Some(0));
+        assert_eq!(Trigger::AsFastAsPossible.next_round_ms(3_600_500, 250, false, 10), Some(260));
+    }
+
+    #[test]
+    fn lengths_at_the_edges() {
+        for zero in [Trigger::ProcessingTime { interval_ms: 0 }.checked(), Trigger::processing_time("0 seconds")] {
+            assert_eq!(zero.unwrap(), Trigger::AsFastAsPossible);
+        }
+        assert!(Trigger::ProcessingTime { interval_ms: -1 }.checked().is_err());
+        assert!(Trigger::ProcessingTime { interval_ms: i64::MIN }.checked().is_err());
+        let endless = Trigger::ProcessingTime { interval_ms: i64::MAX };
+        assert_eq!(endless.next_round_ms(5, 5, true, 10), Some(i64::MAX));
     }
 
     #[test]

@@ -52,11 +52,10 @@ use super::event_time::only_child;
 use super::exchange::ExchangeExec;
 use super::output::when_done;
 use crate::batch::BatchContext;
-use crate::error::Error;
 use crate::plan::node::session::SessionNode;
 use crate::query::OutputMode;
 use crate::query::window::values::stretches;
-use crate::state::key_hash::can_be_key;
+use crate::state::key_hash::{can_be_key, not_a_key};
 use crate::state::{Counts, OperatorId, OperatorRun, PartitionState, StateSpec};
 use crate::watermark::marks::is_event_time;
 use crate::watermark::{EventTime, WatermarkUse};
@@ -125,13 +124,7 @@ pub(crate) fn plan_session(
     let schema: SchemaRef = Arc::new(node.schema().as_arrow().clone());
     let mut key_fields = schema.fields().iter().take(node.keys.len());
     if let Some(key) = key_fields.find(|key| !can_be_key(key.data_type())) {
-        return Err(Error::unsupported(format!(
-            "`{}` is of type {}, whose values cannot be keys of a stream's state",
-            key.name(),
-            key.data_type()
-        ))
-        .hint("cast it to a text or a number first")
-        .into());
+        return Err(not_a_key(key).into());
     }
     let input: Arc<dyn ExecutionPlan> = Arc::new(ExchangeExec::new(input, keys.clone(), partitions));
     let properties = PlanProperties::new(

@@ -36,7 +36,11 @@ impl WatermarkNode {
             return Err(Error::invalid(format!("a watermark's delay must not be negative, as `{delay}` is")));
         }
         let schema = input.schema();
-        let column = Column::from_qualified_name_ignore_case(column);
+        // A dot may be part of the name.
+        let column = match schema.qualified_field_with_unqualified_name(column) {
+            Ok((qualifier, field)) => Column::new(qualifier.cloned(), field.name()),
+            Err(_) => Column::from_qualified_name_ignore_case(column),
+        };
         let (qualifier, field) = schema.qualified_field_from_column(&column).map_err(|e| {
             Error::invalid(format!("`{}` is not a column of this query: {e}", column.name))
                 .hint("a watermark needs a top-level column: select the nested field under a name of its own first")

@@ -1,0 +1,109 @@
+//! The user's words for what an error tells of: which functions are theirs, and what DataFusion's made-up columns stand for.
+
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::SessionStateDefaults;
+use datafusion::logical_expr::expr::WindowFunctionDefinition;
+use datafusion::logical_expr::{Expr, LogicalPlan};
+
+use crate::error::{Error, ErrorKind};
+
+/// How the names begin that DataFusion's rules give to parts of expressions.
+const MADE_UP: [&str; 2] = ["__common_expr_", "__datafusion_extracted_"];
+
+/// Functions of ours.
+const OURS: [&str; 5] = ["window", "session_window", "window_time", "input_file_name", "file_row_index"];
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    /// Functions that are neither DataFusion's nor ours.
+    functions: Vec<String>,
+    /// Made-up names and what they stand for, longer names first, so that no name is taken for the beginning of another.
+    made_up: Vec<(String, String)>,
+}
+
+impl Names {
+    /// Finds the user's own functions in their plan.
+    pub(crate) fn of_functions(plan: &LogicalPlan) -> Result<Self> {
+        let mut known: Vec<String> = OURS.map(str::to_owned).to_vec();
+        known.extend(SessionStateDefaults::default_scalar_functions().iter().map(|f| f.name().to_owned()));
+        known.extend(SessionStateDefaults::default_aggregate_functions().iter().map(|f| f.name().to_owned()));
+        known.extend(SessionStateDefaults::default_window_functions().iter().map(|f| f.name().to_owned()));
+        let mut functions: Vec<String> = vec![];
+        plan.apply_with_subqueries(|node| {
+            node.apply_expressions(|expr| {
+                expr.apply(|expr| {
+                    let name = match expr {
+                        Expr::ScalarFunction(function) => function.name(),
+                        Expr::AggregateFunction(function) => function.func.name(),
+                        Expr::WindowFunction(function) => match &function.fun {
+                            WindowFunctionDefinition::AggregateUDF(function) => function.name(),
+                            WindowFunctionDefinition::WindowUDF(function) => function.name(),
+                        },
+                        _ => return Ok(TreeNodeRecursion::Continue),
+                    };
+                    if !known.iter().chain(&functions).any(|known| known == name) {
+                        functions.push(name.to_owned());
+                    }
+                    Ok(TreeNodeRecursion::Continue)
+                })
+            })
+        })?;
+        Ok(Names { functions, made_up: vec![] })
+    }
+
+    /// Learns from an optimised plan what its made-up names stand for.
+    pub(crate) fn learn(&mut self, plan: &LogicalPlan) -> Result<()> {
+        let made_up = &mut self.made_up;
+        plan.apply_with_subqueries(|node| {
+            node.apply_expressions(|expr| {
+                if let Expr::Alias(alias) = expr
+                    && MADE_UP.iter().any(|beginning| alias.name.starts_with(beginning))
+                {
+                    made_up.push((alias.name.clone(), alias.expr.to_string()));
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })?;
+        made_up.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
+        Ok(())
+    }
+
+    /// The text with the user's expressions in the place of made-up names.
+    pub(crate) fn reword(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        // What one stands for may hold others, each made before it.
+        for _ in 0..=self.made_up.len() {
+            if !MADE_UP.iter().any(|beginning| text.contains(beginning)) {
+                break;
+            }
+            for (name, meaning) in &self.made_up {
+                text = text.replace(name, meaning);
+            }
+        }
+        text
+    }
+
+    /// The error in the user's words, and with their functions where one of these may have made it.
+    pub(crate) fn in_words(&self, error: Error) -> Error {
+        let error = error.reworded(|text| self.reword(text));
+        let Some(cause) = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<DataFusionError>())
+        else {
+            return error;
+        };
+        let root = cause.find_root();
+        let is_free_text = matches!(root, DataFusionError::Execution(_) | DataFusionError::External(_));
+        if self.functions.is_empty() || !is_free_text || error.file_name().is_some() || error.hint_text().is_some() {
+            return error;
+        }
+        let functions: Vec<String> = self.functions.iter().map(|name| format!("`{name}`")).collect();
+        let functions = functions.join(", ");
+        match root {
+            DataFusionError::External(_) => error.hint(format!("look at the functions of the query: {functions}")),
+            _ => error.with_kind(ErrorKind::UserCode).hint(format!(
+                "a function of the query most likely said that ({functions}), else one of DataFusion's, of a value it does not take"
+            )),
+        }
+    }
+}
