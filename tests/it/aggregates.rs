@@ -380,3 +380,16 @@ async fn datafusion_still_needs_ours() {
         }
     }
 }
+
+/// An aggregation that forgets its groups with the batch, as every batch brings the whole answer, has the same functions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn aggregates_of_aggregates_in_complete_mode() {
+    let batches = [
+        rows(&[("a", Some(1.0), Some(4)), ("b", Some(-0.0), Some(6))]),
+        rows(&[("c", Some(0.0), Some(4)), ("a", Some(f64::NAN), Some(9))]),
+    ];
+    let sql = "SELECT count(DISTINCT x) AS a, stddev(DISTINCT i) AS b, sum_ignoring_distinct(DISTINCT i) AS c, max(x) AS d, \
+               count(*) AS n FROM (SELECT k, max(x) AS x, min(i) AS i FROM t GROUP BY k)";
+    // By key: a is (NaN, 4), b is (0, 6), c is (0, 4).
+    assert_eq!(answer(sql, &batches).await, ["2 | 1.4142135623730951 | 10 | NaN | 3"]);
+}

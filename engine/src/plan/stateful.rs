@@ -184,8 +184,9 @@ fn exchange(input: Arc<dyn ExecutionPlan>, columns: &[usize], partitions: usize)
     Ok(Arc::new(ExchangeExec::new(input, keys, partitions)))
 }
 
-/// Puts a [`StatefulAggregateExec`] in the place of the final step of every aggregation of a stream. Runs before
-/// DataFusion's own rules, which know the two steps only as they left the planner.
+/// Puts a [`StatefulAggregateExec`] in the place of the final step of every aggregation of a stream, and functions of
+/// [ours](crate::operator::aggregate::ours) in all aggregations. Runs before DataFusion's own rules, which know the two
+/// steps only as they left the planner.
 #[derive(Debug)]
 pub(super) struct RememberGroups {
     pub(super) mode: OutputMode,
@@ -200,15 +201,20 @@ impl PhysicalOptimizerRule for RememberGroups {
                 let are_two = matches!(last.mode(), AggregateMode::Final | AggregateMode::FinalPartitioned)
                     && *first.mode() == AggregateMode::Partial;
                 let of_one_batch = self.mode == OutputMode::Complete && brings_whole_answer(first.input());
-                (are_two && !of_one_batch && static_sides::is_streaming(first.input())).then_some((last, first))
+                let remembers = !of_one_batch && static_sides::is_streaming(first.input());
+                are_two.then_some((last, first, remembers))
             });
             match steps {
-                Some((last, first)) => Ok(Transformed::yes(self.remember(last, first)?)),
-                None if self.forgets(&plan) => Err(Error::internal(format!(
+                Some((last, first, true)) => Ok(Transformed::yes(self.remember(last, first)?)),
+                _ if self.forgets(&plan) => Err(Error::internal(format!(
                     "an aggregation of a stream would forget the batches before: {}",
                     displayable(plan.as_ref()).one_line()
                 ))
                 .into()),
+                Some((last, first, false)) => match within_a_batch(last, first)? {
+                    Some(ours) => Ok(Transformed::yes(ours)),
+                    None => Ok(Transformed::no(plan)),
+                },
                 None => Ok(Transformed::no(plan)),
             }
         })
@@ -234,6 +240,38 @@ fn brings_whole_answer(plan: &Arc<dyn ExecutionPlan>) -> bool {
     !streams.is_empty() && streams.into_iter().all(brings_whole_answer)
 }
 
+/// The first step of an aggregation, with our functions where DataFusion's will not do.
+fn first_step(first: &AggregateExec) -> Result<AggregateExec> {
+    AggregateExec::try_new(
+        AggregateMode::Partial,
+        first.group_expr().clone(),
+        ours::replace(first.aggr_expr(), &first.input_schema())?,
+        first.filter_expr().to_vec(),
+        Arc::clone(first.input()),
+        first.input_schema(),
+    )
+}
+
+/// Both steps of an aggregation that forgets its groups with the batch, if it needs functions of ours.
+fn within_a_batch(last: &AggregateExec, first: &AggregateExec) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+    let theirs = first.aggr_expr();
+    let functions = ours::replace(theirs, &first.input_schema())?;
+    if functions.iter().zip(theirs).all(|(ours, theirs)| Arc::ptr_eq(ours, theirs)) {
+        return Ok(None);
+    }
+    let first = first_step(first)?;
+    let functions = first.aggr_expr().to_vec();
+    let last = AggregateExec::try_new(
+        *last.mode(),
+        last.group_expr().clone(),
+        functions,
+        last.filter_expr().to_vec(),
+        Arc::new(first),
+        last.input_schema(),
+    )?;
+    Ok(Some(Arc::new(last)))
+}
+
 impl RememberGroups {
     /// Whether a node aggregates new rows, of one batch only.
     fn forgets(&self, plan: &Arc<dyn ExecutionPlan>) -> bool {
@@ -249,15 +287,7 @@ impl RememberGroups {
         let keys = last.group_expr().num_group_exprs();
         let marked = schema.fields().iter().take(keys).position(|field| is_event_time(field));
         let named = first.aggr_expr();
-        let functions = ours::replace(named, &first.input_schema())?;
-        let partial = AggregateExec::try_new(
-            AggregateMode::Partial,
-            first.group_expr().clone(),
-            functions,
-            first.filter_expr().to_vec(),
-            Arc::clone(first.input()),
-            first.input_schema(),
-        )?;
+        let partial = first_step(first)?;
         let code = if keys == 0 { Code::OneGroup } else { Code::Groups };
         let aggregates = Aggregates::try_new(named, partial.aggr_expr(), code)?;
         let mut partial: Arc<dyn ExecutionPlan> = Arc::new(partial);
