@@ -14,6 +14,7 @@
 //! | `made_again` | topics that were deleted and made again under their name |
 //! | `markers` | the marker of the sink, and a cluster that forgot it |
 //! | `offsets` | where a query begins, and how far a batch goes |
+//! | `overtaken` | a run paused at each boundary call while another takes over: Kafka to Kafka, Kafka to files |
 //! | `records` | keys, values, headers, times: what comes in and what goes out |
 //! | `secrets` | passwords and TLS |
 //! | `silence` | a broker that does not answer |
@@ -38,6 +39,8 @@ mod made_again;
 mod markers;
 
 mod offsets;
+
+mod overtaken;
 
 mod records;
 

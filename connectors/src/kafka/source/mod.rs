@@ -204,7 +204,8 @@ impl KafkaSource {
     }
 
     /// Tells Kafka, too, how far the query is: what is committed is committed for this consumer group, for tools that show
-    /// lag. Nothing is ever read back from there.
+    /// lag. Nothing that counts is ever read back from there. A group is never turned back, so give each query one of its
+    /// own.
     #[must_use]
     pub fn commit_offsets_to_group(mut self, group: impl Into<String>) -> Self {
         self.settings.commit_group = Some(group.into());

@@ -1,8 +1,8 @@
 //! The consumer group of the user's choice, which is told how far the query is: for tools that show lag, and only for them.
 //!
 //! A run that was overtaken and does not know it must not turn it back. Kafka has no way to say "unless somebody else wrote",
-//! so after the first time, with which a run takes over, what is there is read first, and only partitions that are behind are
-//! written. (With a topic, Kafka forgets the group's offsets in it.)
+//! so what is there is read first, and only partitions that are behind are written. (With a topic, Kafka forgets the group's
+//! offsets in it.)
 
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::KafkaError;
@@ -31,12 +31,10 @@ impl KafkaReader {
     fn tell(&self, offsets: &PartitionOffsets, last: bool) -> Result<(), KafkaError> {
         let consumer = self.asker.consumer();
         let mut found = TopicPartitionList::new();
-        if self.told_group.is_some() {
-            for (topic, partition, _) in offsets.iter() {
-                found.add_partition(topic, partition);
-            }
-            found = consumer.committed_offsets(found, QUESTION_TIMEOUT)?;
+        for (topic, partition, _) in offsets.iter() {
+            found.add_partition(topic, partition);
         }
+        let found = consumer.committed_offsets(found, QUESTION_TIMEOUT)?;
         let mut behind = TopicPartitionList::new();
         for (topic, partition, offset) in offsets.iter() {
             let told = found.find_partition(topic, partition).map(|told| told.offset());
