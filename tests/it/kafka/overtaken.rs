@@ -60,9 +60,8 @@ impl World {
     }
 
     fn produce(&self, values: Range<i64>) {
-        let record = |value: i64| {
-            NewRecord::from(((value % i64::from(TOPIC_PARTITIONS)) as i32, value.to_string().as_str()))
-        };
+        let record =
+            |value: i64| NewRecord::from(((value % i64::from(TOPIC_PARTITIONS)) as i32, value.to_string().as_str()));
         self.broker.produce(&self.input, values.map(record));
     }
 
@@ -111,7 +110,9 @@ fn told(job: &str, began: Instant, outcome: Result<Overtaken, String>) {
     match outcome {
         Ok(came) => {
             let took = began.elapsed();
-            println!("overtaken at every moment: {job}: {came}; no row lost or doubled, no group turned back; {took:?}");
+            println!(
+                "overtaken at every moment: {job}: {came}; no row lost or doubled, no group turned back; {took:?}"
+            );
             assert!(came.paused > 20, "{job} has only {} moments: the wrappers are not in place", came.paused);
             assert!(came.fenced > 0, "{job}: {came}");
         }
