@@ -118,13 +118,20 @@ async fn a_vanished_file() {
     let failed = finish(to_the_end(stream, failing, &place.path("checkpoint"))).await.unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::UserCode, "{failed}");
 
+    // The checkpoint knows its sink: that it is another one from now on is said.
+    let run = async || {
+        let stream = doubled(SessionContext::new().read_stream(json_events(&place.path("in"))).await?)?;
+        let writer = to_the_end(stream, FileSink::parquet(text(&place.path("out"))), &place.path("checkpoint"));
+        let out = format!("parquet files at file://{}", text(&place.path("out")));
+        finish(writer.moved("foreach batch", out)).await
+    };
     std::fs::rename(&file, place.path("moved.json")).unwrap();
-    let lost = place.run(json_events(&place.path("in"))).await.unwrap_err();
+    let lost = run().await.unwrap_err();
     assert_eq!(lost.kind(), ErrorKind::SourceLostData, "{lost}");
     assert!(lost.file_name().is_some_and(|file| file.ends_with("1.json")), "{lost}");
 
     std::fs::rename(place.path("moved.json"), &file).unwrap();
-    place.run(json_events(&place.path("in"))).await.unwrap();
+    run().await.unwrap();
     assert_same_rows(&doubled_answer(&[rows]).await, &place.written().await);
 }
 
