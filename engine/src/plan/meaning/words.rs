@@ -277,7 +277,7 @@ mod tests {
             (cast(more, &schema, DataType::Float64).unwrap(), "cast((source0.v + 1:int64) as float64)"),
             (
                 case(None, vec![(large, lit(0.5))], Some(lit(ScalarValue::Float64(None)))).unwrap(),
-                "case(when (source0.v > 1:int64) then 0.5:float64, else null:float64)",
+                "case(when (source0.v > 1:int64) then 0.5:float64)",
             ),
             (
                 in_list(text, vec![lit("x"), lit("y\"")], &true, &schema).unwrap(),
