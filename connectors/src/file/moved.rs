@@ -61,10 +61,8 @@ fn moved(root: &FileLocation, uri: &str) -> Error {
     ))
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
-    #![cfg(unix)]
-
     use super::*;
 
     #[test]

@@ -256,7 +256,7 @@ fn optimize(
     names.learn(&plan)?;
     check::check_executed(&plan, mode).map_err(|e| names.in_words(e))?;
     let plan = join_streams(plan, mode, &|side| brings(side, mode) == Brings::NewRows);
-    let plan = plan.map_err(|e| names.in_words(e.into()))?;
+    let plan = plan.map_err(|e| names.in_words(e))?;
     Ok(Optimized { plan, session: Arc::new(session), sources, watermarks, clock, seed, draws, names })
 }
 

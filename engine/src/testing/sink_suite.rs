@@ -308,7 +308,7 @@ impl Examined<'_> {
             let writer = opened?;
             let begun = writer.begin(BatchId(batch)).await?;
             assert_eq!(begun, Begin::Open, "batch {batch} of one query was taken for that of another");
-            let receipts = self.try_write(&*writer, batch, &[&[new.clone()]]).await?;
+            let receipts = self.try_write(&*writer, batch, &[std::slice::from_ref(&new)]).await?;
             writer.commit(BatchId(batch), receipts).await
         };
         match written.await {
