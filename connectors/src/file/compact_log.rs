@@ -44,7 +44,7 @@ pub(crate) struct CompactLog<E> {
 /// What came of adding a number to the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Added<E> {
-    /// It was not there and is now.
+    /// It is there now; this run had not seen it there before.
     New,
     /// A file with the very same bytes was there: an earlier try of ours, or of a run that did the same.
     Same,
@@ -326,7 +326,8 @@ mod tests {
             theirs.refresh().await.unwrap();
             assert_eq!(ours.add(id, &[Entry { n: 7 }]).await.unwrap(), Added::New);
             assert_eq!(ours.add(id, &[Entry { n: 7 }]).await.unwrap(), Added::Same);
-            assert_eq!(theirs.add(id, &[Entry { n: 7 }]).await.unwrap(), Added::Same);
+            // They have not seen it: the store finds the same bytes there, and has nothing left to do.
+            assert_eq!(theirs.add(id, &[Entry { n: 7 }]).await.unwrap(), Added::New);
             let Added::Other(there) = ours.add(id, &[Entry { n: 8 }]).await.unwrap() else { panic!() };
             assert_eq!(there.last(), Some(&Entry { n: 7 }));
         }

@@ -267,11 +267,25 @@ async fn a_second_run_fences_the_first() {
     let source = csv(&stream);
     let mut first = stream.open(&source).await.unwrap();
     let mut second = stream.open(&source).await.unwrap();
+    second.latest_offset(None, ReadLimit::AsConfigured).await.unwrap();
     put_named(&stream, "a", 10);
     first.latest_offset(None, ReadLimit::AsConfigured).await.unwrap();
     put_named(&stream, "b", 20);
     let error = second.latest_offset(None, ReadLimit::AsConfigured).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Fenced);
+}
+
+/// What the run before offered while this one was starting is the next batch of this one.
+#[tokio::test]
+async fn a_run_that_starts_takes_over_what_was_offered_meanwhile() {
+    let mut stream = Stream::new();
+    let source = csv(&stream);
+    put_named(&stream, "a", 10);
+    let mut first = stream.open(&source).await.unwrap();
+    let mut second = stream.open(&source).await.unwrap();
+    first.latest_offset(None, ReadLimit::AsConfigured).await.unwrap();
+    put_named(&stream, "b", 20);
+    assert_eq!(batches(&mut stream, &source, &mut second).await, ["a", "b"]);
 }
 
 #[tokio::test]
