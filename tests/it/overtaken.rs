@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::record_batch::RecordBatch;
@@ -21,6 +21,7 @@ use tidewater::testing::{
 use tidewater_book::events::events;
 use tidewater_book::files::{Format, committed_rows, put_rows};
 use tidewater_connectors::file::{CleanSource, FileSink};
+use tokio::sync::Mutex;
 
 use crate::job::{
     DOUBLED, add, doubled, doubled_answer, finish, json_events, local_checkpoint, memory_events, same, text,
@@ -28,6 +29,10 @@ use crate::job::{
 use crate::stateful::{Job, World, jobs, settled};
 
 const PARTITIONS: usize = 2;
+
+/// What sleeps in the middle of a task holds a worker thread of the process. Queries that read one partition at a time run on
+/// their own thread; of the others one test at a time may sleep, so that the rest of the workers can go on.
+static WORKERS: Mutex<()> = Mutex::const_new(());
 
 fn told(job: &str, outcome: Result<Overtaken, String>) {
     match outcome {
@@ -135,7 +140,7 @@ struct Events {
 
 impl Events {
     fn new(early: usize, late: usize) -> Self {
-        let source = memory_events();
+        let source = memory_events().partitions(1);
         let rows: Vec<RecordBatch> =
             (0..early + late).map(|i| events(i as u64, if i == 2 { 0 } else { 5 + i % 4 }).unwrap()).collect();
         rows[..early].iter().for_each(|rows| add(&source, rows));
@@ -183,7 +188,7 @@ async fn the_memory_sink() {
 }
 
 /// Every call of the user's function, by batch.
-type Calls = Arc<Mutex<BTreeMap<BatchId, Vec<Vec<RecordBatch>>>>>;
+type Calls = Arc<std::sync::Mutex<BTreeMap<BatchId, Vec<Vec<RecordBatch>>>>>;
 
 /// At least once: a batch comes again, with the same rows, but no more than the runs that were at it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,14 +229,22 @@ async fn foreach_batch() {
     told("memory to foreach_batch", outcome);
 }
 
+/// A world whose sources give one partition each.
+fn world(job: &Arc<Job>) -> World {
+    let mut world = World::new(job);
+    world.sources = world.sources.into_iter().map(|source| source.partitions(1)).collect();
+    world
+}
+
 /// The last add closes all windows; so it comes last.
 async fn stateful(job: Job) {
+    let _alone = if job.inputs.len() > 1 { Some(WORKERS.lock().await) } else { None };
     let job = Arc::new(job);
     let expected: Vec<RecordBatch> = job.expected().await;
     let early = job.adds() - 2;
     let outcome = overtaken_at_every_moment(
         || {
-            let world = World::new(&job);
+            let world = world(&job);
             world.feed(0..early);
             world
         },
@@ -289,7 +302,7 @@ async fn windows_over_merges_to_parquet_files() {
     let early = job.adds() - 2;
     let outcome = overtaken_at_every_moment(
         || {
-            let world = World::new(&job);
+            let world = world(&job);
             world.feed(0..early);
             (world, tempfile::tempdir().unwrap())
         },
