@@ -102,7 +102,9 @@ fn an_idle_query_whose_runtime_goes_says_so() {
         let query = first.block_on(async {
             let stream = SessionContext::new().read_stream(memory_events()).await.unwrap();
             let query = stream.write_stream(MemorySink::new()).trigger(trigger).start().await.unwrap();
-            query.process_all_available().await.unwrap();
+            while !query.status().message.contains("waiting for data") {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
             query
         });
         drop(first);
