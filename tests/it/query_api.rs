@@ -135,7 +135,8 @@ async fn listeners_hear_all_in_order() {
     add(&source, &events(1, 3).unwrap());
     add(&source, &events(2, 3).unwrap());
     let stream = SessionContext::new().read_stream(source.clone()).await.unwrap();
-    let writer = to_the_end(stream, DiscardSink::new(), dir.path()).name("ear").listener(Arc::clone(&ear) as _);
+    let working = ForeachBatchSink::new(|_, _| async { Ok(()) });
+    let writer = to_the_end(stream, working, dir.path()).name("ear").listener(Arc::clone(&ear) as _);
     finish(writer).await.unwrap();
     assert_eq!(*ear.0.lock().unwrap(), ["started ear", "batch 0", "batch 1", "ended well"]);
 

@@ -211,7 +211,8 @@ async fn as_fast_as_possible_does_not_wait_between_batches() {
 
 #[test]
 fn intervals_that_are_none_are_refused() {
-    for interval in ["-1 seconds", "0 seconds", "soon", ""] {
+    assert_eq!(Trigger::processing_time("0 seconds").unwrap(), Trigger::AsFastAsPossible, "as in Spark");
+    for interval in ["-1 seconds", "soon", ""] {
         let refused = Trigger::processing_time(interval).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InvalidQuery, "{refused}");
         assert!(refused.to_string().contains(&format!("`{interval}`")), "{refused}");

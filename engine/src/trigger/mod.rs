@@ -34,15 +34,23 @@ impl Trigger {
     /// # Ok::<(), tidewater::error::Error>(())
     /// ```
     pub fn processing_time(interval: &str) -> Result<Self> {
-        Trigger::ProcessingTime { interval_ms: parse_interval_ms(interval)? }.checked()
+        Trigger::ProcessingTime { interval_ms: parse_interval_ms(interval)? }.told_as(&format!("`{interval}`"))
     }
 
     /// The trigger as it runs: an interval of zero is as fast as possible, as in Spark; a negative one is refused.
     pub(crate) fn checked(self) -> Result<Self> {
         match self {
+            Trigger::ProcessingTime { interval_ms } => self.told_as(&format!("{interval_ms} ms")),
+            other => Ok(other),
+        }
+    }
+
+    /// [`checked`](Self::checked), with the interval as it was given.
+    fn told_as(self, interval: &str) -> Result<Self> {
+        match self {
             Trigger::ProcessingTime { interval_ms: 0 } => Ok(Trigger::AsFastAsPossible),
             Trigger::ProcessingTime { interval_ms: ..0 } => {
-                Err(Error::invalid("the interval of a processing-time trigger must not be negative")
+                Err(Error::invalid(format!("the interval of a trigger must not be negative, as {interval} is"))
                     .hint("give a length such as `10 seconds`"))
             }
             other => Ok(other),
