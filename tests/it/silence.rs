@@ -104,7 +104,7 @@ async fn a_trigger_that_ends_fails() {
         let (dir, source, sink) = (tempfile::tempdir().unwrap(), Mute::new(), MemorySink::new());
         let run = async || {
             let stream = SessionContext::new().read_stream(source.clone()).await?;
-            finish(to_the_end(stream, sink.clone(), dir.path()).trigger(trigger.clone())).await
+            finish(to_the_end(stream, sink.clone(), dir.path()).trigger(trigger)).await
         };
         for batch in 0..3_u64 {
             add(&source.inner, &events(batch, 7).unwrap());
@@ -228,7 +228,7 @@ async fn a_folder_that_is_gone_is_not_an_empty_one() {
         query.stop().await.unwrap();
 
         for trigger in [Trigger::Once, Trigger::AvailableNow] {
-            let ended = async { finish(writer().await?.trigger(trigger.clone())).await };
+            let ended = async { finish(writer().await?.trigger(trigger)).await };
             let failed = ended.await.unwrap_err();
             assert!(failed.to_string().contains("in"), "{failed}");
             assert_eq!(rows(&sink), read);

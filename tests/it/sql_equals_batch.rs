@@ -11,7 +11,6 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, Field, Int32Type, Int64Type};
 use arrow::record_batch::RecordBatch;
-use datafusion::prelude::*;
 use futures::FutureExt;
 use tidewater::prelude::*;
 use tidewater::testing::Falls;
@@ -126,8 +125,10 @@ impl Dice {
                     _ => name.to_owned(),
                 });
             }
-            let filter =
-                if self.below(2) == 0 { format!(" WHERE {}", self.one_of(&PREDICATES)) } else { String::new() };
+            let filter = match filtered && self.below(2) == 0 {
+                true => format!(" WHERE {}", self.one_of(&PREDICATES)),
+                false => String::new(),
+            };
             from = format!("(SELECT {} FROM {from}{filter}) l{level}", columns.join(", "));
         }
         from
@@ -159,7 +160,7 @@ impl Dice {
         let some = each(&mut |dice| dice.below(8));
         let halves = each(&mut |dice| dice.below(9));
         let key = |i: usize| ["a", "b", "c", "d"][keys[i]];
-        let known = |i: usize, shift: usize| (some[i] + shift) % 8 > 0;
+        let known = |i: usize, shift: usize| !(some[i] + shift).is_multiple_of(8);
         let all = 0..rows;
         let k: StringArray = all.clone().map(|i| known(i, 0).then(|| key(i))).collect();
         let v: Int64Array = all.clone().map(|i| known(i, 1).then(|| numbers[i] as i64 - 3)).collect();
@@ -243,9 +244,8 @@ impl Dice {
             }
             4 => {
                 let sql = format!(
-                    "SELECT r.k, r.v + (SELECT max(high) FROM limits) AS v, limits.name FROM {rows_of} r \
-                     JOIN limits ON r.k = limits.name WHERE r.v > (SELECT min(low) FROM limits)",
-                    rows_of = format!("(SELECT * FROM {rows})")
+                    "SELECT r.k, r.v + (SELECT max(high) FROM limits) AS v, limits.name FROM (SELECT * FROM {rows}) r \
+                     JOIN limits ON r.k = limits.name WHERE r.v > (SELECT min(low) FROM limits)"
                 );
                 (sql, OutputMode::Append, Reading::Rows)
             }

@@ -86,13 +86,10 @@ impl CsvFormat {
         let mut escaped = false;
         while let Some(byte) = text.get(at) {
             let next = text.get(at + 1);
-            if *byte == self.escape
+            let by_escape = *byte == self.escape
                 && self.escape != self.quote
-                && matches!(next, Some(b) if *b == self.quote || *b == self.escape)
-            {
-                escaped = true;
-                at += 2;
-            } else if *byte == self.quote && next == Some(&self.quote) {
+                && matches!(next, Some(b) if *b == self.quote || *b == self.escape);
+            if by_escape || (*byte == self.quote && next == Some(&self.quote)) {
                 escaped = true;
                 at += 2;
             } else if *byte == self.quote {

@@ -384,7 +384,7 @@ mod tests {
         let g: ArrayRef = Arc::new(Float32Array::from(vec![Some(f32::NAN), None, Some(0.1), Some(-0.0)]));
         let b: ArrayRef = Arc::new(arrow::array::BinaryArray::from_vec(vec![b"abc", b"", b"\x00", b"\xff"]));
         let rows = RecordBatch::try_from_iter_with_nullable([("f", f, true), ("g", g, true), ("b", b, true)]).unwrap();
-        let text = String::from_utf8(encode(&encoding("json", &[]).unwrap(), &[rows.clone()])).unwrap();
+        let text = String::from_utf8(encode(&encoding("json", &[]).unwrap(), std::slice::from_ref(&rows))).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines,
