@@ -32,7 +32,7 @@ const PARTITIONS: usize = 2;
 
 /// What sleeps in the middle of a task holds a worker thread of the process. Queries that read one partition at a time run on
 /// their own thread; of the others one test at a time may sleep, so that the rest of the workers can go on.
-static WORKERS: Mutex<()> = Mutex::const_new(());
+pub(crate) static WORKERS: Mutex<()> = Mutex::const_new(());
 
 fn told(job: &str, outcome: Result<Overtaken, String>) {
     match outcome {
