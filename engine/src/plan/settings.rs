@@ -1,7 +1,7 @@
 //! The session in which a stream is planned: the user's, without what gives wrong answers.
 //!
 //! Two kinds of settings are changed. Some are needed because a plan is made once and run for every batch. Others switch off
-//! what DataFusion is known to answer wrongly; each names its report, and `tests/it/upstream.rs` tells when it is mended.
+//! what DataFusion is known to answer wrongly; each names its report, and `tests/it/planner_faults.rs` tells when it is mended.
 
 use std::sync::Arc;
 
