@@ -55,7 +55,7 @@ async fn a_bad_record_fails_the_query_and_is_named() {
         finish(to_the_end(numbers(json_source(broker, &topic, BadRecords::Fail)).await, sink.clone(), dir.path()));
     let failed = failed.await.unwrap_err();
     assert_says(&failed, ErrorKind::BadInput, &[&format!("topic `{topic}`"), "batch 0", "BadRecords::DeadLetter"]);
-    let first = failed.message().contains("offset 1 of partition 1") && failed.message().contains("not a JSON object");
+    let first = failed.message().contains("offset 1 of partition 1") && failed.message().contains("is no JSON value");
     let second = failed.message().contains("offset 2 of partition 2") && failed.message().contains("seven");
     assert!(first || second, "{failed}");
     assert_eq!(sink.last_batch(), None);
