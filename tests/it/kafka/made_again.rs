@@ -214,8 +214,11 @@ fn forget_ids(checkpoint: &Path) {
     for entry in std::fs::read_dir(checkpoint.join("offsets")).unwrap() {
         let path = entry.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
-        let (start, end) = (text.find(",\"sourceProofs\"").unwrap(), text.find("]}\n").unwrap());
-        std::fs::write(&path, format!("{}{}", &text[..start], &text[end + 1..])).unwrap();
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let mut metadata: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&lines[1]).unwrap();
+        assert!(metadata.shift_remove("sourceProofs").is_some(), "{text}");
+        lines[1] = serde_json::Value::Object(metadata).to_string();
+        std::fs::write(&path, lines.join("\n")).unwrap();
     }
 }
 

@@ -12,8 +12,10 @@ use arrow::datatypes::DataType;
 use arrow::record_batch::RecordBatch;
 use datafusion::prelude::*;
 use serde_json::Value;
+use tidewater::id::PartitionId;
+use tidewater::identity::Identity;
 use tidewater::prelude::*;
-use tidewater::sink::Sink;
+use tidewater::sink::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
 use tidewater::source::Source;
 use tidewater::testing::table;
 use tidewater_book::kafka::{Broker, Record};
@@ -68,10 +70,51 @@ pub(crate) async fn run(
     finish(to_the_end(SessionContext::new().read_stream(source).await?, sink, checkpoint)).await
 }
 
+/// A sink that takes no batch. A checkpoint takes it for one in memory.
+#[derive(Debug)]
+struct Failing;
+
+#[async_trait::async_trait]
+impl Sink for Failing {
+    fn description(&self) -> String {
+        "failing".to_owned()
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        Guarantee::AtLeastOnce
+    }
+
+    fn supports(&self, _mode: OutputMode) -> bool {
+        true
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        MemorySink::new().identity()
+    }
+
+    async fn open(&self, _context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+        Ok(Box::new(Failing))
+    }
+}
+
+#[async_trait::async_trait]
+impl SinkWriter for Failing {
+    async fn begin(&self, _batch: BatchId) -> Result<Begin> {
+        Err(Error::new(ErrorKind::UserCode, "not now"))
+    }
+
+    fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+        Err(Error::new(ErrorKind::UserCode, "not now"))
+    }
+
+    async fn commit(&self, _batch: BatchId, _receipts: Vec<Receipt>) -> Result<()> {
+        Err(Error::new(ErrorKind::UserCode, "not now"))
+    }
+}
+
 /// Runs a query whose sink fails: its batch is in the log of the checkpoint, and in no sink.
 pub(crate) async fn log_a_batch(source: impl Source + 'static, checkpoint: &Path) {
-    let failing = ForeachBatchSink::new(|_, _| async { Err("not now".into()) });
-    let failed = run(source, failing, checkpoint).await.unwrap_err();
+    let failed = run(source, Failing, checkpoint).await.unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::UserCode, "{failed}");
 }
 
