@@ -61,7 +61,8 @@ fn moved(root: &FileLocation, uri: &str) -> Error {
     ))
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use super::*;
 
