@@ -275,11 +275,12 @@ pub async fn a_sink_that_is_ahead_refuses(subject: &dyn SinkUnderTest) {
 /// A second query writes to the same place, its first batch one that the first query has committed, or would be next. What
 /// the sink has of the other is never taken for its own: either it is refused, or its rows are there beside the others.
 pub async fn another_query_is_no_earlier_run(subject: &dyn SinkUnderTest) {
-    let (first, second) = (Examined::new(subject), Examined::new(subject));
+    let first = Examined::new(subject);
     let writer = first.open(0, false).await;
     first.take(&*writer, 0, &rows(0, 2)).await;
     let mut all = vec![rows(0, 2)];
     for (next, repeats) in [(0, true), (1, false), (1, true)] {
+        let second = Examined::new(subject);
         second.is_refused_or_writes(second.try_open(next, repeats).await, next, &mut all).await;
     }
     first.take(&*writer, 1, &rows(10, 2)).await;
