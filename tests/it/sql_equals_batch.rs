@@ -307,7 +307,15 @@ async fn seed(seed: u64) -> Result<usize, String> {
         query: query(sql.clone(), timed),
         equals_batch: true,
     });
-    let expected = job.batch_answer().await.map_err(|e| said(format!("the batch failed: {e}")))?;
+    let expected = match job.batch_answer().await {
+        Ok(expected) => expected,
+        // DataFusion names a column twice where `avg` comes twice over one argument; such a statement has no answer to compare.
+        Err(e) if e.to_string().contains("duplicate") => {
+            println!("{}", said(format!("not compared, the batch fails: {e}")));
+            return Ok(0);
+        }
+        Err(e) => return Err(said(format!("the batch failed: {e}"))),
+    };
     let world = World::new(&job);
     let mut fed = 0;
     while fed < job.adds() {
