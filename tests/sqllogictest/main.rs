@@ -19,10 +19,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{ArrayRef, AsArray, Float32Array, Float64Array};
+use arrow::array::{ArrayRef, AsArray};
 use arrow::datatypes::{DataType, Float32Type, Float64Type};
 use arrow::record_batch::RecordBatch;
-use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::{Transformed, TreeNodeRecursion};
 use datafusion::datasource::{provider_as_source, source_as_provider};
 use datafusion::logical_expr::{LogicalPlan, TableScan};
 use datafusion::prelude::*;
@@ -214,7 +214,6 @@ fn lines(rows: &[RecordBatch]) -> Option<Vec<String>> {
         }
         _ => Arc::clone(column),
     };
-    let _: (Option<Float64Array>, Option<Float32Array>) = (None, None);
     let rounded =
         rows.iter().map(|rows| RecordBatch::try_new(rows.schema(), rows.columns().iter().map(round).collect()).ok());
     row_lines(&rounded.collect::<Option<Vec<_>>>()?).ok()
