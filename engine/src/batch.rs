@@ -1,7 +1,7 @@
 //! What is fixed before a batch runs, and what leaves and operators are told of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
@@ -9,7 +9,8 @@ use datafusion::execution::TaskContext;
 use datafusion::physical_plan::ExecutionPlan;
 use parking_lot::Mutex;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::calls::{Calls, Cancel};
+use crate::error::{Error, Result};
 use crate::id::BatchId;
 use crate::sink::dead_letter_schema;
 use crate::source::LeafId;
@@ -32,7 +33,7 @@ pub struct BatchContext {
     exchanges: Vec<Exchanged>,
     /// Kept until the plan has run; none if the query has no sink for them.
     dead_letters: Option<Mutex<Vec<RecordBatch>>>,
-    cancelled: Arc<AtomicBool>,
+    calls: Calls,
 }
 
 /// What is to run, beside the batch's number and times.
@@ -65,13 +66,7 @@ struct Leaf {
 }
 
 impl BatchContext {
-    pub(crate) fn new(
-        batch: BatchId,
-        time_ms: i64,
-        watermark_ms: i64,
-        parts: BatchParts,
-        cancelled: Arc<AtomicBool>,
-    ) -> Self {
+    pub(crate) fn new(batch: BatchId, time_ms: i64, watermark_ms: i64, parts: BatchParts, calls: Calls) -> Self {
         let leaves = parts.leaves.into_iter().map(|bound| Leaf { bound, rows: AtomicU64::new(0) }).collect();
         let event_times = (0..parts.watermark_nodes).map(|_| Mutex::default()).collect();
         let dealt = |partitions| Exchanged { partitions: (0..partitions).map(|_| Mutex::default()).collect() };
@@ -85,7 +80,7 @@ impl BatchContext {
             operators: parts.operators,
             exchanges,
             dead_letters: parts.takes_dead_letters.then(Mutex::default),
-            cancelled,
+            calls,
         }
     }
 
@@ -183,12 +178,15 @@ impl BatchContext {
 
     /// Fails if the query was asked to drop this batch. Tasks ask between record batches.
     pub fn check_cancelled(&self) -> Result<()> {
-        if self.cancelled.load(Ordering::Relaxed) {
-            return Err(
-                Error::new(ErrorKind::Stopped, "the query was asked to drop the running batch").batch(self.batch)
-            );
+        match self.calls.is_cancelled() {
+            true => Err(Cancel::error().batch(self.batch)),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    /// How code is called in this batch that is not the engine's own.
+    pub(crate) fn calls(&self) -> &Calls {
+        &self.calls
     }
 }
 

@@ -18,6 +18,9 @@ pub trait Clock: std::fmt::Debug + Send + Sync {
 
     /// Returns once [`now_ms`](Clock::now_ms) is at least `time_ms`.
     async fn sleep_until(&self, time_ms: i64);
+
+    /// Returns once so much time has passed, whatever [`now_ms`](Clock::now_ms) does meanwhile. Time limits go by it.
+    async fn sleep(&self, time: Duration);
 }
 
 /// The machine's clock.
@@ -55,6 +58,11 @@ impl Clock for SystemClock {
             #[expect(clippy::disallowed_methods, reason = "this is the door")]
             tokio::time::sleep(Duration::from_millis(wait_ms as u64)).await;
         }
+    }
+
+    async fn sleep(&self, time: Duration) {
+        #[expect(clippy::disallowed_methods, reason = "this is the door")]
+        tokio::time::sleep(time).await;
     }
 }
 
@@ -102,5 +110,10 @@ impl Clock for ManualClock {
     async fn sleep_until(&self, time_ms: i64) {
         // The sender lives in `self`, so waiting cannot fail.
         let _ = self.now_ms.subscribe().wait_for(|now| *now >= time_ms).await;
+    }
+
+    /// Never returns: a test that moves the clock by hours means the time of its data, not that calls have hung.
+    async fn sleep(&self, _time: Duration) {
+        std::future::pending().await
     }
 }

@@ -27,6 +27,9 @@ pub struct QueryConfig {
     pub static_refresh_ms: Option<i64>,
     /// How many progress reports are kept. Default 100.
     pub recent_progress: usize,
+    /// How long one call to a source, a sink or the checkpoint may take, in milliseconds; `None` for as long as it likes.
+    /// Default 600,000 (ten minutes). The function of `foreach_batch` is not limited.
+    pub call_timeout_ms: Option<u64>,
     /// How often a query without data says that it is idle, in milliseconds. Default 10,000.
     pub idle_event_interval_ms: i64,
 }
@@ -41,6 +44,7 @@ impl Default for QueryConfig {
             no_data_batches: true,
             static_refresh_ms: None,
             recent_progress: 100,
+            call_timeout_ms: Some(600_000),
             idle_event_interval_ms: 10_000,
         }
     }

@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use datafusion::error::DataFusionError;
+use futures::FutureExt;
 
 use crate::id::{BatchId, PartitionId, QueryId};
 
@@ -241,6 +242,15 @@ pub(crate) fn guarded<T>(whose: impl FnOnce() -> String, work: impl FnOnce() -> 
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         Err(Error::panicked(&whose(), panic.as_ref()).hint("mend the cause and start again: the batch is repeated"))
     })
+}
+
+/// What code of the user makes of an asynchronous call; a panic in it becomes an error.
+pub(crate) async fn guarded_call<T>(
+    whose: impl FnOnce() -> String,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let done = AssertUnwindSafe(work).catch_unwind().await;
+    done.unwrap_or_else(|panic| guarded(whose, || std::panic::resume_unwind(panic)))
 }
 
 impl fmt::Display for Error {

@@ -97,6 +97,10 @@ pub mod checkpoint;
 
 pub mod progress;
 
+mod calls;
+
+pub mod executor;
+
 pub mod config;
 
 pub mod error;

@@ -21,7 +21,6 @@ use tidewater::testing::{
 use tidewater_book::events::events;
 use tidewater_book::files::{Format, committed_rows, put_rows};
 use tidewater_connectors::file::{CleanSource, FileSink};
-use tokio::sync::Mutex;
 
 use crate::job::{
     DOUBLED, add, doubled, doubled_answer, finish, json_events, local_checkpoint, memory_events, same, text,
@@ -29,10 +28,6 @@ use crate::job::{
 use crate::stateful::{Job, World, jobs, settled};
 
 const PARTITIONS: usize = 2;
-
-/// What sleeps in the middle of a task holds a worker thread of the process. Queries that read one partition at a time run on
-/// their own thread; of the others one test at a time may sleep, so that the rest of the workers can go on.
-pub(crate) static WORKERS: Mutex<()> = Mutex::const_new(());
 
 fn told(job: &str, outcome: Result<Overtaken, String>) {
     match outcome {
@@ -238,7 +233,6 @@ fn world(job: &Arc<Job>) -> World {
 
 /// The last add closes all windows; so it comes last.
 async fn stateful(job: Job) {
-    let _alone = if job.inputs.len() > 1 { Some(WORKERS.lock().await) } else { None };
     let job = Arc::new(job);
     let early = job.adds() - 2;
     let mut expected: Vec<RecordBatch> = job.expected().await;

@@ -1,26 +1,28 @@
 //! Starting, running, stopping.
 //!
 //! All that can be wrong with a query before it reads its first row is found by [`start`], which fails then; afterwards the
-//! query's thread keeps the first error.
+//! driver keeps the first error.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
-use tokio::runtime::Handle;
+use futures::FutureExt;
 use tokio::sync::{Notify, watch};
 
 use super::belongings;
 use super::opening::{Logs, Opened, open};
 use super::silence::Silences;
 use super::{Driver, Shared, State, sinks};
+use crate::calls::{Calls, Cancel};
 use crate::checkpoint::{CheckpointStore, OffsetEntry, certain, pinned_conf};
 use crate::clock::Clock;
 use crate::config::QueryConfig;
-use crate::error::{Error, ErrorKind, Result, guarded, words_of_panic};
-use crate::execution::{AtWork, is_shut_down, runtime_is_gone};
+use crate::error::{Error, ErrorKind, Result, guarded, guarded_call, words_of_panic};
+use crate::execution::{AtWork, Runtimes, at_work, runtime_is_gone};
+use crate::executor::Executor;
 use crate::id::RunId;
 use crate::plan::plan_query;
 use crate::progress::{EventQueue, QueryEvent, QueryListener, timestamp};
@@ -47,10 +49,18 @@ pub(crate) struct Start {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) listeners: Vec<Arc<dyn QueryListener>>,
     pub(crate) reservation: Reservation,
+    pub(crate) executor: Executor,
 }
 
-/// Plans the query, reads the checkpoint, opens sources and sinks, and lets the driver's thread run.
-pub(crate) async fn start(mut start: Start) -> Result<Arc<Shared>> {
+/// Plans the query, reads the checkpoint, opens sources and sinks, and lets the driver run. All of it on the executor: the
+/// caller's runtime may have one thread, and many may start at a time.
+pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
+    let (executor, runtimes) = (start.executor.clone(), Runtimes::of_caller(&start.executor));
+    let starts = guarded_call(|| "code that the query called when it started".to_owned(), start_here(start, runtimes));
+    executor.spawn(starts).await
+}
+
+async fn start_here(mut start: Start, runtimes: Runtimes) -> Result<Arc<Shared>> {
     start.checkpoint = certain(start.checkpoint);
     start.config.partitions = start.config.partitions.max(1);
     let (session, query) = (start.session.clone(), start.plan.clone());
@@ -88,7 +98,7 @@ pub(crate) async fn start(mut start: Start) -> Result<Arc<Shared>> {
             ..State::default()
         }),
         stopping: AtomicBool::new(false),
-        cancelled: Arc::new(AtomicBool::new(false)),
+        cancelled: Cancel::default(),
         wake: Notify::new(),
         may_hurry: !matches!(start.trigger, Trigger::ProcessingTime { .. }),
     });
@@ -103,9 +113,13 @@ pub(crate) async fn start(mut start: Start) -> Result<Arc<Shared>> {
         tracing::warn!(query = %id, "{state}: a watermark on what it goes by would bound that");
     }
 
+    let calls = Calls::new(Arc::clone(&start.clock), shared.cancelled.clone(), start.config.call_timeout_ms);
     let driver = Driver {
         shared: Arc::clone(&shared),
-        runtime: Handle::current(),
+        executor: start.executor.clone(),
+        runtimes,
+        checkpoint_calls: calls.to_the_end(),
+        calls,
         clock: start.clock,
         belongings,
         conf: position.conf.map_or_else(|| pinned_conf(policy), |logged| logged.conf),
@@ -130,32 +144,29 @@ pub(crate) async fn start(mut start: Start) -> Result<Arc<Shared>> {
         last_idle_event,
         reservation: start.reservation,
     };
-    std::thread::Builder::new()
-        .name("tidewater-driver".to_owned())
-        .spawn(move || live(driver))
-        .map_err(|e| Error::internal(format!("cannot start the query's thread: {e}")).caused_by(e))?;
+    // The query runs on when every handle of it is dropped.
+    start.executor.spawn(live(driver)).detach();
     Ok(shared)
 }
 
-/// The life of the driver's thread.
-fn live(mut driver: Driver) {
+/// The life of the driver.
+async fn live(mut driver: Driver) {
     let shared = Arc::clone(&driver.shared);
-    let (id, run_id, runtime) = (shared.id, shared.run_id, driver.runtime.clone());
-    // Code of the user that is called here, to the last destructor, is told from others by this.
-    let at_work = AtWork::on(run_id);
+    let (id, run_id) = (shared.id, shared.run_id);
+    // Code of the user that is called here, to the last destructor, is told from others by `at_work`.
     // After a panic nothing of the driver is used but to let go of it.
-    let outcome = catch_unwind(AssertUnwindSafe(|| driver.run())).unwrap_or_else(|panic| {
+    let outcome = AssertUnwindSafe(at_work(run_id, driver.run())).catch_unwind().await.unwrap_or_else(|panic| {
         Err(Error::internal(format!("the driver panicked: {}", words_of_panic(panic.as_ref()))))
     });
+    let program_is_gone = driver.runtimes.are_gone();
+    driver.state.cut_off_merges().await;
     let (events, reservation, let_go) = let_go(driver);
     let error = match outcome {
         Ok(()) => let_go.err(),
         // It was asked to.
-        Err(e) if e.kind() == ErrorKind::Stopped && shared.cancelled.load(Ordering::Acquire) => None,
+        Err(e) if e.kind() == ErrorKind::Stopped && shared.cancelled.is_set() => None,
         // What else fails then has no other cause.
-        Err(e) if e.kind() != ErrorKind::Stopped && is_shut_down(&runtime) => {
-            Some(place(runtime_is_gone(), &e).caused_by(e))
-        }
+        Err(e) if e.kind() != ErrorKind::Stopped && program_is_gone => Some(place(runtime_is_gone(), &e).caused_by(e)),
         Err(e) => Some(e),
     };
     let error = error.map(|e| e.query(id));
@@ -165,10 +176,9 @@ fn live(mut driver: Driver) {
     }
     // Who hears of the end may start the query again.
     drop(reservation);
-    drop(at_work);
     shared.end(error.clone());
     events.tell(|| QueryEvent::Terminated { id, run_id, error });
-    events.finish();
+    events.finish().await;
     shared.state.send_modify(|state| state.told = true);
 }
 
@@ -183,14 +193,8 @@ fn place(error: Error, other: &Error) -> Error {
 /// Lets go of all that a run holds but its reservation: sources, sinks, what is written in the background. Whatever a
 /// destructor does, the others have their turn.
 fn let_go(driver: Driver) -> (EventQueue, Reservation, Result<()>) {
-    let Driver { runtime, readers, sinks, mut state, logs, epoch, plan, events, clock, reservation, .. } = driver;
-    let cut_off = guarded(
-        || "cutting off a merge".to_owned(),
-        || {
-            runtime.block_on(state.cut_off_merges());
-            Ok(())
-        },
-    );
+    let Driver { shared, readers, sinks, state, logs, epoch, plan, events, clock, reservation, .. } = driver;
+    let _at_work = AtWork::on(shared.run_id);
     let (output, dead_letters) = sinks.into_parts();
     let dropped = [
         release("a source", readers),
@@ -200,7 +204,7 @@ fn let_go(driver: Driver) -> (EventQueue, Reservation, Result<()>) {
         release("the checkpoint", (state, logs, epoch)),
         release("the clock", clock),
     ];
-    (events, reservation, dropped.into_iter().fold(cut_off, Result::and))
+    (events, reservation, dropped.into_iter().fold(Ok(()), Result::and))
 }
 
 fn release<T>(what: &str, thing: T) -> Result<()> {

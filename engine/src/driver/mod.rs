@@ -1,6 +1,6 @@
 //! The conductor: visits the rooms in the order of a batch's life.
 //!
-//! One thread per query owns everything that changes: sources, sinks, logs, watermark. It runs rounds:
+//! One task per query owns everything that changes: sources, sinks, logs, watermark. It runs rounds:
 //!
 //! ```text
 //! round:  latest offsets → decide ─┬─ run:   offsets/N → bind → run the plan → state → sinks → commits/N → progress
@@ -38,7 +38,7 @@ use std::time::Duration;
 
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
-use tokio::runtime::Handle;
+use tracing::Instrument;
 
 use self::decide::{Decision, Found, decide};
 use self::keeper::StateKeeper;
@@ -48,11 +48,13 @@ pub(crate) use self::shared::{Shared, State};
 use self::silence::Silences;
 use self::sinks::Sinks;
 use crate::batch::{BatchContext, BatchParts};
+use crate::calls::Calls;
 use crate::checkpoint::{BatchLog, Belongings, CommitEntry, Epoch, OffsetEntry};
 use crate::clock::Clock;
 use crate::config::QueryConfig;
-use crate::error::{Error, ErrorKind, Result, guarded};
-use crate::execution::{self, check_runtime, runtime_is_gone};
+use crate::error::{Error, ErrorKind, Result};
+use crate::execution::{self, Runtimes, runtime_is_gone};
+use crate::executor::Executor;
 use crate::id::BatchId;
 use crate::plan::QueryPlan;
 use crate::plan::stateful::exchanges;
@@ -70,7 +72,11 @@ const BATCHES_PER_JOIN_RESET: u64 = 10_000;
 #[derive(Debug)]
 pub(crate) struct Driver {
     shared: Arc<Shared>,
-    runtime: Handle,
+    executor: Executor,
+    runtimes: Runtimes,
+    /// How sources and sinks are called, and how the checkpoint is.
+    calls: Calls,
+    checkpoint_calls: Calls,
     clock: Arc<dyn Clock>,
     config: QueryConfig,
     trigger: Trigger,
@@ -117,17 +123,20 @@ enum Round {
 
 impl Driver {
     /// Runs rounds until the query is stopped, fails, or its trigger ends it.
-    fn run(&mut self) -> Result<()> {
-        self.rounds().map_err(|error| self.cause_of(error))
+    async fn run(&mut self) -> Result<()> {
+        match self.rounds().await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.cause_of(error).await),
+        }
     }
 
     /// What another run or a deleted checkpoint leads to looks like damage, lost input or missing rights: the cause is told.
-    fn cause_of(&self, error: Error) -> Error {
+    async fn cause_of(&self, error: Error) -> Error {
         if matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Stopped) {
             return error;
         }
         let batch = error.batch_id();
-        match self.runtime.block_on(self.moved(&error)) {
+        match self.checkpoint_calls.call(Phase::CommitOffsets, checkpoint, self.moved(&error)).await {
             Err(cause) if matches!(cause.kind(), ErrorKind::Fenced | ErrorKind::DamagedCheckpoint) => {
                 batch.into_iter().fold(cause.caused_by(error), Error::batch)
             }
@@ -149,20 +158,20 @@ impl Driver {
         }
     }
 
-    fn rounds(&mut self) -> Result<()> {
+    async fn rounds(&mut self) -> Result<()> {
         while !self.shared.is_stopping() {
             let started_ms = self.clock.now_ms();
             self.shared.state.send_modify(|state| state.rounds += 1);
-            let round = self.round(started_ms).map_err(|e| self.plan.names.in_words(e))?;
+            let round = self.round(started_ms).await.map_err(|e| self.plan.names.in_words(e))?;
             if round == Round::Finished || (self.trigger == Trigger::Once && round == Round::Ran) {
                 break;
             }
-            self.pause(started_ms, round == Round::Ran)?;
+            self.pause(started_ms, round == Round::Ran).await?;
         }
         Ok(())
     }
 
-    fn round(&mut self, started_ms: i64) -> Result<Round> {
+    async fn round(&mut self, started_ms: i64) -> Result<Round> {
         let mut watch = Stopwatch::start(Arc::clone(&self.clock));
         let (entry, latest) = match self.repeat.take() {
             Some(logged) => {
@@ -171,7 +180,7 @@ impl Driver {
                 (logged, latest)
             }
             None => {
-                let latest = self.latest_offsets(&mut watch)?;
+                let latest = self.latest_offsets(&mut watch).await?;
                 self.hear(&latest, started_ms);
                 let data =
                     latest.iter().zip(&self.ends).any(|(latest, end)| latest.end.is_some() && latest.end != *end);
@@ -179,14 +188,14 @@ impl Driver {
                 let no_data_batches = self.config.no_data_batches;
                 let found = Found { data, watermark_due, no_data_batches, unknown: self.silences.any() };
                 match decide(found, self.trigger.ends()) {
-                    Decision::Run => (self.log_batch(started_ms, &latest, &mut watch)?, latest),
+                    Decision::Run => (self.log_batch(started_ms, &latest, &mut watch).await?, latest),
                     Decision::Wait => {
                         self.tell_idle(started_ms);
                         return Ok(Round::Idle);
                     }
                     Decision::Finish => {
                         // A source whose tasks were cut off may have taken that for the end.
-                        check_runtime(&self.runtime)?;
+                        self.runtimes.check()?;
                         self.tell_idle(started_ms);
                         return Ok(Round::Finished);
                     }
@@ -194,19 +203,21 @@ impl Driver {
                 }
             }
         };
-        self.run_batch(started_ms, entry, &latest, watch)?;
+        let span = tracing::info_span!("batch", query = %self.shared.id, batch = %self.next);
+        self.run_batch(started_ms, entry, &latest, watch).instrument(span).await?;
         Ok(Round::Ran)
     }
 
     /// Asks every source how far this batch may go.
-    fn latest_offsets(&mut self, watch: &mut Stopwatch) -> Result<Vec<Latest>> {
+    async fn latest_offsets(&mut self, watch: &mut Stopwatch) -> Result<Vec<Latest>> {
         watch.enter(Phase::LatestOffset);
         let limit = if self.trigger == Trigger::Once { ReadLimit::Everything } else { ReadLimit::AsConfigured };
         let batch = self.next;
-        let (runtime, sources) = (&self.runtime, &self.plan.sources);
+        let (calls, sources) = (&self.calls, &self.plan.sources);
         let mut found = vec![];
         for ((reader, end), source) in self.readers.iter_mut().zip(&self.ends).zip(sources) {
-            let asked = guarded(|| whose(source), || runtime.block_on(reader.latest_offset(end.as_ref(), limit)));
+            let asks = reader.latest_offset(end.as_ref(), limit);
+            let asked = calls.call(Phase::LatestOffset, || whose(source), asks).await;
             let latest = asked.map_err(|e| e.batch(batch))?;
             // A source that says nothing has not moved.
             found.push(Latest { end: latest.end.or_else(|| end.clone()), ..latest });
@@ -216,7 +227,7 @@ impl Driver {
     }
 
     /// Writes `offsets/N`: from here on the batch exists. Then the sources may let go of what the batch before read.
-    fn log_batch(&mut self, started_ms: i64, latest: &[Latest], watch: &mut Stopwatch) -> Result<OffsetEntry> {
+    async fn log_batch(&mut self, started_ms: i64, latest: &[Latest], watch: &mut Stopwatch) -> Result<OffsetEntry> {
         watch.enter(Phase::WalCommit);
         let batch = self.next;
         let entry = OffsetEntry {
@@ -228,12 +239,15 @@ impl Driver {
             partitions: self.plan.draws.then_some(self.config.partitions),
             ends: latest.iter().map(|latest| latest.end.clone()).collect(),
         };
-        self.runtime.block_on(self.epoch.check()).map_err(|e| e.batch(batch))?;
-        self.runtime.block_on(self.logs.offsets.add(batch, &entry)).map_err(|e| e.batch(batch))?;
-        let (runtime, sources) = (&self.runtime, &self.plan.sources);
+        let logged = async {
+            self.epoch.check().await?;
+            self.logs.offsets.add(batch, &entry).await
+        };
+        self.checkpoint_calls.call(Phase::WalCommit, checkpoint, logged).await.map_err(|e| e.batch(batch))?;
+        let (calls, sources) = (&self.calls, &self.plan.sources);
         for ((reader, end), source) in self.readers.iter_mut().zip(&self.ends).zip(sources) {
             if let Some(end) = end {
-                let committed = guarded(|| whose(source), || runtime.block_on(reader.commit(end)));
+                let committed = calls.call(Phase::WalCommit, || whose(source), reader.commit(end)).await;
                 committed.map_err(|e| e.batch(batch))?;
             }
         }
@@ -242,7 +256,7 @@ impl Driver {
     }
 
     /// Binds, runs, commits.
-    fn run_batch(
+    async fn run_batch(
         &mut self,
         started_ms: i64,
         entry: OffsetEntry,
@@ -250,11 +264,10 @@ impl Driver {
         mut watch: Stopwatch,
     ) -> Result<()> {
         let batch = self.next;
-        let _span = tracing::info_span!("batch", query = %self.shared.id, batch = %batch).entered();
         self.shared.say(format!("running batch {batch}"), true);
 
         watch.enter(Phase::GetBatch);
-        let leaves = self.bind(&entry).map_err(|e| e.batch(batch))?;
+        let leaves = self.bind(&entry).await.map_err(|e| e.batch(batch))?;
         let bound_partitions: usize =
             leaves.iter().flatten().map(|plan| plan.output_partitioning().partition_count()).sum();
 
@@ -267,30 +280,39 @@ impl Driver {
             exchanges: exchanges(&self.plan.physical).into_iter().map(|exchange| exchange.partitions()).collect(),
             takes_dead_letters: self.sinks.takes_dead_letters(),
         };
-        let cancelled = Arc::clone(&self.shared.cancelled);
-        let context = Arc::new(BatchContext::new(batch, entry.time_ms, entry.watermark_ms, parts, cancelled));
-        let task_context = self.prepare(&context)?;
+        let cancel = self.shared.cancelled.clone();
+        let context = Arc::new(BatchContext::new(batch, entry.time_ms, entry.watermark_ms, parts, self.calls.clone()));
+        let task_context = self.prepare(&context).await?;
 
         watch.enter(Phase::AddBatch);
-        let (plan, runtime, run_id) = (&self.plan.physical, &self.runtime, self.shared.run_id);
-        let first = self.plan.scalar_subqueries.plans();
-        let parallel = bound_partitions > 1;
-        let filled = self.sinks.fill(&context, runtime, |writers| {
-            let context = &task_context;
-            execution::run(&execution::Run { run_id, batch, first, plan, context, writers, runtime, parallel })
-        });
-        let filled = filled.map_err(|e| e.batch(batch))?;
+        let begun = self.sinks.begin(batch, &self.calls).await.map_err(|e| e.batch(batch))?;
+        let run = execution::Run {
+            run_id: self.shared.run_id,
+            batch,
+            first: self.plan.scalar_subqueries.plans().to_vec(),
+            plan: Arc::clone(&self.plan.physical),
+            context: task_context,
+            writers: begun.writers.clone(),
+            executor: self.executor.clone(),
+            clock: Arc::clone(&self.clock),
+            cancel,
+            parallel: bound_partitions > 1,
+        };
+        let receipts = execution::run(Arc::new(run)).await.map_err(|e| e.batch(batch))?;
+        let filled = self.sinks.fill(&context, begun, receipts).await.map_err(|e| e.batch(batch))?;
+        self.runtimes.check().map_err(|e| e.batch(batch))?;
 
         let mut state = None;
         if !self.state.is_empty() {
             watch.enter(Phase::StateCommit);
-            let written = self.runtime.block_on(self.state.write(batch, &operators, &self.runtime));
+            let written = self.state.write(batch, &operators, self.executor.io());
+            let written = self.checkpoint_calls.call(Phase::StateCommit, checkpoint, written).await;
             state = Some(written.map_err(|e| e.batch(batch))?);
             watch.enter(Phase::AddBatch);
         }
-        let rows = self.sinks.commit(&context, &self.runtime, &self.epoch, filled).map_err(|e| e.batch(batch))?;
+        let rows = self.sinks.commit(&context, &self.epoch, filled).await.map_err(|e| e.batch(batch))?;
         // `foreach_batch` may have run a plan of its own: whether it saw all rows is as uncertain.
-        check_runtime(&self.runtime).map_err(|e| e.batch(batch))?;
+        self.runtimes.check().map_err(|e| e.batch(batch))?;
 
         watch.enter(Phase::CommitOffsets);
         for (node, seen) in context.event_times().iter().enumerate().filter(|(_, seen)| seen.count > 0) {
@@ -302,8 +324,11 @@ impl Driver {
             state,
             run_id: Some(self.shared.run_id),
         };
-        self.runtime.block_on(self.logs.commits.add(batch, &commit)).map_err(|e| e.batch(batch))?;
-        self.runtime.block_on(self.epoch.check()).map_err(|e| e.batch(batch))?;
+        let committed = async {
+            self.logs.commits.add(batch, &commit).await?;
+            self.epoch.check().await
+        };
+        self.checkpoint_calls.call(Phase::CommitOffsets, checkpoint, committed).await.map_err(|e| e.batch(batch))?;
         watch.leave();
 
         let operators = self.state.progress(&operators, watch.phase_ms(Phase::StateCommit));
@@ -314,15 +339,15 @@ impl Driver {
         self.batches_run += 1;
         self.last_trigger = Some(watch.started());
         // The state forgets by what the commits name, so before any is deleted.
-        self.forget_old_batches();
+        self.forget_old_batches().await;
         if self.batches_run == 1 {
-            self.tidy(batch);
+            self.tidy(batch).await;
         }
         Ok(())
     }
 
     /// By leaf: a plan over what this batch reads there.
-    fn bind(&mut self, entry: &OffsetEntry) -> Result<Vec<Option<Arc<dyn ExecutionPlan>>>> {
+    async fn bind(&mut self, entry: &OffsetEntry) -> Result<Vec<Option<Arc<dyn ExecutionPlan>>>> {
         let mut bound = vec![];
         for leaf in &self.plan.leaves {
             let (Some(reader), Some(end), Some(start)) =
@@ -339,9 +364,9 @@ impl Driver {
                 bound.push(None);
                 continue;
             }
-            let (runtime, source) = (&self.runtime, self.plan.sources.get(leaf.source));
+            let source = self.plan.sources.get(leaf.source);
             let whose = || source.map_or_else(|| "a source".to_owned(), whose);
-            let plan = guarded(whose, || runtime.block_on(reader.bind(&range, &leaf.request)))?;
+            let plan = self.calls.call(Phase::GetBatch, whose, reader.bind(&range, &leaf.request)).await?;
             let same = |a: &arrow::datatypes::Fields, b: &arrow::datatypes::Fields| {
                 a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.data_type() == b.data_type())
             };
@@ -358,14 +383,14 @@ impl Driver {
     }
 
     /// Makes the plan fit to run again, and tells it of the batch.
-    fn prepare(&mut self, context: &Arc<BatchContext>) -> Result<Arc<TaskContext>> {
+    async fn prepare(&mut self, context: &Arc<BatchContext>) -> Result<Arc<TaskContext>> {
         let now = self.clock.elapsed();
         let stale = match (self.config.static_refresh_ms, self.static_read) {
             (Some(every_ms), Some(read)) => now.saturating_sub(read).as_millis() as i64 >= every_ms,
             _ => false,
         };
         if stale {
-            self.runtime.block_on(self.plan.look_up_static_tables())?;
+            self.plan.look_up_static_tables().await?;
         }
         if stale || self.static_read.is_none() {
             self.static_read = Some(now);
@@ -391,13 +416,13 @@ impl Driver {
 
     /// Deletes what earlier runs left behind, up to the batch that was just committed. What cannot be deleted now is only
     /// untidy.
-    fn tidy(&self, committed: BatchId) {
+    async fn tidy(&self, committed: BatchId) {
         // Earlier runs may have kept more batches.
         for log in [&self.logs.offsets, &self.logs.commits] {
-            match (self.last_old_batch(), self.runtime.block_on(log.batches())) {
+            match (self.last_old_batch(), log.batches().await) {
                 (Some(last), Ok(batches)) => {
                     for old in batches.into_iter().filter(|batch| *batch < last) {
-                        self.delete_entry(log, old);
+                        self.delete_entry(log, old).await;
                     }
                 }
                 (None, _) => {}
@@ -405,20 +430,20 @@ impl Driver {
             }
         }
         // Files that only those entries named are named by none now.
-        if let Err(error) = self.runtime.block_on(self.state.tidy(&self.logs.commits, committed)) {
+        if let Err(error) = self.state.tidy(&self.logs.commits, committed).await {
             tracing::warn!(%error, "files of state that an earlier run left behind could not be deleted");
         }
     }
 
     /// Deletes log entries that no kept batch needs. What cannot be deleted now is only untidy.
-    fn forget_old_batches(&self) {
+    async fn forget_old_batches(&self) {
         let Some(old) = self.last_old_batch() else { return };
         // The files of state first: the commits tell which they are.
-        if let Err(error) = self.runtime.block_on(self.state.forget(&self.logs.commits, old)) {
+        if let Err(error) = self.state.forget(&self.logs.commits, old).await {
             tracing::warn!(%error, batch = %old, "old files of state could not be deleted");
         }
         for log in [&self.logs.offsets, &self.logs.commits] {
-            self.delete_entry(log, old);
+            self.delete_entry(log, old).await;
         }
     }
 
@@ -428,8 +453,8 @@ impl Driver {
         newest.checked_sub(self.config.min_batches_to_retain + 1).map(BatchId)
     }
 
-    fn delete_entry(&self, log: &BatchLog, old: BatchId) {
-        if let Err(error) = self.runtime.block_on(log.delete(old)) {
+    async fn delete_entry(&self, log: &BatchLog, old: BatchId) {
+        if let Err(error) = log.delete(old).await {
             tracing::warn!(%error, batch = %old, "an old log entry could not be deleted");
         }
     }
@@ -439,27 +464,21 @@ impl Driver {
     /// # Errors
     ///
     /// If the runtime is shut down meanwhile.
-    fn pause(&self, started_ms: i64, ran: bool) -> Result<()> {
+    async fn pause(&self, started_ms: i64, ran: bool) -> Result<()> {
         let now_ms = self.clock.now_ms();
         let next_ms = self.trigger.next_round_ms(started_ms, now_ms, ran, self.config.polling_delay_ms);
-        let Some(next_ms) = next_ms else { return Ok(()) };
-        // A timer panics when its runtime goes; the task that waits for it is only dropped.
-        let clock = Arc::clone(&self.clock);
-        let mut time = self.runtime.spawn(async move { clock.sleep_until(next_ms).await });
-        self.runtime.block_on(async {
-            tokio::select! {
-                over = &mut time => match over {
-                    Err(gone) if gone.is_cancelled() => Err(runtime_is_gone()),
-                    Err(panic) => Err(Error::panicked("the clock of the query", panic.into_panic().as_ref())),
-                    Ok(()) => Ok(()),
-                },
-                () = self.shared.wake.notified() => {
-                    time.abort();
-                    Ok(())
-                }
-            }
-        })
+        let Some(next_ms) = next_ms else { return self.runtimes.check() };
+        tokio::select! {
+            () = self.clock.sleep_until(next_ms) => self.runtimes.check(),
+            () = self.shared.wake.notified() => Ok(()),
+            () = self.runtimes.gone() => Err(runtime_is_gone()),
+        }
     }
+}
+
+/// The checkpoint, for the one whose call hangs.
+fn checkpoint() -> String {
+    "the checkpoint".to_owned()
 }
 
 /// The source, for the one whose code panicked.

@@ -1,4 +1,4 @@
-//! What the driver's thread and the user's handles share.
+//! What the driver and the user's handles share.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use datafusion::physical_plan::{ExecutionPlan, displayable};
 use tokio::sync::{Notify, watch};
 
+use crate::calls::Cancel;
 use crate::error::Error;
 use crate::id::{BatchId, QueryId, RunId};
 use crate::progress::QueryProgress;
 use crate::query::QueryStatus;
 use crate::sink::Guarantee;
 
-/// One run of one query, as seen from outside its thread.
+/// One run of one query, as seen from outside.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) id: QueryId,
@@ -28,7 +29,7 @@ pub(crate) struct Shared {
     /// Set: no further batch begins.
     pub(crate) stopping: AtomicBool,
     /// Set: the running batch is dropped.
-    pub(crate) cancelled: Arc<AtomicBool>,
+    pub(crate) cancelled: Cancel,
     /// Ends the driver's pause.
     pub(crate) wake: Notify,
     /// Whether a pause may be ended to look for data: not in the rhythm of a processing-time trigger.
@@ -76,7 +77,7 @@ impl Shared {
     }
 
     pub(crate) fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
+        self.cancelled.set();
         self.stop();
     }
 

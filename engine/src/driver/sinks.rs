@@ -15,31 +15,44 @@
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
-use tokio::runtime::Handle;
 
 use crate::batch::BatchContext;
+use crate::calls::Calls;
 use crate::checkpoint::Epoch;
-use crate::error::{Error, Result, guarded};
+use crate::error::{Error, Result};
 use crate::execution::Writers;
 use crate::id::{BatchId, PartitionId};
+use crate::progress::Phase;
 use crate::query::OutputMode;
-use crate::sink::{
-    Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkName, SinkWriter, dead_letter_schema,
-    discarding_writer,
-};
+use crate::sink::{Begin, Guarantee, Receipt, Sink, SinkContext, SinkName, SinkWriter, dead_letter_schema};
 use crate::source::Source;
 
 /// The sinks of one run.
 #[derive(Debug)]
 pub(super) struct Sinks {
-    output: Box<dyn SinkWriter>,
-    dead_letters: Option<Box<dyn SinkWriter>>,
+    output: OneSink,
+    dead_letters: Option<OneSink>,
     /// The output, for people.
     pub(super) description: String,
-    /// The sink for dead letters, for people.
-    dead_letters_description: String,
     /// What readers of both can rely on.
     pub(super) guarantee: Guarantee,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct OneSink {
+    name: SinkName,
+    writer: Arc<dyn SinkWriter>,
+    /// It, for the one whose code panics or hangs.
+    whose: String,
+    has_time_limit: bool,
+}
+
+/// A batch that both sinks have begun.
+pub(super) struct Begun {
+    /// For the output.
+    pub(super) writers: Writers,
+    dead_letters: Option<Writers>,
 }
 
 /// What a batch left to be committed.
@@ -50,7 +63,7 @@ pub(super) struct Filled {
 
 /// What one sink got of it.
 struct Written {
-    begin: Begin,
+    writers: Writers,
     receipts: Vec<Receipt>,
 }
 
@@ -102,26 +115,25 @@ impl Sinks {
             output_mode: OutputMode::Append,
             ..context.clone()
         };
-        let dead_letters_description = dead_letters.map(Sink::description).unwrap_or_default();
-        let output = output.open(context).await?;
+        let one = async |sink: &dyn Sink, context: SinkContext, purpose: &str| {
+            Ok::<_, Error>(OneSink {
+                name: context.name,
+                writer: Arc::from(sink.open(context).await?),
+                whose: format!("the sink `{}`{purpose}", sink.description()),
+                has_time_limit: sink.has_time_limit(),
+            })
+        };
+        let output = one(output, context, "").await?;
         let dead_letters = match dead_letters {
-            Some(sink) => Some(sink.open(for_dead_letters).await?),
+            Some(sink) => Some(one(sink, for_dead_letters, " for dead letters").await?),
             None => None,
         };
-        Ok(Sinks { output, dead_letters, description, dead_letters_description, guarantee })
+        Ok(Sinks { output, dead_letters, description, guarantee })
     }
 
     /// Both, to be let go of one by one.
-    pub(super) fn into_parts(self) -> (Box<dyn SinkWriter>, Option<Box<dyn SinkWriter>>) {
-        (self.output, self.dead_letters)
-    }
-
-    /// The one or the other, for the one whose code panicked.
-    fn whose(&self, name: SinkName) -> String {
-        match name {
-            SinkName::Output => format!("the sink `{}`", self.description),
-            SinkName::DeadLetters => format!("the sink `{}` for dead letters", self.dead_letters_description),
-        }
+    pub(super) fn into_parts(self) -> (Arc<dyn SinkWriter>, Option<Arc<dyn SinkWriter>>) {
+        (self.output.writer, self.dead_letters.map(|sink| sink.writer))
     }
 
     /// Whether there is a sink for dead letters.
@@ -129,32 +141,26 @@ impl Sinks {
         self.dead_letters.is_some()
     }
 
-    /// Begins the batch, lets `run` run the plan into the output, then writes the dead letters that came of it. If the output
-    /// took the batch before, the plan runs all the same, for dead letters and for what its operators learn from it.
-    pub(super) fn fill(
-        &self,
-        context: &BatchContext,
-        runtime: &Handle,
-        run: impl FnOnce(Writers<'_>) -> Result<Vec<Receipt>>,
-    ) -> Result<Filled> {
-        let batch = context.batch;
-        let begins = |name, sink: &dyn SinkWriter| guarded(|| self.whose(name), || runtime.block_on(sink.begin(batch)));
-        let begin = begins(SinkName::Output, self.output.as_ref())?;
+    /// Begins the batch. If the output took it before, the plan runs all the same, for dead letters and for what its operators
+    /// learn from it.
+    pub(super) async fn begin(&self, batch: BatchId, calls: &Calls) -> Result<Begun> {
+        let writers = self.output.begin(batch, calls).await?;
         let dead_letters = match &self.dead_letters {
-            Some(sink) => Some((sink.as_ref(), begins(SinkName::DeadLetters, sink.as_ref())?)),
+            Some(sink) => Some(sink.begin(batch, calls).await?),
             None => None,
         };
+        Ok(Begun { writers, dead_letters })
+    }
 
-        let output = self.output.as_ref();
-        let writers = |partition: PartitionId| writer(output, begin, batch, partition);
-        let output = Written { begin, receipts: run(&writers)? };
-
-        let dead_letters = match dead_letters {
-            Some((sink, begin)) => {
+    /// Takes what the plan has written into the output, and writes the dead letters that came of it.
+    pub(super) async fn fill(&self, context: &BatchContext, begun: Begun, receipts: Vec<Receipt>) -> Result<Filled> {
+        let output = Written { writers: begun.writers, receipts };
+        let dead_letters = match begun.dead_letters {
+            Some(writers) => {
                 let letters = context.take_dead_letters();
-                let write = || runtime.block_on(write_dead_letters(sink, begin, batch, letters));
-                let receipts = guarded(|| self.whose(SinkName::DeadLetters), write)?;
-                Some(Written { begin, receipts })
+                let write = write_dead_letters(&writers, letters);
+                let receipts = writers.calls.call(Phase::AddBatch, || writers.whose.clone(), write).await?;
+                Some(Written { writers, receipts })
             }
             None => None,
         };
@@ -162,24 +168,38 @@ impl Sinks {
     }
 
     /// Makes the batch visible, first its dead letters, then its rows; neither, if the query was asked to drop it.
-    pub(super) fn commit(
-        &self,
-        context: &BatchContext,
-        runtime: &Handle,
-        epoch: &Epoch,
-        filled: Filled,
-    ) -> Result<RowsGiven> {
+    pub(super) async fn commit(&self, context: &BatchContext, epoch: &Epoch, filled: Filled) -> Result<RowsGiven> {
         context.check_cancelled()?;
         let Filled { output, dead_letters } = filled;
         let rows = RowsGiven { output: output.rows(), dead_letters: dead_letters.as_ref().map(Written::rows) };
-        let commits = |name, sink: &dyn SinkWriter, written| {
-            guarded(|| self.whose(name), || runtime.block_on(commit(name, sink, context.batch, epoch, written)))
-        };
         if let (Some(sink), Some(written)) = (&self.dead_letters, dead_letters) {
-            commits(SinkName::DeadLetters, sink.as_ref(), written)?;
+            sink.commit(epoch, written).await?;
         }
-        commits(SinkName::Output, self.output.as_ref(), output)?;
+        self.output.commit(epoch, output).await?;
         Ok(rows)
+    }
+}
+
+impl OneSink {
+    async fn begin(&self, batch: BatchId, calls: &Calls) -> Result<Writers> {
+        let calls = if self.has_time_limit { calls.clone() } else { calls.without_timeout() };
+        let begin = calls.call(Phase::AddBatch, || self.whose.clone(), self.writer.begin(batch)).await?;
+        Ok(Writers { sink: Arc::clone(&self.writer), begin, batch, whose: self.whose.clone(), calls })
+    }
+
+    async fn commit(&self, epoch: &Epoch, written: Written) -> Result<()> {
+        let Written { writers, receipts } = written;
+        let commit = async {
+            epoch.check().await?;
+            match writers.begin {
+                Begin::Open => writers.sink.commit(writers.batch, receipts).await,
+                Begin::Taken => {
+                    tracing::info!(sink = %self.name, "the sink had taken this batch before the restart");
+                    Ok(())
+                }
+            }
+        };
+        writers.calls.call(Phase::AddBatch, || self.whose.clone(), commit).await
     }
 }
 
@@ -189,43 +209,14 @@ impl Written {
     }
 }
 
-/// A writer of the sink, or one that only counts if the sink has the batch already.
-fn writer(
-    sink: &dyn SinkWriter,
-    begin: Begin,
-    batch: BatchId,
-    partition: PartitionId,
-) -> Result<Box<dyn PartitionWriter>> {
-    match begin {
-        Begin::Open => sink.partition(batch, partition),
-        Begin::Taken => Ok(discarding_writer()),
-    }
-}
-
 /// Writes dead letters as a partition of their own. Without any, no writer is made.
-async fn write_dead_letters(
-    sink: &dyn SinkWriter,
-    begin: Begin,
-    batch: BatchId,
-    letters: Vec<RecordBatch>,
-) -> Result<Vec<Receipt>> {
+async fn write_dead_letters(writers: &Writers, letters: Vec<RecordBatch>) -> Result<Vec<Receipt>> {
     if letters.is_empty() {
         return Ok(vec![]);
     }
-    let mut writer = writer(sink, begin, batch, PartitionId(0))?;
+    let mut writer = writers.writer(PartitionId(0))?;
     for rows in letters {
         writer.write(rows).await?;
     }
     Ok(vec![writer.finish().await?])
-}
-
-async fn commit(name: SinkName, sink: &dyn SinkWriter, batch: BatchId, epoch: &Epoch, written: Written) -> Result<()> {
-    epoch.check().await?;
-    match written.begin {
-        Begin::Open => sink.commit(batch, written.receipts).await,
-        Begin::Taken => {
-            tracing::info!(sink = %name, "the sink had taken this batch before the restart");
-            Ok(())
-        }
-    }
 }

@@ -7,9 +7,10 @@
 //!             stage 0            exchange       last stage
 //! ```
 //!
-//! A stage of *n* partitions is *n* independent tasks. Each drains its partition, on a worker thread of rayon's pool: into
-//! the exchange, which deals its rows out by key, or, in the last stage, into a writer of the sink. Where there are few
-//! rows, hopping to other threads would cost more than it gains, and the tasks run one after the other where they are.
+//! A stage of *n* partitions is *n* independent tasks of the [executor](crate::executor). Each drains its partition: into the
+//! exchange, which deals its rows out by key, or, in the last stage, into a writer of the sink. Between record batches a task
+//! lets those of other queries have their turn. Where there are few rows, hopping to other threads would cost more than it
+//! gains, and the tasks run one after the other within the driver's.
 
 mod own_thread;
 
@@ -17,70 +18,174 @@ mod runtime;
 
 mod task;
 
+use std::fmt;
+use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
-use rayon::prelude::*;
-use tokio::runtime::Handle;
+use futures::FutureExt;
+use futures::future::join_all;
 
-pub(crate) use self::own_thread::{AtWork, is_called_by};
-pub(crate) use self::runtime::{check_runtime, is_shut_down, runtime_is_gone};
+pub(crate) use self::own_thread::{AtWork, at_work, is_called_by};
+pub(crate) use self::runtime::{Runtimes, runtime_is_gone};
 use self::task::{run_ahead, run_exchange_task, run_task};
+use crate::calls::{Calls, Cancel};
+use crate::clock::Clock;
 use crate::error::Result;
+use crate::executor::{Executor, Task};
 use crate::id::{BatchId, PartitionId, RunId};
+use crate::operator::exchange::ExchangeExec;
 use crate::plan::stateful::exchanges;
-use crate::sink::{PartitionWriter, Receipt};
+use crate::sink::{Begin, PartitionWriter, Receipt, SinkWriter, discarding_writer};
 
 /// Fewer rows than this are not worth another thread.
 const ROWS_WORTH_A_THREAD: usize = 4096;
 
-/// Makes the writer of a partition.
-pub(crate) type Writers<'a> = &'a (dyn Fn(PartitionId) -> Result<Box<dyn PartitionWriter>> + Sync);
+/// How long tasks that were cancelled are waited for. One that is computing ends between two record batches; one that blocks
+/// its thread, in a function of the user, may not end at all.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Makes the writers of a batch, one per partition.
+#[derive(Debug, Clone)]
+pub(crate) struct Writers {
+    pub(crate) sink: Arc<dyn SinkWriter>,
+    pub(crate) begin: Begin,
+    pub(crate) batch: BatchId,
+    /// The sink, in words.
+    pub(crate) whose: String,
+    /// How it is called.
+    pub(crate) calls: Calls,
+}
+
+impl Writers {
+    /// A writer of the sink, or one that only counts if the sink has the batch already.
+    pub(crate) fn writer(&self, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+        match self.begin {
+            Begin::Open => self.sink.partition(self.batch, partition),
+            Begin::Taken => Ok(discarding_writer()),
+        }
+    }
+}
 
 /// One run of a plan.
-pub(crate) struct Run<'a> {
+pub(crate) struct Run {
     pub(crate) run_id: RunId,
     pub(crate) batch: BatchId,
     /// What runs to its end before the first stage, and gives no rows.
-    pub(crate) first: &'a [Arc<dyn ExecutionPlan>],
-    pub(crate) plan: &'a Arc<dyn ExecutionPlan>,
-    pub(crate) context: &'a Arc<TaskContext>,
-    pub(crate) writers: Writers<'a>,
-    pub(crate) runtime: &'a Handle,
+    pub(crate) first: Vec<Arc<dyn ExecutionPlan>>,
+    pub(crate) plan: Arc<dyn ExecutionPlan>,
+    pub(crate) context: Arc<TaskContext>,
+    pub(crate) writers: Writers,
+    pub(crate) executor: Executor,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) cancel: Cancel,
     /// Whether it is worth to read the sources with several threads.
     pub(crate) parallel: bool,
 }
 
+impl fmt::Debug for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Run").field("run_id", &self.run_id).field("batch", &self.batch).finish_non_exhaustive()
+    }
+}
+
 /// Runs every stage of the plan. Returns the receipts of the partitions that had rows, in partition order, or the first
-/// error. What it returns is whole: no task of the batch was cut off by the end of the [runtime](is_shut_down).
-pub(crate) fn run(run: &Run<'_>) -> Result<Vec<Receipt>> {
-    for plan in run.first {
-        run_ahead(run, plan)?;
+/// error. When it returns, no task of the batch is left, unless one [blocks its thread](PATIENCE).
+pub(crate) async fn run(run: Arc<Run>) -> Result<Vec<Receipt>> {
+    for plan in &run.first {
+        run_ahead(&run, plan).await?;
     }
     let mut parallel = run.parallel;
-    for exchange in exchanges(run.plan) {
-        let dealt = AtomicUsize::new(0);
+    for exchange in exchanges(&run.plan) {
         let partitions = exchange.input().output_partitioning().partition_count();
-        let task = |partition| {
-            let rows = run_exchange_task(run, exchange, PartitionId(partition))?;
-            dealt.fetch_add(rows, Ordering::Relaxed);
-            Ok(())
-        };
-        each(partitions, parallel, task)?;
-        parallel = run.parallel || dealt.into_inner() >= ROWS_WORTH_A_THREAD;
+        let exchange: Arc<ExchangeExec> = Arc::new(exchange.clone());
+        let task = |partition| run_exchange_task(Arc::clone(&run), Arc::clone(&exchange), PartitionId(partition));
+        let dealt: usize = each(&run, partitions, parallel, task).await?.into_iter().sum();
+        parallel = run.parallel || dealt >= ROWS_WORTH_A_THREAD;
     }
     let partitions = run.plan.output_partitioning().partition_count();
-    let receipts = each(partitions, parallel, |partition| run_task(run, PartitionId(partition)))?;
-    check_runtime(run.runtime)?;
+    let task = |partition| run_task(Arc::clone(&run), PartitionId(partition));
+    let receipts = each(&run, partitions, parallel, task).await?;
     Ok(receipts.into_iter().flatten().collect())
 }
 
-fn each<T: Send>(partitions: usize, parallel: bool, task: impl Fn(usize) -> Result<T> + Send + Sync) -> Result<Vec<T>> {
-    if parallel && partitions > 1 {
-        (0..partitions).into_par_iter().map(task).collect()
-    } else {
-        (0..partitions).map(task).collect()
+/// What the tasks of a stage gave, by partition; or the first error, or that of a query that is to drop its batch.
+async fn each<T, W>(run: &Run, partitions: usize, parallel: bool, work: impl Fn(usize) -> W) -> Result<Vec<T>>
+where
+    T: Send + 'static,
+    W: Future<Output = Result<T>> + Send + 'static,
+{
+    if !parallel || partitions <= 1 {
+        let one_by_one = async {
+            let mut done = vec![];
+            for partition in 0..partitions {
+                done.push(work(partition).await?);
+            }
+            Ok(done)
+        };
+        return tokio::select! {
+            biased;
+            done = one_by_one => done,
+            () = run.cancel.requested() => Err(Cancel::error()),
+        };
+    }
+    let mut stage = Stage {
+        tasks: (0..partitions).map(|partition| Some(run.executor.spawn(work(partition)))).collect(),
+        done: (0..partitions).map(|_| None).collect(),
+    };
+    let outcome = tokio::select! {
+        biased;
+        outcome = poll_fn(|context| stage.poll(context)) => outcome,
+        () = run.cancel.requested() => Err(Cancel::error()),
+    };
+    match outcome {
+        Ok(()) => Ok(stage.done.into_iter().flatten().collect()),
+        Err(error) => {
+            stage.cancel(run).await;
+            Err(error)
+        }
+    }
+}
+
+/// The tasks of a stage, by partition.
+struct Stage<T> {
+    /// Those that have not ended.
+    tasks: Vec<Option<Task<Result<T>>>>,
+    /// What the others gave.
+    done: Vec<Option<T>>,
+}
+
+impl<T: Send + 'static> Stage<T> {
+    /// Ready when all have ended well, or one has not.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        let mut pending = false;
+        for (place, done) in self.tasks.iter_mut().zip(&mut self.done) {
+            let Some(task) = place else { continue };
+            match task.poll_unpin(context) {
+                Poll::Ready(given) => {
+                    *place = None;
+                    *done = Some(given?);
+                }
+                Poll::Pending => pending = true,
+            }
+        }
+        if pending { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+
+    /// Drops what is left, and waits until it is gone.
+    async fn cancel(self, run: &Run) {
+        let cancelled = join_all(self.tasks.into_iter().flatten().map(Task::cancel));
+        tokio::select! {
+            biased;
+            _ = cancelled => {}
+            () = run.clock.sleep(PATIENCE) => tracing::warn!(
+                run = %run.run_id,
+                batch = %run.batch,
+                "code that the query called blocks its thread for more than {PATIENCE:?} and is left behind"
+            ),
+        }
     }
 }

@@ -1,53 +1,57 @@
 //! One partition, from its first row to its receipt.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use datafusion::physical_plan::ExecutionPlan;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 
-use super::{AtWork, Run};
+use super::{Run, at_work};
 use crate::batch::BatchContext;
 use crate::error::{Error, Result};
 use crate::id::PartitionId;
 use crate::operator::exchange::ExchangeExec;
+use crate::progress::Phase;
 use crate::sink::Receipt;
 
 /// Drains one partition into its writer. `None` if it had no rows: then no writer is made. A panic fails the batch, not the
 /// process.
-pub(super) fn run_task(run: &Run<'_>, partition: PartitionId) -> Result<Option<Receipt>> {
-    guarded(run, partition, drain(run, partition))
+pub(super) async fn run_task(run: Arc<Run>, partition: PartitionId) -> Result<Option<Receipt>> {
+    guarded(&run, partition, drain(&run, partition)).await
 }
 
 /// Drains one partition below an exchange, which deals its rows out. Returns how many there were.
-pub(super) fn run_exchange_task(run: &Run<'_>, exchange: &ExchangeExec, partition: PartitionId) -> Result<usize> {
-    guarded(run, partition, deal(run, exchange, partition))
+pub(super) async fn run_exchange_task(
+    run: Arc<Run>,
+    exchange: Arc<ExchangeExec>,
+    partition: PartitionId,
+) -> Result<usize> {
+    guarded(&run, partition, deal(&run, &exchange, partition)).await
 }
 
 /// Runs a plan that gives no rows to its end, for what it leaves behind in expressions of the plan of the batch.
-pub(super) fn run_ahead(run: &Run<'_>, plan: &Arc<dyn ExecutionPlan>) -> Result<()> {
+pub(super) async fn run_ahead(run: &Run, plan: &Arc<dyn ExecutionPlan>) -> Result<()> {
     let work = async {
-        let mut rows = plan.execute(0, Arc::clone(run.context))?;
+        let mut rows = plan.execute(0, Arc::clone(&run.context))?;
         while rows.next().await.transpose()?.is_some() {}
         Ok(())
     };
-    guarded(run, PartitionId(0), work)
+    guarded(run, PartitionId(0), work).await
 }
 
-fn guarded<T>(run: &Run<'_>, partition: PartitionId, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let _at_work = AtWork::on(run.run_id);
+async fn guarded<T>(run: &Run, partition: PartitionId, work: impl Future<Output = Result<T>>) -> Result<T> {
     // After a panic nothing of the task is used again: its stream and its writer are dropped with it.
-    catch_unwind(AssertUnwindSafe(|| run.runtime.block_on(work)))
-        .unwrap_or_else(|panic| {
-            let error = Error::panicked("code in the query", panic.as_ref());
-            Err(error.hint("a function of the query is the likely cause; the batch is repeated at the next start"))
-        })
-        .map_err(|error| error.batch(run.batch).partition(partition))
+    let done = AssertUnwindSafe(at_work(run.run_id, work)).catch_unwind().await;
+    done.unwrap_or_else(|panic| {
+        let error = Error::panicked("code in the query", panic.as_ref());
+        Err(error.hint("a function of the query is the likely cause; the batch is repeated at the next start"))
+    })
+    .map_err(|error| error.batch(run.batch).partition(partition))
 }
 
-async fn deal(run: &Run<'_>, exchange: &ExchangeExec, partition: PartitionId) -> Result<usize> {
-    let batch = BatchContext::of(run.context)?;
-    let mut rows = exchange.input().execute(partition.0, Arc::clone(run.context))?;
+async fn deal(run: &Run, exchange: &ExchangeExec, partition: PartitionId) -> Result<usize> {
+    let batch = BatchContext::of(&run.context)?;
+    let mut rows = exchange.input().execute(partition.0, Arc::clone(&run.context))?;
     let mut dealt = 0;
     while let Some(next) = rows.next().await {
         let next = next?;
@@ -63,9 +67,9 @@ async fn deal(run: &Run<'_>, exchange: &ExchangeExec, partition: PartitionId) ->
     Ok(dealt)
 }
 
-async fn drain(run: &Run<'_>, partition: PartitionId) -> Result<Option<Receipt>> {
-    let batch = BatchContext::of(run.context)?;
-    let mut rows = run.plan.execute(partition.0, Arc::clone(run.context))?;
+async fn drain(run: &Run, partition: PartitionId) -> Result<Option<Receipt>> {
+    let batch = BatchContext::of(&run.context)?;
+    let mut rows = run.plan.execute(partition.0, Arc::clone(&run.context))?;
     let mut writer = None;
     while let Some(next) = rows.next().await {
         let next = next?;
@@ -73,15 +77,16 @@ async fn drain(run: &Run<'_>, partition: PartitionId) -> Result<Option<Receipt>>
             continue;
         }
         batch.check_cancelled()?;
-        if writer.is_none() {
-            writer = Some((run.writers)(partition)?);
-        }
-        if let Some(writer) = &mut writer {
-            writer.write(next).await?;
-        }
+        let writer = match &mut writer {
+            Some(writer) => writer,
+            None => writer.insert(run.writers.writer(partition)?),
+        };
+        run.writers.calls.call(Phase::AddBatch, || run.writers.whose.clone(), writer.write(next)).await?;
     }
     match writer {
-        Some(writer) => writer.finish().await.map(Some),
+        Some(writer) => {
+            run.writers.calls.call(Phase::AddBatch, || run.writers.whose.clone(), writer.finish()).await.map(Some)
+        }
         None => Ok(None),
     }
 }

@@ -24,10 +24,11 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, Partitioning, PlanProperties,
 };
-use futures::stream;
+use futures::{StreamExt, stream};
 
 use super::event_time::only_child;
 use crate::batch::BatchContext;
+use crate::executor::yield_now;
 use crate::state::key_hash::{hash_keys, partition_of};
 use crate::state::spelling::rows_without_slack;
 
@@ -178,7 +179,12 @@ impl ExecutionPlan for ExchangeExec {
     /// What the stage below has dealt to this partition.
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let dealt = BatchContext::of(&context)?.take_dealt(self.number, partition)?;
-        let schema = self.schema();
-        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, stream::iter(dealt.into_iter().map(Ok)))))
+        let rows = stream::iter(dealt.into_iter().enumerate()).then(async |(number, rows)| {
+            if number > 0 {
+                yield_now().await;
+            }
+            Ok(rows)
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)))
     }
 }

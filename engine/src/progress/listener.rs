@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::watch;
 
 use super::QueryProgress;
 use crate::error::{Error, Result, words_of_panic};
@@ -102,6 +103,8 @@ pub(crate) struct EventQueue {
 struct Queue {
     inner: Mutex<Waiting>,
     changed: Condvar,
+    /// For whoever waits for the end.
+    delivered: watch::Sender<Delivered>,
 }
 
 #[derive(Debug, Default)]
@@ -111,7 +114,12 @@ struct Waiting {
     missed: u64,
     /// No more will come.
     closed: bool,
-    delivered: u64,
+}
+
+/// How far delivery is.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Delivered {
+    events: u64,
     /// All have been delivered.
     done: bool,
 }
@@ -138,13 +146,17 @@ impl EventQueue {
     }
 
     /// Waits until all events have been delivered, unless a listener takes too long.
-    pub(crate) fn finish(self) {
+    pub(crate) async fn finish(self) {
         let Some(queue) = &self.queue else { return };
-        let mut waiting = queue.close();
-        while !waiting.done {
-            let delivered = waiting.delivered;
-            let late = queue.changed.wait_for(&mut waiting, PATIENCE).timed_out();
-            if late && waiting.delivered == delivered && !waiting.done {
+        queue.close();
+        let mut delivered = queue.delivered.subscribe();
+        while !delivered.borrow_and_update().done {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "listeners run in real time, whatever the clock of the query shows"
+            )]
+            let next = tokio::time::timeout(PATIENCE, delivered.changed());
+            if next.await.is_err() {
                 tracing::warn!(
                     "a query listener is busy with one event for more than {PATIENCE:?}: the query ends without waiting for it"
                 );
@@ -157,7 +169,7 @@ impl EventQueue {
 impl Drop for EventQueue {
     fn drop(&mut self) {
         if let Some(queue) = &self.queue {
-            drop(queue.close());
+            queue.close();
         }
     }
 }
@@ -180,11 +192,9 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    fn close(&self) -> parking_lot::MutexGuard<'_, Waiting> {
-        let mut waiting = self.inner.lock();
-        waiting.closed = true;
+    fn close(&self) {
+        self.inner.lock().closed = true;
         self.changed.notify_all();
-        waiting
     }
 
     /// The next event; `None` if no more will come.
@@ -215,14 +225,12 @@ impl Queue {
                     tracing::error!(?event, "a query listener panicked: {}", words_of_panic(panic.as_ref()));
                 }
             }
-            self.inner.lock().delivered += 1;
-            self.changed.notify_all();
+            self.delivered.send_modify(|delivered| delivered.events += 1);
         }
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(listeners))) {
             tracing::error!("a query listener panicked when it was dropped: {}", words_of_panic(panic.as_ref()));
         }
-        self.inner.lock().done = true;
-        self.changed.notify_all();
+        self.delivered.send_modify(|delivered| delivered.done = true);
     }
 }
 
@@ -248,8 +256,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_waits_for_a_slow_listener_is_bounded() {
+    #[tokio::test]
+    async fn what_waits_for_a_slow_listener_is_bounded() {
         let (id, run_id) = (QueryId::random(), RunId::random());
         let (free, go_on) = mpsc::channel();
         let slow = Arc::new(Slow { go_on: Mutex::new(go_on), heard: Mutex::default() });
@@ -262,8 +270,8 @@ mod tests {
         let queue = Arc::clone(events.queue.as_ref().unwrap());
         assert!(queue.inner.lock().events.len() <= EVENTS_WAITING);
         free.send(()).unwrap();
-        events.finish();
-        assert!(queue.inner.lock().done);
+        events.finish().await;
+        assert!(queue.delivered.borrow().done);
         let heard = slow.heard.lock();
         assert!(matches!(heard.first(), Some(QueryEvent::Started { .. })));
         assert!(matches!(heard.last(), Some(QueryEvent::Terminated { .. })));

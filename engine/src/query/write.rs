@@ -1,6 +1,7 @@
 //! `write_stream`: sink, output mode, trigger, checkpoint; then [`start`](StreamWriter::start).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use datafusion::prelude::DataFrame;
 
@@ -10,6 +11,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{QueryConfig, parse_positive_ms};
 use crate::driver::{Start, start};
 use crate::error::Result;
+use crate::executor::Executor;
 use crate::progress::QueryListener;
 use crate::sink::Sink;
 use crate::trigger::Trigger;
@@ -59,6 +61,7 @@ pub struct StreamWriter {
     watermark_policy: WatermarkPolicy,
     clock: Arc<dyn Clock>,
     listeners: Vec<Arc<dyn QueryListener>>,
+    executor: Option<Executor>,
 }
 
 enum Checkpoint {
@@ -83,6 +86,7 @@ impl StreamWriter {
             watermark_policy: WatermarkPolicy::default(),
             clock: Arc::new(SystemClock::default()),
             listeners: vec![],
+            executor: None,
         }
     }
 
@@ -196,8 +200,29 @@ impl StreamWriter {
         self
     }
 
-    /// Starts the query: checks and plans it, reads the checkpoint, opens source and sink. From then on it runs on a thread
-    /// of its own, using the tokio runtime this is called in for its IO.
+    /// The threads to run on. Default: those that [all queries of the process](Executor::global) share.
+    pub fn executor(mut self, executor: Executor) -> Self {
+        self.executor = Some(executor);
+        self
+    }
+
+    /// How long a single call to a source, a sink or the checkpoint may take before the query fails. Default: ten minutes. The
+    /// function of `foreach_batch` may take as long as it likes.
+    ///
+    /// ```
+    /// # use datafusion::prelude::*;
+    /// # use tidewater::prelude::*;
+    /// # async fn start(stream: DataFrame) -> Result<StreamingQuery> {
+    /// stream.write_stream(DiscardSink::new()).call_timeout(std::time::Duration::from_secs(30)).start().await
+    /// # }
+    /// ```
+    pub fn call_timeout(mut self, timeout: Duration) -> Self {
+        self.config.call_timeout_ms = Some(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        self
+    }
+
+    /// Starts the query: checks and plans it, reads the checkpoint, opens source and sink. From then on it runs on threads of
+    /// the [engine's own](crate::executor); it fails if the tokio runtime that this is called in is shut down before it ends.
     ///
     /// # Errors
     ///
@@ -219,6 +244,10 @@ impl StreamWriter {
             Checkpoint::At(location) => open_store(&location, runtime, self.config.durable)?,
             Checkpoint::Store(store) => store,
         };
+        let executor = match self.executor {
+            Some(executor) => executor,
+            None => Executor::global()?,
+        };
         let reservation = manager.reserve(store.full_name(""), self.name.clone())?;
         let shared = start(Start {
             session,
@@ -235,6 +264,7 @@ impl StreamWriter {
             clock: self.clock,
             listeners: self.listeners,
             reservation,
+            executor,
         })
         .await?;
         let query = StreamingQuery::new(shared);

@@ -84,6 +84,10 @@ impl Sink for ForeachBatchSink {
         true
     }
 
+    fn has_time_limit(&self) -> bool {
+        false
+    }
+
     async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
         let session = SessionContext::new_with_state(context.session.as_ref().clone());
         Ok(Box::new(ForeachBatchWriter { sink: self.clone(), session, schema: context.schema }))

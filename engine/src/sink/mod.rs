@@ -126,6 +126,13 @@ pub trait Sink: std::fmt::Debug + Send + Sync {
         None
     }
 
+    /// Whether each of its calls must end within
+    /// [`QueryConfig::call_timeout_ms`](crate::config::QueryConfig::call_timeout_ms). False for one that runs code of the
+    /// user, which may take as long as it likes.
+    fn has_time_limit(&self) -> bool {
+        true
+    }
+
     /// Begins one run of one query: checks that rows of this schema can be written here, before anything is read.
     async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>>;
 }

@@ -30,6 +30,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use super::{FILE_NAME_COLUMN, ScanRequest, Source};
 use crate::batch::{BatchContext, restamp};
+use crate::executor::yield_now;
+use crate::progress::Phase;
 
 /// A source as a table of DataFusion: what `read_stream` puts under a `DataFrame`. It plans like any table, but
 /// collecting it fails: a stream has no end to wait for.
@@ -287,18 +289,34 @@ impl ExecutionPlan for StreamScanExec {
             return Ok(Box::pin(EmptyRecordBatchStream::new(schema)));
         };
         let bound_partitions = bound.properties().output_partitioning().partition_count();
-        let leaf = self.leaf;
         let output_schema = Arc::clone(&schema);
-        let rows = stream::iter((partition..bound_partitions).step_by(self.partitions()))
+        let (leaf, whose) = (self.leaf, format!("the source `{}`", self.description));
+        let bound = stream::iter((partition..bound_partitions).step_by(self.partitions()))
             .map(move |bound_partition| bound.execute(bound_partition, Arc::clone(&context)))
-            .try_flatten()
-            .and_then(move |rows| {
-                let checked = batch.check_cancelled().map_err(Into::into);
-                batch.count_rows(leaf, rows.num_rows());
-                // The plan was made for the leaf's schema; sources may differ in metadata only.
-                let rows = checked.and_then(|()| restamp(&rows, &output_schema));
-                futures::future::ready(rows)
-            });
+            .try_flatten();
+        let reading = Some((Box::pin(bound), batch, false));
+        let rows = stream::unfold(reading, move |reading| {
+            let (whose, output_schema) = (whose.clone(), Arc::clone(&output_schema));
+            async move {
+                let (mut bound, batch, has_read) = reading?;
+                if has_read {
+                    yield_now().await;
+                }
+                let read = async { Ok(bound.try_next().await?) };
+                match batch.calls().call(Phase::AddBatch, || whose.clone(), read).await {
+                    Ok(Some(rows)) => {
+                        batch.count_rows(leaf, rows.num_rows());
+                        // The plan was made for the leaf's schema; sources may differ in metadata only.
+                        let rows =
+                            batch.check_cancelled().map_err(Into::into).and_then(|()| restamp(&rows, &output_schema));
+                        let goes_on = rows.is_ok().then_some((bound, batch, true));
+                        Some((rows, goes_on))
+                    }
+                    Ok(None) => None,
+                    Err(error) => Some((Err(error.into()), None)),
+                }
+            }
+        });
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
     }
 

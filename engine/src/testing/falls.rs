@@ -17,7 +17,7 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::physical_plan::ExecutionPlan;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::checkpoint::{CheckpointStore, Created};
@@ -35,8 +35,6 @@ pub struct Falls(Arc<Watch>);
 #[derive(Debug, Default)]
 struct Watch {
     count: Mutex<Count>,
-    /// Wakes what sleeps in a call that cannot wait otherwise.
-    awake: Condvar,
     sleep: watch::Sender<Sleep>,
 }
 
@@ -104,19 +102,6 @@ impl Falls {
     pub fn go_on(&self) {
         let _count = self.0.count.lock();
         self.0.sleep.send_replace(Sleep::Over);
-        self.0.awake.notify_all();
-    }
-
-    /// One moment passes, in a call that cannot wait: fails if it is the last one, or if that is over; where the process
-    /// sleeps, the thread does.
-    pub fn pass(&self, moment: &str) -> Result<()> {
-        if self.enter(moment)? {
-            let mut count = self.0.count.lock();
-            while *self.0.sleep.borrow() == Sleep::Asleep {
-                self.0.awake.wait(&mut count);
-            }
-        }
-        Ok(())
     }
 
     /// One moment passes: fails if it is the last one, or if that is over; waits while the process sleeps.
@@ -267,15 +252,19 @@ impl Sink for FallingSink {
         self.inner.supports(mode)
     }
 
+    fn has_time_limit(&self) -> bool {
+        self.inner.has_time_limit()
+    }
+
     async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
         let inner = around!(self.falls, "sink.open", self.inner.open(context).await)?;
-        Ok(Box::new(FallingSinkWriter { inner, falls: self.falls.clone() }))
+        Ok(Box::new(FallingSinkWriter { inner: Arc::from(inner), falls: self.falls.clone() }))
     }
 }
 
 #[derive(Debug)]
 struct FallingSinkWriter {
-    inner: Box<dyn SinkWriter>,
+    inner: Arc<dyn SinkWriter>,
     falls: Falls,
 }
 
@@ -287,10 +276,8 @@ impl SinkWriter for FallingSinkWriter {
     }
 
     fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
-        self.falls.pass("before sink.partition")?;
-        let inner = self.inner.partition(batch, partition);
-        self.falls.pass("after sink.partition")?;
-        Ok(Box::new(FallingPartition { inner: inner?, falls: self.falls.clone() }))
+        let falls = self.falls.clone();
+        Ok(Box::new(FallingPartition { sink: Arc::clone(&self.inner), batch, partition, opened: None, falls }))
     }
 
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
@@ -298,21 +285,41 @@ impl SinkWriter for FallingSinkWriter {
     }
 }
 
+/// Opens what it wraps at the first write, where it can wait: who sleeps keeps no thread from others.
 struct FallingPartition {
-    inner: Box<dyn PartitionWriter>,
+    sink: Arc<dyn SinkWriter>,
+    batch: BatchId,
+    partition: PartitionId,
+    opened: Option<Box<dyn PartitionWriter>>,
     falls: Falls,
+}
+
+impl FallingPartition {
+    async fn open(&mut self) -> Result<&mut Box<dyn PartitionWriter>> {
+        let writer = match self.opened.take() {
+            Some(writer) => writer,
+            None => around!(self.falls, "sink.partition", self.sink.partition(self.batch, self.partition))?,
+        };
+        Ok(self.opened.insert(writer))
+    }
 }
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl PartitionWriter for FallingPartition {
     async fn write(&mut self, rows: RecordBatch) -> Result<()> {
-        around!(self.falls, "partition.write", self.inner.write(rows).await)
+        self.open().await?;
+        around!(self.falls, "partition.write", self.open().await?.write(rows).await)
     }
 
     async fn finish(self: Box<Self>) -> Result<Receipt> {
-        let FallingPartition { inner, falls } = *self;
-        around!(falls, "partition.finish", inner.finish().await)
+        let mut own = *self;
+        own.open().await?;
+        let FallingPartition { opened, falls, .. } = own;
+        match opened {
+            Some(inner) => around!(falls, "partition.finish", inner.finish().await),
+            None => Err(Error::internal("a writer that was opened is not there")),
+        }
     }
 }
 

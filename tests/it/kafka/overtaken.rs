@@ -23,7 +23,6 @@ use tidewater_connectors::file::FileSink;
 use super::steps::{all_of, into, numbers, sorted, texts, values};
 use super::{TOPIC_PARTITIONS, broker, new_topic, settled};
 use crate::job::{finish, text};
-use crate::overtaken::WORKERS;
 
 const PARTITIONS: usize = 2;
 
@@ -124,8 +123,6 @@ fn told(job: &str, began: Instant, outcome: Result<Overtaken, String>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kafka_to_kafka() {
     let Some(broker) = broker() else { return };
-    // Several tasks of a batch, one of which may sleep.
-    let _alone = WORKERS.lock().await;
     let began = Instant::now();
     let outcome = overtaken_at_every_moment(
         || World::new(broker),
@@ -140,8 +137,6 @@ async fn kafka_to_kafka() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kafka_to_files() {
     let Some(broker) = broker() else { return };
-    // Several tasks of a batch, one of which may sleep.
-    let _alone = WORKERS.lock().await;
     let began = Instant::now();
     let outcome = overtaken_at_every_moment(
         || World::new(broker),

@@ -3,13 +3,15 @@
 use std::collections::HashSet;
 use std::io::{ErrorKind as IoErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
 use super::{CheckpointStore, Created, create_folders, sync_folder};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Files that are being written begin with a dot and end with this.
 const HALF_DONE: &str = ".tmp";
@@ -17,9 +19,16 @@ const HALF_DONE: &str = ".tmp";
 /// So often a file is written again that someone swept away while it was written: see [`CheckpointStore::recover`].
 const WRITES: usize = 5;
 
+/// Larger files are read by a thread that may wait for the disk; handing a small one over would take longer than reading it.
+const BYTES_WORTH_A_THREAD: u64 = 64 << 10;
+
+/// What waits for the disk, a flush or a large read, waits on a blocking thread of the tokio runtime it is called in.
+#[derive(Debug)]
+pub(super) struct LocalStore(Arc<Folder>);
+
 /// Remembers which folders were there, so that one which is deleted while it is in use is missed, not made anew.
 #[derive(Debug)]
-pub(super) struct LocalStore {
+struct Folder {
     root: PathBuf,
     durable: bool,
     seen: Mutex<HashSet<PathBuf>>,
@@ -27,9 +36,24 @@ pub(super) struct LocalStore {
 
 impl LocalStore {
     pub(super) fn new(root: PathBuf, durable: bool) -> Self {
-        LocalStore { root, durable, seen: Mutex::default() }
+        LocalStore(Arc::new(Folder { root, durable, seen: Mutex::default() }))
     }
+}
 
+/// Runs what waits for the disk where waiting harms nobody.
+async fn waiting<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let Ok(runtime) = Handle::try_current() else { return work() };
+    match runtime.spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+        Err(_) => Err(Error::new(
+            ErrorKind::Stopped,
+            "the runtime was shut down while a file of the checkpoint was written or read",
+        )),
+    }
+}
+
+impl Folder {
     fn path(&self, name: &str) -> PathBuf {
         if name.is_empty() { self.root.clone() } else { self.root.join(name) }
     }
@@ -100,15 +124,14 @@ impl LocalStore {
     }
 }
 
-#[async_trait]
-impl CheckpointStore for LocalStore {
-    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+impl Folder {
+    fn create(&self, name: &str, contents: &Bytes) -> Result<Created> {
         let path = self.path(name);
         let Some(folder) = path.parent().filter(|_| !name.is_empty()) else {
             return Err(Error::internal(format!("`{name}` is not a file name")));
         };
         for _ in 0..WRITES {
-            if let Some(created) = self.try_create(folder, &path, &contents)? {
+            if let Some(created) = self.try_create(folder, &path, contents)? {
                 return Ok(created);
             }
         }
@@ -116,7 +139,7 @@ impl CheckpointStore for LocalStore {
         Err(Error::io("create the file", path.display().to_string(), swept))
     }
 
-    async fn read(&self, name: &str) -> Result<Option<Bytes>> {
+    fn read(&self, name: &str) -> Result<Option<Bytes>> {
         let path = self.path(name);
         match std::fs::read(&path) {
             Ok(contents) => Ok(Some(contents.into())),
@@ -128,7 +151,7 @@ impl CheckpointStore for LocalStore {
         }
     }
 
-    async fn list(&self, folder: &str) -> Result<Vec<String>> {
+    fn list(&self, folder: &str) -> Result<Vec<String>> {
         let path = self.path(folder);
         let failed = |e| Error::io("list the folder", path.display().to_string(), e);
         let entries = match std::fs::read_dir(&path) {
@@ -151,7 +174,7 @@ impl CheckpointStore for LocalStore {
         Ok(names)
     }
 
-    async fn delete(&self, name: &str) -> Result<()> {
+    fn delete(&self, name: &str) -> Result<()> {
         let path = self.path(name);
         match std::fs::remove_file(&path) {
             Ok(()) => Ok(()),
@@ -160,7 +183,7 @@ impl CheckpointStore for LocalStore {
         }
     }
 
-    async fn recover(&self, folder: &str) -> Result<()> {
+    fn recover(&self, folder: &str) -> Result<()> {
         let path = self.path(folder);
         let failed = |e| Error::io("clean up the folder", path.display().to_string(), e);
         let entries = match std::fs::read_dir(&path) {
@@ -192,9 +215,42 @@ impl CheckpointStore for LocalStore {
         }
         Ok(())
     }
+}
+
+#[async_trait]
+impl CheckpointStore for LocalStore {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+        if !self.0.durable {
+            return self.0.create(name, &contents);
+        }
+        let (folder, name) = (Arc::clone(&self.0), name.to_owned());
+        waiting(move || folder.create(&name, &contents)).await
+    }
+
+    async fn read(&self, name: &str) -> Result<Option<Bytes>> {
+        let bytes = std::fs::metadata(self.0.path(name)).map_or(0, |file| file.len());
+        if bytes < BYTES_WORTH_A_THREAD {
+            return self.0.read(name);
+        }
+        let (folder, name) = (Arc::clone(&self.0), name.to_owned());
+        waiting(move || folder.read(&name)).await
+    }
+
+    async fn list(&self, folder: &str) -> Result<Vec<String>> {
+        self.0.list(folder)
+    }
+
+    async fn delete(&self, name: &str) -> Result<()> {
+        self.0.delete(name)
+    }
+
+    async fn recover(&self, folder: &str) -> Result<()> {
+        let (store, folder) = (Arc::clone(&self.0), folder.to_owned());
+        waiting(move || store.recover(&folder)).await
+    }
 
     fn full_name(&self, name: &str) -> String {
-        self.root.join(name).display().to_string()
+        self.0.root.join(name).display().to_string()
     }
 }
 
@@ -202,7 +258,6 @@ impl CheckpointStore for LocalStore {
 mod tests {
     use super::super::open_store;
     use super::*;
-    use crate::error::ErrorKind;
 
     fn names(folder: &Path) -> Vec<String> {
         let names = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned());

@@ -1,0 +1,303 @@
+//! The threads that queries run on.
+//!
+//! Two kinds, of the engine's own, so that no query borrows what its caller needs:
+//!
+//! ```text
+//! driver, partition tasks, start, loading ─▶ futures ─ woken ─▶ one queue ─▶ [rayon pool]   computes, never waits
+//!                                               ▲                               │ polls
+//!                                               └────── wakes ── [IO runtime] ◀─┘           waits, never computes
+//! ```
+//!
+//! A task is a future whose polls run on the pool. Whatever it waits for (storage, a timer, another task) keeps no thread; when
+//! it is woken, it goes to the end of the queue, and whichever thread of the pool is free polls the one at the front. So
+//! all queries of a process take turns, and one that waits for ever keeps nobody. The IO runtime is entered while a task is
+//! polled: whatever its code spawns, or hands to blocking threads, runs there.
+//!
+//! Dropping a [`Task`] cancels it.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+
+use async_task::Runnable;
+use parking_lot::Mutex;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
+
+use crate::error::{Error, Result, words_of_panic};
+
+/// A future that runs on the pool. Dropping it cancels it; awaiting it gives its output.
+pub(crate) type Task<T> = async_task::Task<T>;
+
+/// Threads for IO: they wait for the most part.
+const IO_THREADS: usize = 2;
+
+/// User code recurses on these stacks, too.
+const STACK_BYTES: usize = 8 << 20;
+
+/// The threads that queries run on: a pool for computation, and a tokio runtime for IO and timers.
+///
+/// All queries of a process share [one](Self::global) unless they are given another with
+/// [`StreamWriter::executor`](crate::query::StreamWriter::executor). Clones are the same executor; its threads end when the
+/// last is dropped and the last query on it has ended.
+///
+/// ```
+/// use tidewater::executor::Executor;
+///
+/// // All queries that get this executor share one thread for computation.
+/// let executor = Executor::builder().threads(1).build()?;
+/// assert_eq!(executor.threads(), 1);
+/// # Ok::<(), tidewater::error::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Executor {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    pool: ThreadPool,
+    /// Tasks that can go on, the longest waiting first. For each, the pool has one job.
+    ready: Mutex<VecDeque<Runnable>>,
+    io: Io,
+}
+
+/// Where IO is waited for.
+#[derive(Debug)]
+enum Io {
+    /// `None` only while it is dropped.
+    Own(Option<Runtime>, Handle),
+    Borrowed(Handle),
+}
+
+/// Makes an [`Executor`].
+#[derive(Debug, Clone, Default)]
+pub struct ExecutorBuilder {
+    threads: Option<usize>,
+    runtime: Option<Handle>,
+}
+
+impl ExecutorBuilder {
+    /// So many threads for computation, for all queries on this executor together. Default: the machine's cores.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads.max(1));
+        self
+    }
+
+    /// A runtime of the program for IO, in the place of one of the executor's own. It must be multi-threaded, with its IO and
+    /// time drivers enabled, and live as long as the queries; when it is shut down, they fail.
+    #[must_use]
+    pub fn runtime(mut self, runtime: Handle) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
+    /// Starts the threads.
+    ///
+    /// # Errors
+    ///
+    /// If the runtime that was given has a single thread, or the operating system gives no threads.
+    pub fn build(self) -> Result<Executor> {
+        let failed = |e: &dyn std::fmt::Display| {
+            Error::internal(format!("the threads of the engine cannot be started: {e}"))
+                .hint("see how many threads the process may have")
+        };
+        let io = match self.runtime {
+            Some(runtime) if runtime.runtime_flavor() == RuntimeFlavor::CurrentThread => {
+                return Err(Error::invalid("an executor cannot use a tokio runtime of one thread: it may be busy or idle while a query needs it")
+                    .hint("give it a multi-threaded runtime, or none: then it has one of its own"));
+            }
+            Some(runtime) => Io::Borrowed(runtime),
+            None => {
+                let runtime = Builder::new_multi_thread()
+                    .worker_threads(IO_THREADS)
+                    .thread_name("tidewater-io")
+                    .enable_all()
+                    .build()
+                    .map_err(|e| failed(&e).caused_by(e))?;
+                let handle = runtime.handle().clone();
+                Io::Own(Some(runtime), handle)
+            }
+        };
+        let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|number| format!("tidewater-{number}"))
+            .stack_size(STACK_BYTES)
+            .build()
+            .map_err(|e| failed(&e).caused_by(e))?;
+        Ok(Executor { inner: Arc::new(Inner { pool, ready: Mutex::default(), io }) })
+    }
+}
+
+impl Executor {
+    /// Begins to make one.
+    pub fn builder() -> ExecutorBuilder {
+        ExecutorBuilder::default()
+    }
+
+    /// The executor of the process, which queries use that are given no other.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system gives no threads for it.
+    pub fn global() -> Result<Self> {
+        static GLOBAL: OnceLock<Result<Executor>> = OnceLock::new();
+        GLOBAL.get_or_init(|| Self::builder().build()).clone()
+    }
+
+    /// How many threads compute.
+    pub fn threads(&self) -> usize {
+        self.inner.pool.current_num_threads()
+    }
+
+    /// The runtime that waits for IO.
+    pub(crate) fn io(&self) -> &Handle {
+        self.inner.io.handle()
+    }
+
+    /// Whether the program may shut the IO runtime down under a query.
+    pub(crate) fn has_borrowed_io(&self) -> bool {
+        matches!(self.inner.io, Io::Borrowed(_))
+    }
+
+    /// Runs a future on the pool. A panic in it goes to whoever awaits the task.
+    pub(crate) fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Task<T> {
+        let inner = Arc::clone(&self.inner);
+        let builder = async_task::Builder::new().propagate_panic(true);
+        let (runnable, task) = builder.spawn(|_| work, move |runnable| inner.schedule(runnable));
+        runnable.schedule();
+        task
+    }
+}
+
+impl Inner {
+    /// Puts a task at the end of the queue, and has the pool poll whichever is at the front. What the pool has in its own
+    /// deques is last in, first out, and would let tasks that yield keep others from their turn.
+    fn schedule(self: &Arc<Self>, runnable: Runnable) {
+        self.ready.lock().push_back(runnable);
+        let inner = Arc::clone(self);
+        self.pool.spawn(move || inner.poll_next());
+    }
+
+    fn poll_next(&self) {
+        let Some(runnable) = self.ready.lock().pop_front() else { return };
+        let _io = self.io.handle().enter();
+        // The task keeps its own panics; this one is of what a cancelled task drops.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| runnable.run())) {
+            tracing::error!("what a task left behind panicked when it was dropped: {}", words_of_panic(panic.as_ref()));
+        }
+    }
+}
+
+impl Io {
+    fn handle(&self) -> &Handle {
+        match self {
+            Io::Own(_, handle) | Io::Borrowed(handle) => handle,
+        }
+    }
+}
+
+impl Drop for Io {
+    fn drop(&mut self) {
+        // The last query may let go of it in async code, where waiting for its threads is forbidden.
+        if let Io::Own(runtime, _) = self
+            && let Some(runtime) = runtime.take()
+        {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Lets other tasks have their turn.
+pub(crate) async fn yield_now() {
+    let mut yielded = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut yielded, true) {
+            return std::task::Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use rayon::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn tasks_take_turns() {
+        let executor = Executor::builder().threads(1).build().unwrap();
+        let order = Arc::new(Mutex::new(vec![]));
+        let endless = executor.spawn(async {
+            loop {
+                yield_now().await;
+            }
+        });
+        let tasks: Vec<_> = (0..3)
+            .map(|number| {
+                let order = Arc::clone(&order);
+                executor.spawn(async move {
+                    for step in 0..3 {
+                        order.lock().push((step, number));
+                        yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            futures::executor::block_on(task);
+        }
+        futures::executor::block_on(endless.cancel());
+        let mut by_step = order.lock().clone();
+        by_step.sort_by_key(|(step, _)| *step);
+        assert_eq!(*order.lock(), by_step, "nobody is a step ahead");
+    }
+
+    #[test]
+    fn panics_go_to_who_awaits_and_spare_the_pool() {
+        let executor = Executor::builder().threads(1).build().unwrap();
+        let task = executor.spawn(async { panic!("no") });
+        assert!(catch_unwind(AssertUnwindSafe(|| futures::executor::block_on(task))).is_err());
+        assert_eq!(futures::executor::block_on(executor.spawn(async { 1 })), 1);
+    }
+
+    #[test]
+    fn what_a_task_calls_may_use_rayon_and_block_on_futures() {
+        let executor = Executor::builder().threads(2).build().unwrap();
+        let done = Arc::new(AtomicUsize::new(0));
+        let tasks: Vec<_> = (0..200)
+            .map(|_| {
+                let done = Arc::clone(&done);
+                executor.spawn(async move {
+                    for _ in 0..5 {
+                        let sum: u64 = (0..1_000_u64).into_par_iter().sum();
+                        assert_eq!(sum, 499_500);
+                        Handle::current().block_on(async {
+                            tokio::task::yield_now().await;
+                        });
+                        yield_now().await;
+                    }
+                    done.fetch_add(1, Ordering::Relaxed);
+                })
+            })
+            .collect();
+        for task in tasks {
+            futures::executor::block_on(task);
+        }
+        assert_eq!(done.load(Ordering::Relaxed), 200);
+    }
+
+    #[test]
+    fn a_runtime_of_one_thread_is_refused() {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let refused = Executor::builder().runtime(runtime.handle().clone()).build().unwrap_err();
+        assert!(refused.to_string().contains("one thread"), "{refused}");
+    }
+}
