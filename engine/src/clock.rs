@@ -19,6 +19,12 @@ pub trait Clock: std::fmt::Debug + Send + Sync {
     /// Returns once [`now_ms`](Clock::now_ms) is at least `time_ms`.
     async fn sleep_until(&self, time_ms: i64);
 
+    /// Whether time passes by itself. Where it does not, a query that waits for data is not woken by a source, but by who moves
+    /// the clock or asks it to [process all there is](crate::query::StreamingQuery::process_all_available).
+    fn runs_by_itself(&self) -> bool {
+        true
+    }
+
     /// Returns once so much time has passed, whatever [`now_ms`](Clock::now_ms) does meanwhile. Time limits go by it.
     async fn sleep(&self, time: Duration);
 }
@@ -110,6 +116,10 @@ impl Clock for ManualClock {
     async fn sleep_until(&self, time_ms: i64) {
         // The sender lives in `self`, so waiting cannot fail.
         let _ = self.now_ms.subscribe().wait_for(|now| *now >= time_ms).await;
+    }
+
+    fn runs_by_itself(&self) -> bool {
+        false
     }
 
     /// Never returns: a test that moves the clock by hours means the time of its data, not that calls have hung.

@@ -17,12 +17,14 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use async_task::Runnable;
 use parking_lot::Mutex;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
+use tracing::instrument::WithSubscriber;
 
 use crate::error::{Error, Result, words_of_panic};
 
@@ -60,6 +62,8 @@ struct Inner {
     /// Tasks that can go on, the longest waiting first. For each, the pool has one job.
     ready: Mutex<VecDeque<Runnable>>,
     io: Io,
+    /// How many queries wait for data.
+    idle: AtomicUsize,
 }
 
 /// Where IO is waited for.
@@ -127,7 +131,7 @@ impl ExecutorBuilder {
             .stack_size(STACK_BYTES)
             .build()
             .map_err(|e| failed(&e).caused_by(e))?;
-        Ok(Executor { inner: Arc::new(Inner { pool, ready: Mutex::default(), io }) })
+        Ok(Executor { inner: Arc::new(Inner { pool, ready: Mutex::default(), io, idle: AtomicUsize::new(0) }) })
     }
 }
 
@@ -162,13 +166,36 @@ impl Executor {
         matches!(self.inner.io, Io::Borrowed(_))
     }
 
+    /// Counts a query among those that wait for data, until what this returns is dropped.
+    pub(crate) fn idles(&self) -> Idle {
+        self.inner.idle.fetch_add(1, Ordering::Relaxed);
+        Idle(Arc::clone(&self.inner))
+    }
+
+    /// How many queries wait for data.
+    pub(crate) fn idle_queries(&self) -> usize {
+        self.inner.idle.load(Ordering::Relaxed)
+    }
+
     /// Runs a future on the pool. A panic in it goes to whoever awaits the task.
     pub(crate) fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Task<T> {
         let inner = Arc::clone(&self.inner);
+        // Who listens to what the engine logs may have told only this thread.
+        let work = work.with_current_subscriber();
         let builder = async_task::Builder::new().propagate_panic(true);
         let (runnable, task) = builder.spawn(|_| work, move |runnable| inner.schedule(runnable));
         runnable.schedule();
         task
+    }
+}
+
+/// A query that waits for data.
+#[derive(Debug)]
+pub(crate) struct Idle(Arc<Inner>);
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        self.0.idle.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -225,8 +252,6 @@ pub(crate) async fn yield_now() {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use rayon::prelude::*;
 
     use super::*;

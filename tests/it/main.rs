@@ -73,6 +73,8 @@ mod suites;
 
 mod tidy;
 
+mod threads;
+
 mod triggers;
 
 mod two_queries;

@@ -1,4 +1,4 @@
-//! Whether there is a batch to run. Pure.
+//! Whether there is a batch to run, and when to look again. Pure.
 
 /// What a round found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,9 +45,52 @@ pub(super) fn decide(found: Found, trigger_ends: bool) -> Decision {
     }
 }
 
+/// A query that asks its sources spends at most one part in so many of a core on it.
+const LOOKS_TAKE_ONE_IN: i64 = 10;
+
+/// All queries of a process that wait for data ask their sources about so often in a second, together.
+const LOOKS_PER_SECOND: i64 = 1_000;
+
+/// How long to wait before looking for data again, when there was none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Looks {
+    /// The shortest delay, as configured.
+    pub(super) delay_ms: i64,
+    /// The longest, after which listeners want to hear that there is nothing new.
+    pub(super) longest_ms: i64,
+    /// How long the last look took.
+    pub(super) took_ms: i64,
+    /// How many queries wait for data on the same threads.
+    pub(super) idle_queries: usize,
+    /// All sources say when there is news.
+    pub(super) are_told: bool,
+}
+
+/// The delay grows with what a look costs, and with how many queries look.
+pub(super) fn delay_ms(looks: Looks) -> i64 {
+    if looks.are_told {
+        return looks.delay_ms.max(looks.longest_ms);
+    }
+    let idle = i64::try_from(looks.idle_queries).unwrap_or(i64::MAX);
+    let fair_ms = idle.saturating_mul(1000) / LOOKS_PER_SECOND;
+    let cheap_ms = looks.took_ms.saturating_mul(LOOKS_TAKE_ONE_IN);
+    looks.delay_ms.max(fair_ms).max(cheap_ms.min(looks.longest_ms))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn looking_costs_a_small_share() {
+        let one = Looks { delay_ms: 10, longest_ms: 10_000, took_ms: 0, idle_queries: 1, are_told: false };
+        assert_eq!(delay_ms(one), 10);
+        assert_eq!(delay_ms(Looks { took_ms: 300, ..one }), 3_000);
+        assert_eq!(delay_ms(Looks { took_ms: i64::MAX, ..one }), 10_000);
+        assert_eq!(delay_ms(Looks { idle_queries: 1_000, ..one }), 1_000);
+        assert_eq!(delay_ms(Looks { delay_ms: 60_000, took_ms: 300, ..one }), 60_000, "never shorter than configured");
+        assert_eq!(delay_ms(Looks { are_told: true, ..one }), 10_000);
+    }
 
     #[test]
     fn every_row_of_the_table() {

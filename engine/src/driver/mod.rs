@@ -38,9 +38,10 @@ use std::time::Duration;
 
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use futures::future::{BoxFuture, select_all};
 use tracing::Instrument;
 
-use self::decide::{Decision, Found, decide};
+use self::decide::{Decision, Found, Looks, decide, delay_ms};
 use self::keeper::StateKeeper;
 pub(crate) use self::lifecycle::{Start, start};
 use self::opening::{Logs, is_from_moving};
@@ -466,13 +467,37 @@ impl Driver {
     /// If the runtime is shut down meanwhile.
     async fn pause(&self, started_ms: i64, ran: bool) -> Result<()> {
         let now_ms = self.clock.now_ms();
-        let next_ms = self.trigger.next_round_ms(started_ms, now_ms, ran, self.config.polling_delay_ms);
-        let Some(next_ms) = next_ms else { return self.runtimes.check() };
+        let news = self.news();
+        let looks = Looks {
+            delay_ms: self.config.polling_delay_ms,
+            longest_ms: self.config.idle_event_interval_ms,
+            took_ms: now_ms.saturating_sub(started_ms),
+            idle_queries: self.executor.idle_queries(),
+            are_told: news.is_some(),
+        };
+        let Some(next_ms) = self.trigger.next_round_ms(started_ms, now_ms, ran, delay_ms(looks)) else {
+            return self.runtimes.check();
+        };
+        let _idle = self.executor.idles();
+        let is_rhythmic = matches!(self.trigger, Trigger::ProcessingTime { .. });
+        let news = async {
+            match news {
+                Some(news) if !is_rhythmic => drop(select_all(news).await),
+                _ => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = self.clock.sleep_until(next_ms) => self.runtimes.check(),
+            () = news => self.runtimes.check(),
             () = self.shared.wake.notified() => Ok(()),
             () = self.runtimes.gone() => Err(runtime_is_gone()),
         }
+    }
+
+    /// What to wait for instead of asking, if every source says when there is news, and nothing but news is waited for.
+    fn news(&self) -> Option<Vec<BoxFuture<'static, ()>>> {
+        let waits_for_news = self.clock.runs_by_itself() && !self.silences.any() && !self.readers.is_empty();
+        waits_for_news.then(|| self.readers.iter().map(|reader| reader.news()).collect::<Option<_>>()).flatten()
     }
 }
 

@@ -7,7 +7,9 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::physical_plan::ExecutionPlan;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
@@ -36,6 +38,8 @@ pub struct MemorySource {
     partitions: usize,
     adds_per_batch: Option<usize>,
     adds: Arc<Mutex<Vec<Vec<RecordBatch>>>>,
+    /// How many there are, for who waits.
+    count: Arc<watch::Sender<usize>>,
     /// Tells it apart from others.
     name: Uuid,
 }
@@ -43,7 +47,14 @@ pub struct MemorySource {
 impl MemorySource {
     /// An empty source of rows with these columns.
     pub fn new(schema: SchemaRef) -> Self {
-        MemorySource { schema, partitions: 1, adds_per_batch: None, adds: Arc::default(), name: Uuid::new_v4() }
+        MemorySource {
+            schema,
+            partitions: 1,
+            adds_per_batch: None,
+            adds: Arc::default(),
+            count: Arc::default(),
+            name: Uuid::new_v4(),
+        }
     }
 
     /// Deals the record batches of each `add` to this many partitions, in turn. Default 1.
@@ -69,7 +80,9 @@ impl MemorySource {
                 self.schema.fields()
             )));
         }
-        self.adds.lock().push(rows);
+        let mut adds = self.adds.lock();
+        adds.push(rows);
+        self.count.send_replace(adds.len());
         Ok(())
     }
 
@@ -94,7 +107,7 @@ impl Source for MemorySource {
     }
 
     async fn open(&self, _context: SourceContext) -> Result<Box<dyn SourceReader>> {
-        Ok(Box::new(MemoryReader { source: self.clone(), frozen: None }))
+        Ok(Box::new(MemoryReader { source: self.clone(), frozen: None, found: 0 }))
     }
 }
 
@@ -103,6 +116,8 @@ impl Source for MemorySource {
 struct MemoryReader {
     source: MemorySource,
     frozen: Option<usize>,
+    /// How many adds there were when it was last asked.
+    found: usize,
 }
 
 impl MemoryReader {
@@ -137,7 +152,8 @@ impl SourceReader for MemoryReader {
 
     async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
         let read = after.map_or(Ok(0), |after| self.adds_until(after))?;
-        let available = self.frozen.unwrap_or_else(|| self.source.adds()).max(read);
+        self.found = self.source.adds();
+        let available = self.frozen.unwrap_or(self.found).max(read);
         let end = match (limit, self.source.adds_per_batch) {
             (ReadLimit::AsConfigured, Some(adds)) => available.min(read + adds),
             _ => available,
@@ -163,5 +179,15 @@ impl SourceReader for MemoryReader {
 
     async fn commit(&mut self, _end: &Offset) -> Result<()> {
         Ok(())
+    }
+
+    fn news(&self) -> Option<BoxFuture<'static, ()>> {
+        let (mut count, found) = (self.source.count.subscribe(), self.found);
+        Some(Box::pin(async move {
+            // The source is dropped: nothing will ever be added.
+            if count.wait_for(|count| *count > found).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }))
     }
 }

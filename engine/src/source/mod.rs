@@ -43,6 +43,7 @@ use async_trait::async_trait;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::ExecutionPlan;
+use futures::future::BoxFuture;
 
 pub use self::leaf::StreamTable;
 pub(crate) use self::leaf::{LeafId, StreamLeaf, StreamScanExec, scan_request};
@@ -137,6 +138,13 @@ pub trait SourceReader: std::fmt::Debug + Send + Sync {
     /// Rows up to and including `end` will not be asked for again, except by a replay of the batch that ends there.
     /// A place to delete or archive what was read. An error here fails the query; what is only best effort is logged.
     async fn commit(&mut self, end: &Offset) -> Result<()>;
+
+    /// A future that is done once there may be more than `latest_offset` found when it was last asked. With it the query is
+    /// idle until then; without, it asks again and again, at intervals that grow with what asking takes. It may be done too
+    /// early, and a query asks now and then all the same.
+    fn news(&self) -> Option<BoxFuture<'static, ()>> {
+        None
+    }
 
     /// Named figures of the batch that was bound last, for progress (`"malformedRowsDropped"`, say).
     fn metrics(&self) -> BTreeMap<String, String> {

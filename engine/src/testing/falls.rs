@@ -17,6 +17,7 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::physical_plan::ExecutionPlan;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -212,6 +213,10 @@ impl SourceReader for FallingReader {
 
     async fn commit(&mut self, end: &Offset) -> Result<()> {
         around!(self.falls, "source.commit", self.inner.commit(end).await)
+    }
+
+    fn news(&self) -> Option<BoxFuture<'static, ()>> {
+        self.inner.news()
     }
 
     fn metrics(&self) -> BTreeMap<String, String> {
