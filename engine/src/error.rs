@@ -209,6 +209,11 @@ impl Error {
         self.0.kind
     }
 
+    /// Whether the same may succeed later, with nothing changed: storage or network did not answer.
+    pub fn is_retryable(&self) -> bool {
+        self.0.kind == ErrorKind::Unavailable
+    }
+
     /// What happened, without place and hint.
     pub fn message(&self) -> &str {
         &self.0.message

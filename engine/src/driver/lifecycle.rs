@@ -6,6 +6,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
@@ -14,24 +15,26 @@ use tokio::sync::{Notify, watch};
 
 use super::belongings;
 use super::opening::{Logs, Opened, open};
+use super::restart::RestartPolicy;
 use super::silence::Silences;
 use super::{Driver, Shared, State, sinks};
 use crate::calls::{Calls, Cancel};
-use crate::checkpoint::{CheckpointStore, OffsetEntry, certain, pinned_conf};
+use crate::checkpoint::{CheckpointStore, Epoch, OffsetEntry, certain, pinned_conf};
 use crate::clock::Clock;
 use crate::config::QueryConfig;
 use crate::error::{Error, ErrorKind, Result, guarded, guarded_call, words_of_panic};
 use crate::execution::{AtWork, Runtimes, at_work, runtime_is_gone};
 use crate::executor::Executor;
 use crate::id::RunId;
-use crate::plan::plan_query;
-use crate::progress::{EventQueue, QueryEvent, QueryListener, timestamp};
+use crate::plan::{QueryPlan, plan_query};
+use crate::progress::{Between, EventQueue, Phase, QueryEvent, QueryListener, timestamp};
 use crate::query::{OutputMode, QueryStatus, Reservation};
 use crate::sink::Sink;
 use crate::trigger::Trigger;
 use crate::watermark::{WatermarkPolicy, WatermarkTracker};
 
-/// All that a query is started with.
+/// All that a query is started with, and started again.
+#[derive(Clone)]
 pub(crate) struct Start {
     pub(crate) session: SessionState,
     pub(crate) plan: LogicalPlan,
@@ -46,22 +49,80 @@ pub(crate) struct Start {
     /// What is at another place than in the runs before: from where, to where.
     pub(crate) moved: Vec<(String, String)>,
     pub(crate) watermark_policy: WatermarkPolicy,
+    pub(crate) restart_policy: RestartPolicy,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) executor: Executor,
+}
+
+/// What a query has only one of, however often it restarts.
+pub(crate) struct Once {
     pub(crate) listeners: Vec<Arc<dyn QueryListener>>,
     pub(crate) reservation: Reservation,
-    pub(crate) executor: Executor,
+}
+
+/// What a run has opened, before it is anyone's.
+struct Run {
+    id: RunId,
+    plan: QueryPlan,
+    logs: Logs,
+    opened: Opened,
+    epoch: Epoch,
+    policy: WatermarkPolicy,
+    tracker: WatermarkTracker,
+    config: QueryConfig,
 }
 
 /// Plans the query, reads the checkpoint, opens sources and sinks, and lets the driver run. All of it on the executor: the
 /// caller's runtime may have one thread, and many may start at a time.
-pub(crate) async fn start(start: Start) -> Result<Arc<Shared>> {
+pub(crate) async fn start(start: Start, once: Once) -> Result<Arc<Shared>> {
+    start.restart_policy.check()?;
     let (executor, runtimes) = (start.executor.clone(), Runtimes::of_caller(&start.executor));
-    let starts = guarded_call(|| "code that the query called when it started".to_owned(), start_here(start, runtimes));
-    executor.spawn(starts).await
+    let start = Start { checkpoint: certain(Arc::clone(&start.checkpoint)), ..start };
+    let starts = start_here(start, once, runtimes);
+    executor.spawn(guarded_call(|| "code that the query called when it started".to_owned(), starts)).await
 }
 
-async fn start_here(mut start: Start, runtimes: Runtimes) -> Result<Arc<Shared>> {
-    start.checkpoint = certain(start.checkpoint);
+async fn start_here(start: Start, once: Once, runtimes: Runtimes) -> Result<Arc<Shared>> {
+    let began = start.clock.elapsed();
+    let run = open_run(&start, RunId::random()).await?;
+    let (id, run_id, sinks, position) = (run.opened.id, run.id, &run.opened.sinks, &run.opened.position);
+    let shared = Arc::new(Shared {
+        id,
+        run_id,
+        name: start.name.clone(),
+        guarantee: sinks.guarantee,
+        plan: run.plan.display(),
+        unbounded_state: run.plan.unbounded.clone(),
+        state: watch::Sender::new(State {
+            status: QueryStatus { message: "starting".to_owned(), ..QueryStatus::default() },
+            watermark_ms: run.tracker.is_used().then(|| run.tracker.watermark_ms()),
+            ..State::default()
+        }),
+        stopping: AtomicBool::new(false),
+        cancelled: Cancel::default(),
+        wake: Notify::new(),
+        may_hurry: !matches!(start.trigger, Trigger::ProcessingTime { .. }),
+    });
+    let events = EventQueue::new(once.listeners)?;
+    let now_ms = start.clock.now_ms();
+    let started = QueryEvent::Started { id, run_id, name: shared.name.clone(), timestamp: timestamp(now_ms) };
+    events.tell(|| started);
+    tracing::info!(query = %id, run = %run_id, next_batch = %position.next, sink = %sinks.description,
+        dead_letters = ?start.dead_letters.as_ref().map(|sink| sink.description()), guarantee = %sinks.guarantee, "query started");
+
+    for state in &run.plan.unbounded {
+        tracing::warn!(query = %id, "{state}: a watermark on what it goes by would bound that");
+    }
+
+    let driver = Driver::of(run, &start, Arc::clone(&shared), runtimes, events, (Phase::Loading, began));
+    // The query runs on when every handle of it is dropped.
+    start.executor.clone().spawn(live(driver, start, once.reservation)).detach();
+    Ok(shared)
+}
+
+/// Plans the query and opens all it needs at the place where the checkpoint ends.
+async fn open_run(start: &Start, id: RunId) -> Result<Run> {
+    let mut start = start.clone();
     start.config.partitions = start.config.partitions.max(1);
     let (session, query) = (start.session.clone(), start.plan.clone());
     let mut plan = plan_query(session, query, start.output_mode, start.config.partitions).await?;
@@ -69,12 +130,10 @@ async fn start_here(mut start: Start, runtimes: Runtimes) -> Result<Arc<Shared>>
     sinks::check(output, dead_letters, start.output_mode, &plan.sources)?;
     belongings::check_no_circle(&start, &plan)?;
 
-    let run_id = RunId::random();
     let logs = Logs::new(&start.checkpoint);
-    let opened = open(&mut start, &mut plan, &logs, run_id).await;
+    let opened = open(&mut start, &mut plan, &logs, id).await;
     let (opened, epoch) = opened.map_err(|e| plan.names.in_words(e))?;
-    let Opened { position, id, belongings, state, readers, sinks } = opened;
-
+    let position = &opened.position;
     let policy = position.conf.as_ref().map_or(start.watermark_policy, OffsetEntry::watermark_policy);
     let mut tracker = WatermarkTracker::new(policy, plan.watermark_delays_ms.clone());
     if let Some(logged) = &position.conf {
@@ -84,90 +143,77 @@ async fn start_here(mut start: Start, runtimes: Runtimes) -> Result<Arc<Shared>>
         // A batch to be repeated keeps the watermark it was logged with; the commit before it moved no further.
         tracker.restore(commit.next_batch_watermark_ms, &commit.node_watermarks_ms);
     }
-
-    let shared = Arc::new(Shared {
-        id,
-        run_id,
-        name: start.name,
-        guarantee: sinks.guarantee,
-        plan: plan.display(),
-        unbounded_state: plan.unbounded.clone(),
-        state: watch::Sender::new(State {
-            status: QueryStatus { message: "starting".to_owned(), ..QueryStatus::default() },
-            watermark_ms: tracker.is_used().then(|| tracker.watermark_ms()),
-            ..State::default()
-        }),
-        stopping: AtomicBool::new(false),
-        cancelled: Cancel::default(),
-        wake: Notify::new(),
-        may_hurry: !matches!(start.trigger, Trigger::ProcessingTime { .. }),
-    });
-    let events = EventQueue::new(start.listeners)?;
-    let (now_ms, last_idle_event) = (start.clock.now_ms(), start.clock.elapsed());
-    let started = QueryEvent::Started { id, run_id, name: shared.name.clone(), timestamp: timestamp(now_ms) };
-    events.tell(|| started);
-    tracing::info!(query = %id, run = %run_id, next_batch = %position.next, sink = %sinks.description,
-        dead_letters = ?start.dead_letters.as_ref().map(|sink| sink.description()), guarantee = %sinks.guarantee, "query started");
-
-    for state in &plan.unbounded {
-        tracing::warn!(query = %id, "{state}: a watermark on what it goes by would bound that");
-    }
-
-    let calls = Calls::new(Arc::clone(&start.clock), shared.cancelled.clone(), start.config.call_timeout_ms);
-    let driver = Driver {
-        shared: Arc::clone(&shared),
-        executor: start.executor.clone(),
-        runtimes,
-        checkpoint_calls: calls.to_the_end(),
-        calls,
-        clock: start.clock,
-        belongings,
-        conf: position.conf.map_or_else(|| pinned_conf(policy), |logged| logged.conf),
-        config: start.config,
-        trigger: start.trigger,
-        plan,
-        readers,
-        sinks,
-        logs,
-        epoch,
-        tracker,
-        state,
-        silences: Silences::default(),
-        previous_watermark_ms: position.previous_watermark_ms,
-        events,
-        next: position.next,
-        ends: position.ends,
-        repeat: position.repeat,
-        static_read: None,
-        batches_run: 0,
-        last_trigger: None,
-        last_idle_event,
-        reservation: start.reservation,
-    };
-    // The query runs on when every handle of it is dropped.
-    start.executor.spawn(live(driver)).detach();
-    Ok(shared)
+    Ok(Run { id, plan, logs, opened, epoch, policy, tracker, config: start.config })
 }
 
-/// The life of the driver.
-async fn live(mut driver: Driver) {
+impl Driver {
+    fn of(
+        run: Run,
+        start: &Start,
+        shared: Arc<Shared>,
+        runtimes: Runtimes,
+        events: EventQueue,
+        (phase, began): (Phase, Duration),
+    ) -> Self {
+        let Run { id, plan, logs, opened, epoch, policy, tracker, config } = run;
+        let Opened { position, belongings, state, readers, sinks, .. } = opened;
+        let calls = Calls::new(Arc::clone(&start.clock), shared.cancelled.clone(), config.call_timeout_ms);
+        let now = start.clock.elapsed();
+        Driver {
+            run_id: id,
+            shared,
+            executor: start.executor.clone(),
+            runtimes,
+            checkpoint_calls: calls.to_the_end(),
+            calls,
+            clock: Arc::clone(&start.clock),
+            belongings,
+            conf: position.conf.map_or_else(|| pinned_conf(policy), |logged| logged.conf),
+            config,
+            trigger: start.trigger,
+            plan,
+            readers,
+            sinks,
+            logs,
+            epoch,
+            tracker,
+            state,
+            silences: Silences::default(),
+            previous_watermark_ms: position.previous_watermark_ms,
+            events,
+            next: position.next,
+            ends: position.ends,
+            repeat: position.repeat,
+            static_read: None,
+            batches_run: 0,
+            last_trigger: None,
+            last_idle_event: now,
+            between: Between::since(began, phase, now),
+        }
+    }
+}
+
+/// The life of a query: drivers, one after the other, until one ends well or fails for good.
+async fn live(mut driver: Driver, start: Start, reservation: Reservation) {
     let shared = Arc::clone(&driver.shared);
     let (id, run_id) = (shared.id, shared.run_id);
-    // Code of the user that is called here, to the last destructor, is told from others by `at_work`.
-    // After a panic nothing of the driver is used but to let go of it.
-    let outcome = AssertUnwindSafe(at_work(run_id, driver.run())).catch_unwind().await.unwrap_or_else(|panic| {
-        Err(Error::internal(format!("the driver panicked: {}", words_of_panic(panic.as_ref()))))
-    });
-    let program_is_gone = driver.runtimes.are_gone();
-    driver.state.cut_off_merges().await;
-    let (events, reservation, let_go) = let_go(driver);
-    let error = match outcome {
-        Ok(()) => let_go.err(),
-        // It was asked to.
-        Err(e) if e.kind() == ErrorKind::Stopped && shared.cancelled.is_set() => None,
-        // What else fails then has no other cause.
-        Err(e) if e.kind() != ErrorKind::Stopped && program_is_gone => Some(place(runtime_is_gone(), &e).caused_by(e)),
-        Err(e) => Some(e),
+    let mut failures = 0;
+    let (events, error) = loop {
+        let (error, began) = (run_to_its_end(&mut driver).await, driver.clock.elapsed());
+        failures = if driver.batches_run > 0 { 1 } else { failures + 1 };
+        let (events, runtimes, let_go) = let_go(driver).await;
+        let error = match error {
+            Some(error) => Some(error),
+            None => let_go.err(),
+        };
+        let delay =
+            error.as_ref().filter(|error| error.is_retryable()).and_then(|_| start.restart_policy.delay(failures));
+        let (Some(error), Some(delay)) = (&error, delay) else { break (events, error) };
+        // The first driver is gone; what failed is the reason for each next one.
+        match again(&start, &shared, runtimes, events, error, delay, began, &mut failures).await {
+            Ok(next) => driver = next,
+            Err((events, error)) => break (events, error),
+        }
     };
     let error = error.map(|e| e.query(id));
     match &error {
@@ -182,6 +228,79 @@ async fn live(mut driver: Driver) {
     shared.state.send_modify(|state| state.told = true);
 }
 
+/// Why it failed, if it did.
+async fn run_to_its_end(driver: &mut Driver) -> Option<Error> {
+    let shared = Arc::clone(&driver.shared);
+    // Code of the user that is called here, to the last destructor, is told from others by `at_work`.
+    // After a panic nothing of the driver is used but to let go of it.
+    let outcome = AssertUnwindSafe(at_work(shared.run_id, driver.run())).catch_unwind().await.unwrap_or_else(|panic| {
+        Err(Error::internal(format!("the driver panicked: {}", words_of_panic(panic.as_ref()))))
+    });
+    match outcome {
+        Ok(()) => None,
+        // It was asked to.
+        Err(e) if e.kind() == ErrorKind::Stopped && shared.cancelled.is_set() => None,
+        // What else fails then has no other cause.
+        Err(e) if e.kind() != ErrorKind::Stopped && driver.runtimes.are_gone() => {
+            Some(place(runtime_is_gone(), &e).caused_by(e))
+        }
+        Err(e) => Some(e),
+    }
+}
+
+/// Waits, and opens everything anew; again and again while that fails for reasons that may pass. Fails with what ends the query:
+/// no error if it was asked to stop.
+#[expect(clippy::too_many_arguments, reason = "what outlives a driver, once")]
+async fn again(
+    start: &Start,
+    shared: &Arc<Shared>,
+    runtimes: Runtimes,
+    events: EventQueue,
+    error: &Error,
+    mut delay: Duration,
+    began: Duration,
+    failures: &mut u32,
+) -> std::result::Result<Driver, (EventQueue, Option<Error>)> {
+    let mut error = error.clone().query(shared.id);
+    loop {
+        let restarting = QueryEvent::Restarting {
+            id: shared.id,
+            run_id: shared.run_id,
+            timestamp: timestamp(start.clock.now_ms()),
+            error: error.clone(),
+            failures: *failures,
+            delay_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+        };
+        events.tell(|| restarting);
+        tracing::warn!(query = %shared.id, %error, failures, ?delay, "query failed and starts again");
+        shared.say(format!("starting again in {} ms after failure {failures}: {error}", delay.as_millis()), false);
+        if shared.is_stopping() {
+            return Err((events, Some(error)));
+        }
+        tokio::select! {
+            biased;
+            () = runtimes.gone() => return Err((events, Some(place(runtime_is_gone(), &error).caused_by(error)))),
+            () = shared.stop_requested() => return Err((events, Some(error))),
+            () = start.clock.sleep(delay) => {}
+        }
+        let opens = at_work(shared.run_id, open_run(start, RunId::random()));
+        match guarded_call(|| "code that the query called when it started again".to_owned(), opens).await {
+            Ok(run) => {
+                let since = (Phase::Restarting, began);
+                return Ok(Driver::of(run, start, Arc::clone(shared), runtimes, events, since));
+            }
+            Err(next) => {
+                *failures += 1;
+                let next = next.query(shared.id);
+                match start.restart_policy.delay(*failures).filter(|_| next.is_retryable()) {
+                    Some(longer) => (delay, error) = (longer, next),
+                    None => return Err((events, Some(next))),
+                }
+            }
+        }
+    }
+}
+
 /// The error with the batch of another one.
 fn place(error: Error, other: &Error) -> Error {
     match other.batch_id() {
@@ -190,10 +309,11 @@ fn place(error: Error, other: &Error) -> Error {
     }
 }
 
-/// Lets go of all that a run holds but its reservation: sources, sinks, what is written in the background. Whatever a
+/// Lets go of all that a driver holds but what outlives it: sources, sinks, what is written in the background. Whatever a
 /// destructor does, the others have their turn.
-fn let_go(driver: Driver) -> (EventQueue, Reservation, Result<()>) {
-    let Driver { shared, readers, sinks, state, logs, epoch, plan, events, clock, reservation, .. } = driver;
+async fn let_go(driver: Driver) -> (EventQueue, Runtimes, Result<()>) {
+    let Driver { shared, runtimes, readers, sinks, mut state, logs, epoch, plan, events, clock, .. } = driver;
+    state.cut_off_merges().await;
     let _at_work = AtWork::on(shared.run_id);
     let (output, dead_letters) = sinks.into_parts();
     let dropped = [
@@ -204,7 +324,7 @@ fn let_go(driver: Driver) -> (EventQueue, Reservation, Result<()>) {
         release("the checkpoint", (state, logs, epoch)),
         release("the clock", clock),
     ];
-    (events, reservation, dropped.into_iter().fold(Ok(()), Result::and))
+    (events, runtimes, dropped.into_iter().fold(Ok(()), Result::and))
 }
 
 fn release<T>(what: &str, thing: T) -> Result<()> {

@@ -27,6 +27,8 @@ mod opening;
 
 mod report;
 
+mod restart;
+
 mod shared;
 
 mod silence;
@@ -43,8 +45,9 @@ use tracing::Instrument;
 
 use self::decide::{Decision, Found, Looks, decide, delay_ms};
 use self::keeper::StateKeeper;
-pub(crate) use self::lifecycle::{Start, start};
+pub(crate) use self::lifecycle::{Once, Start, start};
 use self::opening::{Logs, is_from_moving};
+pub use self::restart::RestartPolicy;
 pub(crate) use self::shared::{Shared, State};
 use self::silence::Silences;
 use self::sinks::Sinks;
@@ -56,12 +59,11 @@ use crate::config::QueryConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::{self, Runtimes, runtime_is_gone};
 use crate::executor::Executor;
-use crate::id::BatchId;
+use crate::id::{BatchId, RunId};
 use crate::plan::QueryPlan;
 use crate::plan::stateful::exchanges;
 use crate::plan::static_sides::Keep;
-use crate::progress::{EventQueue, Phase, Stopwatch};
-use crate::query::Reservation;
+use crate::progress::{Between, EventQueue, Phase, Stopwatch};
 use crate::source::{Latest, Offset, OffsetRange, ReadLimit, Source, SourceReader};
 use crate::trigger::Trigger;
 use crate::watermark::WatermarkTracker;
@@ -73,6 +75,8 @@ const BATCHES_PER_JOIN_RESET: u64 = 10_000;
 #[derive(Debug)]
 pub(crate) struct Driver {
     shared: Arc<Shared>,
+    /// Names what this driver writes; the first of a query has the id that users see.
+    run_id: RunId,
     executor: Executor,
     runtimes: Runtimes,
     /// How sources and sinks are called, and how the checkpoint is.
@@ -110,8 +114,8 @@ pub(crate) struct Driver {
     /// When the last batch began.
     last_trigger: Option<Duration>,
     last_idle_event: Duration,
-    /// Frees the checkpoint for another run when this one ends.
-    reservation: Reservation,
+    /// Time that no batch has spent.
+    between: Between,
 }
 
 /// What a round did.
@@ -235,7 +239,7 @@ impl Driver {
             watermark_ms: self.tracker.watermark_ms(),
             time_ms: started_ms,
             conf: self.conf.clone(),
-            run_id: Some(self.shared.run_id),
+            run_id: Some(self.run_id),
             belongings: Some(self.belongings.clone()),
             partitions: self.plan.draws.then_some(self.config.partitions),
             ends: latest.iter().map(|latest| latest.end.clone()).collect(),
@@ -323,7 +327,7 @@ impl Driver {
             next_batch_watermark_ms: self.tracker.watermark_ms(),
             node_watermarks_ms: self.tracker.node_watermarks_ms(),
             state,
-            run_id: Some(self.shared.run_id),
+            run_id: Some(self.run_id),
         };
         let committed = async {
             self.logs.commits.add(batch, &commit).await?;
@@ -339,11 +343,13 @@ impl Driver {
         self.next = batch.next();
         self.batches_run += 1;
         self.last_trigger = Some(watch.started());
+        let cleaning = self.clock.elapsed();
         // The state forgets by what the commits name, so before any is deleted.
         self.forget_old_batches().await;
         if self.batches_run == 1 {
             self.tidy(batch).await;
         }
+        self.between = Between::since(cleaning, Phase::CleanUp, self.clock.elapsed());
         Ok(())
     }
 

@@ -70,7 +70,7 @@ impl Driver {
             num_input_rows: rows,
             input_rows_per_second: rows_per_second(rows, since_last_ms),
             processed_rows_per_second: rows_per_second(rows, Some(took_ms)),
-            duration_ms: watch.durations_ms(),
+            duration_ms: self.between.durations_ms(watch),
             event_time: self.event_time(entry.watermark_ms, &context.event_times()),
             state_operators,
             sources,

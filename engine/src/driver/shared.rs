@@ -76,6 +76,13 @@ impl Shared {
         self.wake.notify_one();
     }
 
+    /// Returns once the query was asked to stop.
+    pub(crate) async fn stop_requested(&self) {
+        while !self.is_stopping() {
+            self.wake.notified().await;
+        }
+    }
+
     pub(crate) fn cancel(&self) {
         self.cancelled.set();
         self.stop();

@@ -60,6 +60,22 @@ pub enum QueryEvent {
         /// Why.
         why: Error,
     },
+    /// The query failed for a reason that may pass, and starts again by its
+    /// [`RestartPolicy`](crate::query::RestartPolicy).
+    Restarting {
+        /// The query.
+        id: QueryId,
+        /// This run: it is the same for those who watch it.
+        run_id: RunId,
+        /// When, ISO 8601.
+        timestamp: String,
+        /// What failed.
+        error: Error,
+        /// How often it failed since the last batch that was committed.
+        failures: u32,
+        /// When it starts again, in milliseconds from now.
+        delay_ms: u64,
+    },
     /// The run is over: it has let go of its checkpoint, and the query may be started again.
     Terminated {
         /// The query.

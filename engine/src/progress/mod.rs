@@ -15,7 +15,7 @@ use serde_json::Value;
 
 pub(crate) use self::listener::{EventQueue, is_in_listener};
 pub use self::listener::{QueryEvent, QueryListener};
-pub(crate) use self::stopwatch::{Phase, Stopwatch};
+pub(crate) use self::stopwatch::{Between, Phase, Stopwatch};
 use crate::id::{BatchId, QueryId, RunId};
 
 /// What one batch did. As JSON it has the names of Spark's `StreamingQueryProgress`.
@@ -41,7 +41,8 @@ pub struct QueryProgress {
     /// Rows read, per second of this batch.
     pub processed_rows_per_second: f64,
     /// Milliseconds per phase, to the microsecond: `latestOffset`, `walCommit`, `getBatch`, `addBatch`, `stateCommit`, `commitOffsets`,
-    /// `triggerExecution`.
+    /// `triggerExecution`, which is the whole of these. What was between the batch before and this one comes on top of it: `cleanUp`
+    /// and `waiting`; before the first batch `loading`, or `restarting` after a failure, in the place of `cleanUp`.
     pub duration_ms: BTreeMap<String, f64>,
     /// `watermark`, and `min`, `max`, `avg` of the event times seen. Empty for a query without watermark. `outOfRange`, if
     /// there are any: how many rows had a time too far from 1970 to be told in microseconds, and so count as rows without.

@@ -23,6 +23,14 @@ pub(crate) enum Phase {
     StateCommit,
     /// Writing `commits/N`.
     CommitOffsets,
+    /// Before the first batch of a run: planning, reading the checkpoint, loading state, opening sources and sinks.
+    Loading,
+    /// Before the first batch after a failure: what `Loading` is, and the delay before.
+    Restarting,
+    /// Between the batch before and this one: deleting what no kept batch needs.
+    CleanUp,
+    /// Between the batch before and this one: until the trigger fired, or there was something to do.
+    Waiting,
 }
 
 impl Phase {
@@ -35,6 +43,10 @@ impl Phase {
             Phase::AddBatch => "addBatch",
             Phase::StateCommit => "stateCommit",
             Phase::CommitOffsets => "commitOffsets",
+            Phase::Loading => "loading",
+            Phase::Restarting => "restarting",
+            Phase::CleanUp => "cleanUp",
+            Phase::Waiting => "waiting",
         }
     }
 }
@@ -86,6 +98,31 @@ impl Stopwatch {
         let mut durations: BTreeMap<String, f64> =
             self.phases.iter().map(|(phase, &duration)| (phase.name().to_owned(), ms(duration))).collect();
         durations.insert("triggerExecution".to_owned(), self.total_ms());
+        durations
+    }
+}
+
+/// The time between the end of a batch, or the start of the query, and the next batch. With it the phases of all batches together
+/// are all the time there was.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Between {
+    phase: Phase,
+    /// When the phase began, and when it ended; what follows is waiting.
+    began: Duration,
+    ended: Duration,
+}
+
+impl Between {
+    /// What was done first, from when until when, as [`Clock::elapsed`] tells.
+    pub(crate) fn since(began: Duration, phase: Phase, ended: Duration) -> Self {
+        Between { phase, began, ended }
+    }
+
+    /// What [`Stopwatch::durations_ms`] says of a batch, and what was before it.
+    pub(crate) fn durations_ms(&self, watch: &Stopwatch) -> BTreeMap<String, f64> {
+        let mut durations = watch.durations_ms();
+        durations.insert(self.phase.name().to_owned(), ms(self.ended.saturating_sub(self.began)));
+        durations.insert(Phase::Waiting.name().to_owned(), ms(watch.started.saturating_sub(self.ended)));
         durations
     }
 }

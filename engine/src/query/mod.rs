@@ -28,3 +28,4 @@ pub(crate) use self::manager::Reservation;
 pub use self::output_mode::OutputMode;
 pub use self::read::StreamingContext;
 pub use self::write::StreamWriter;
+pub use crate::driver::RestartPolicy;

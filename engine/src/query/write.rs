@@ -9,7 +9,7 @@ use super::{OutputMode, QueryManager, StreamingQuery};
 use crate::checkpoint::{CheckpointStore, memory_store, open_store};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{QueryConfig, parse_positive_ms};
-use crate::driver::{Start, start};
+use crate::driver::{Once, RestartPolicy, Start, start};
 use crate::error::Result;
 use crate::executor::Executor;
 use crate::progress::QueryListener;
@@ -62,6 +62,7 @@ pub struct StreamWriter {
     clock: Arc<dyn Clock>,
     listeners: Vec<Arc<dyn QueryListener>>,
     executor: Option<Executor>,
+    restart_policy: RestartPolicy,
 }
 
 enum Checkpoint {
@@ -87,6 +88,7 @@ impl StreamWriter {
             clock: Arc::new(SystemClock::default()),
             listeners: vec![],
             executor: None,
+            restart_policy: RestartPolicy::default(),
         }
     }
 
@@ -206,6 +208,23 @@ impl StreamWriter {
         self
     }
 
+    /// What becomes of the query when storage or network do not answer. Default: it fails.
+    ///
+    /// ```
+    /// # use datafusion::prelude::*;
+    /// # use std::time::Duration;
+    /// # use tidewater::prelude::*;
+    /// # use tidewater::query::RestartPolicy;
+    /// # async fn start(stream: DataFrame) -> Result<StreamingQuery> {
+    /// let policy = RestartPolicy::exponential(Duration::from_secs(1), Duration::from_secs(60), 20);
+    /// stream.write_stream(DiscardSink::new()).restart_policy(policy).start().await
+    /// # }
+    /// ```
+    pub fn restart_policy(mut self, policy: RestartPolicy) -> Self {
+        self.restart_policy = policy;
+        self
+    }
+
     /// How long a single call to a source, a sink or the checkpoint may take before the query fails. Default: ten minutes. The
     /// function of `foreach_batch` may take as long as it likes.
     ///
@@ -249,7 +268,7 @@ impl StreamWriter {
             None => Executor::global()?,
         };
         let reservation = manager.reserve(store.full_name(""), self.name.clone())?;
-        let shared = start(Start {
+        let start_with = Start {
             session,
             plan,
             sink: self.sink,
@@ -261,12 +280,11 @@ impl StreamWriter {
             config: self.config,
             moved: self.moved,
             watermark_policy: self.watermark_policy,
+            restart_policy: self.restart_policy,
             clock: self.clock,
-            listeners: self.listeners,
-            reservation,
             executor,
-        })
-        .await?;
+        };
+        let shared = start(start_with, Once { listeners: self.listeners, reservation }).await?;
         let query = StreamingQuery::new(shared);
         manager.add(query.clone());
         Ok(query)
