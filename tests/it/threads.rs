@@ -16,6 +16,7 @@ use rayon::prelude::*;
 use tidewater::executor::Executor;
 use tidewater::id::PartitionId;
 use tidewater::prelude::*;
+use tidewater::query::RestartPolicy;
 use tidewater::sink::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
 use tokio::runtime::{Builder, Runtime};
 
@@ -217,6 +218,110 @@ async fn a_call_that_takes_too_long_fails_the_query() {
             assert!(error.to_string().contains(words), "{hangs:?}: {error}");
         }
     }
+}
+
+/// Fails to commit so many times, as storage does that is away for a while.
+#[derive(Debug, Clone)]
+struct Away {
+    inner: MemorySink,
+    times: Arc<AtomicUsize>,
+    kind: ErrorKind,
+}
+
+#[async_trait]
+impl Sink for Away {
+    fn description(&self) -> String {
+        "away".to_owned()
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        self.inner.guarantee()
+    }
+
+    fn supports(&self, mode: OutputMode) -> bool {
+        self.inner.supports(mode)
+    }
+
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+        Ok(Box::new(AwayWriter(self.clone(), self.inner.open(context).await?)))
+    }
+}
+
+#[derive(Debug)]
+struct AwayWriter(Away, Box<dyn SinkWriter>);
+
+#[async_trait]
+impl SinkWriter for AwayWriter {
+    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+        self.1.begin(batch).await
+    }
+
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+        self.1.partition(batch, partition)
+    }
+
+    async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
+        let left = |left: usize| left.checked_sub(1);
+        if self.0.times.fetch_update(Ordering::SeqCst, Ordering::SeqCst, left).is_ok() {
+            return Err(Error::new(self.0.kind, "nobody is there"));
+        }
+        self.1.commit(batch, receipts).await
+    }
+}
+
+/// Hears of restarts.
+#[derive(Debug, Default)]
+struct Restarts(parking_lot::Mutex<Vec<(u32, u64)>>);
+
+impl QueryListener for Restarts {
+    fn on_event(&self, event: &QueryEvent) {
+        if let QueryEvent::Restarting { failures, delay_ms, .. } = event {
+            self.0.lock().push((*failures, *delay_ms));
+        }
+    }
+}
+
+/// How a query over three adds ends whose sink fails `times` times, and what its listener heard.
+async fn restarted(times: usize, kind: ErrorKind, restarts: u32) -> (Result<()>, MemorySink, Vec<(u32, u64)>) {
+    let (dir, inner, heard) = (tempfile::tempdir().unwrap(), MemorySink::new(), Arc::new(Restarts::default()));
+    let sink = Away { inner: inner.clone(), times: Arc::new(AtomicUsize::new(times)), kind };
+    let policy = RestartPolicy::exponential(Duration::from_millis(1), Duration::from_millis(3), restarts);
+    let writer = to_the_end(counted(&source(3)).await, sink, dir.path()).output_mode(OutputMode::Complete);
+    let outcome = finish(writer.restart_policy(policy).listener(Arc::clone(&heard) as _)).await.map(|_| ());
+    let heard = heard.0.lock().clone();
+    (outcome, inner, heard)
+}
+
+#[tokio::test]
+async fn storage_that_is_away_for_a_while_is_waited_for() {
+    let (outcome, sink, heard) = restarted(4, ErrorKind::Unavailable, 4).await;
+    outcome.unwrap();
+    assert_eq!((total(&sink), sink.last_batch()), (270, Some(BatchId(2))), "state and batches go on where they were");
+    assert_eq!(heard, [(1, 1), (2, 2), (3, 3), (4, 3)]);
+
+    let (outcome, _, heard) = restarted(100, ErrorKind::Unavailable, 2).await;
+    let error = outcome.unwrap_err();
+    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("nobody is there"), "{error}");
+    assert_eq!(heard.len(), 2);
+
+    let (outcome, _, heard) = restarted(1, ErrorKind::UserCode, 9).await;
+    assert_eq!((outcome.unwrap_err().kind(), heard.len()), (ErrorKind::UserCode, 0), "it would fail again");
+}
+
+/// The phases of all batches together are all the time there was.
+#[tokio::test]
+async fn progress_tells_all_time() {
+    let (dir, source, began) = (tempfile::tempdir().unwrap(), source(20), std::time::Instant::now());
+    let writer = to_the_end(counted(&source).await, DiscardSink::new(), dir.path()).output_mode(OutputMode::Update);
+    let query = finish(writer).await.unwrap();
+    let wall_ms = began.elapsed().as_secs_f64() * 1e3;
+    let progress = query.recent_progress();
+    assert!(progress[0].duration_ms.contains_key("loading") && progress[1].duration_ms.contains_key("cleanUp"));
+    let between = |phases: &std::collections::BTreeMap<String, f64>| -> f64 {
+        ["loading", "cleanUp", "waiting", "triggerExecution"].iter().filter_map(|phase| phases.get(*phase)).sum()
+    };
+    let told_ms: f64 = progress.iter().map(|batch| between(&batch.duration_ms)).sum();
+    assert!(told_ms > 0.0 && told_ms <= wall_ms, "{told_ms} of {wall_ms} ms");
 }
 
 /// A function of the user that spreads its work over rayon's threads.

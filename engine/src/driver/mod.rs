@@ -477,7 +477,7 @@ impl Driver {
         let looks = Looks {
             delay_ms: self.config.polling_delay_ms,
             longest_ms: self.config.idle_event_interval_ms,
-            took_ms: now_ms.saturating_sub(started_ms),
+            took_ms: if self.silences.any() { 0 } else { now_ms.saturating_sub(started_ms) },
             idle_queries: self.executor.idle_queries(),
             are_told: news.is_some(),
         };
