@@ -13,7 +13,7 @@
 //! all queries of a process take turns, and one that waits for ever keeps nobody. The IO runtime is entered while a task is
 //! polled: whatever its code spawns, or hands to blocking threads, runs there.
 //!
-//! Dropping a [`Task`] cancels it.
+//! Dropping a task cancels it.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
