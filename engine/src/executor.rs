@@ -13,15 +13,17 @@
 //! all queries of a process take turns, and one that waits for ever keeps nobody. The IO runtime is entered while a task is
 //! polled: whatever its code spawns, or hands to blocking threads, runs there.
 //!
-//! Dropping a task cancels it.
+//! Dropping a task cancels it. Code that must block its thread says so with [`block_in_place`]; another thread takes its place
+//! meanwhile.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use async_task::Runnable;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 use tracing::instrument::WithSubscriber;
@@ -61,6 +63,8 @@ struct Inner {
     pool: ThreadPool,
     /// Tasks that can go on, the longest waiting first. For each, the pool has one job.
     ready: Mutex<VecDeque<Runnable>>,
+    /// Wakes threads that stand in for one that blocks.
+    more: Condvar,
     io: Io,
     /// How many queries wait for data.
     idle: AtomicUsize,
@@ -131,7 +135,15 @@ impl ExecutorBuilder {
             .stack_size(STACK_BYTES)
             .build()
             .map_err(|e| failed(&e).caused_by(e))?;
-        Ok(Executor { inner: Arc::new(Inner { pool, ready: Mutex::default(), io, idle: AtomicUsize::new(0) }) })
+        Ok(Executor {
+            inner: Arc::new(Inner {
+                pool,
+                ready: Mutex::default(),
+                more: Condvar::new(),
+                io,
+                idle: AtomicUsize::new(0),
+            }),
+        })
     }
 }
 
@@ -204,18 +216,78 @@ impl Inner {
     /// deques is last in, first out, and would let tasks that yield keep others from their turn.
     fn schedule(self: &Arc<Self>, runnable: Runnable) {
         self.ready.lock().push_back(runnable);
+        self.more.notify_one();
         let inner = Arc::clone(self);
         self.pool.spawn(move || inner.poll_next());
     }
 
-    fn poll_next(&self) {
-        let Some(runnable) = self.ready.lock().pop_front() else { return };
+    fn poll_next(self: &Arc<Self>) {
+        // A thread that stands in may have been faster.
+        let next = self.ready.lock().pop_front();
+        if let Some(runnable) = next {
+            self.poll(runnable);
+        }
+    }
+
+    fn poll(self: &Arc<Self>, runnable: Runnable) {
         let _io = self.io.handle().enter();
+        let before = AT_WORK_FOR.replace(Some(Arc::clone(self)));
         // The task keeps its own panics; this one is of what a cancelled task drops.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| runnable.run())) {
             tracing::error!("what a task left behind panicked when it was dropped: {}", words_of_panic(panic.as_ref()));
         }
+        AT_WORK_FOR.replace(before);
     }
+
+    /// Does the work of a thread that blocks, until it is back.
+    fn stand_in(self: &Arc<Self>, is_back: &AtomicBool) {
+        let mut ready = self.ready.lock();
+        while !is_back.load(Ordering::Acquire) {
+            match ready.pop_front() {
+                Some(runnable) => {
+                    drop(ready);
+                    self.poll(runnable);
+                    ready = self.ready.lock();
+                }
+                None => self.more.wait(&mut ready),
+            }
+        }
+        // What woke this one may have been meant for another.
+        self.more.notify_one();
+    }
+}
+
+thread_local! {
+    /// The executor whose tasks this thread polls right now.
+    static AT_WORK_FOR: RefCell<Option<Arc<Inner>>> = const { RefCell::new(None) };
+}
+
+/// Runs code that blocks its thread, as a client library may that knows no other way to wait. On a thread of an executor,
+/// another one polls tasks meanwhile, so that other queries go on; elsewhere it is simply called. For what takes
+/// milliseconds and more: finding the other thread takes some microseconds.
+///
+/// ```
+/// use tidewater::executor::block_in_place;
+///
+/// let answer = block_in_place(|| std::thread::spawn(|| 42).join().unwrap_or_default());
+/// assert_eq!(answer, 42);
+/// ```
+pub fn block_in_place<T>(work: impl FnOnce() -> T) -> T {
+    struct Back(Arc<Inner>, Arc<AtomicBool>);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            // Under the lock, so that who is about to wait sees it.
+            let _ready = self.0.ready.lock();
+            self.1.store(true, Ordering::Release);
+            self.0.more.notify_all();
+        }
+    }
+
+    let Some(inner) = AT_WORK_FOR.with_borrow(Option::clone) else { return work() };
+    let is_back = Arc::new(AtomicBool::new(false));
+    let _back = Back(Arc::clone(&inner), Arc::clone(&is_back));
+    inner.io.handle().clone().spawn_blocking(move || inner.stand_in(&is_back));
+    work()
 }
 
 impl Io {
@@ -317,6 +389,23 @@ mod tests {
             futures::executor::block_on(task);
         }
         assert_eq!(done.load(Ordering::Relaxed), 200);
+    }
+
+    /// One waits for the other, on a single thread.
+    #[test]
+    fn who_blocks_has_a_stand_in() {
+        let executor = Executor::builder().threads(1).build().unwrap();
+        for _ in 0..100 {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let waits = executor.spawn(async move { block_in_place(|| receiver.recv()) });
+            let sends = executor.spawn(async move {
+                yield_now().await;
+                sender.send(1)
+            });
+            futures::executor::block_on(sends).unwrap();
+            assert_eq!(futures::executor::block_on(waits), Ok(1));
+        }
+        assert_eq!(block_in_place(|| 2), 2, "elsewhere");
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //!    on batch N exists, and whenever it runs, it reads the same rows and sees the same time.
 //! 4. **Bind.** Each source turns its stretch into a bounded plan ([`bind`](source::SourceReader::bind)), with the columns
 //!    and filters that the query pushed down to it.
-//! 5. **Execute.** The cached plan runs, each partition on a worker thread of rayon's pool. Leaves and operators find what
+//! 5. **Execute.** The cached plan runs, each partition a task on the engine's own [threads](executor). Leaves and operators find what
 //!    they need to know of the batch in the [`BatchContext`](batch::BatchContext).
 //!    Where rows of one key must meet, the plan is cut: what is below runs first, and its rows are dealt out by key.
 //! 6. **Remember.** Stateful operators find what they know of each key, change it, and give rows out; what changed is

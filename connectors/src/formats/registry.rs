@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use tidewater::error::{Error, ErrorKind, Result};
+use tidewater::executor::block_in_place;
 use url::{Host, Url};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -202,12 +203,12 @@ impl Server {
     fn find(&self, id: u32) -> Result<Result<Arc<str>, String>> {
         let mut waits = WAITS.iter();
         loop {
-            match self.ask(id) {
+            match block_in_place(|| self.ask(id)) {
                 Answer::Found(schema) => return Ok(Ok(schema)),
                 Answer::None(why) => return Ok(Err(why)),
                 Answer::Refused(error) => return Err(error),
                 Answer::Silent(why) => match waits.next() {
-                    Some(wait) => std::thread::sleep(*wait),
+                    Some(wait) => block_in_place(|| std::thread::sleep(*wait)),
                     None => {
                         return Err(self
                             .failed(id, &why)

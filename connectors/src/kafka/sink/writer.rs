@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tidewater::clock::Clock;
 use tidewater::error::{Error, Result};
+use tidewater::executor::block_in_place;
 use tidewater::id::{BatchId, PartitionId};
 use tidewater::sink::{Begin, Guarantee, PartitionWriter, Receipt, SinkContext, SinkWriter};
 
@@ -187,11 +188,11 @@ impl std::fmt::Debug for KafkaWriter {
     }
 }
 
-/// All of it blocks: it runs on the driver's thread, which has nothing else to do.
+/// Most of it blocks: another thread takes the place of the one it is called on.
 #[async_trait]
 impl SinkWriter for KafkaWriter {
     async fn begin(&self, batch: BatchId) -> Result<Begin> {
-        self.begin_now(batch)
+        block_in_place(|| self.begin_now(batch))
     }
 
     fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
@@ -208,7 +209,7 @@ impl SinkWriter for KafkaWriter {
     }
 
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
-        self.commit_now(batch, receipts)
+        block_in_place(|| self.commit_now(batch, receipts))
     }
 }
 
@@ -226,7 +227,7 @@ impl PartitionWriter for KafkaRows {
         self.rows += rows.num_rows() as u64;
         match &mut self.kept {
             Some(kept) => kept.push(rows),
-            None => self.shared.sender.send(&self.shared.columns, &rows)?,
+            None => block_in_place(|| self.shared.sender.send(&self.shared.columns, &rows))?,
         }
         Ok(())
     }

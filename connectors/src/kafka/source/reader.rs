@@ -16,6 +16,7 @@ use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use tidewater::checkpoint::CheckpointStore;
 use tidewater::clock::Clock;
 use tidewater::error::{Error, Result};
+use tidewater::executor::block_in_place;
 use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, SourceReader};
 
 use self::consumers::config;
@@ -235,16 +236,8 @@ impl KafkaReader {
     }
 }
 
-#[async_trait]
-impl SourceReader for KafkaReader {
-    async fn freeze(&mut self) -> Result<()> {
-        self.ends = true;
-        let initial = self.initial.0.clone();
-        self.frozen = Some(self.available(&initial)??);
-        Ok(())
-    }
-
-    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
+impl KafkaReader {
+    fn latest(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
         if let Some(after) = after {
             self.tell_group(after, self.frozen.is_some())?;
         }
@@ -281,6 +274,21 @@ impl SourceReader for KafkaReader {
             latest.end = Some(ids.beside(&end));
         }
         Ok(latest)
+    }
+}
+
+#[async_trait]
+impl SourceReader for KafkaReader {
+    async fn freeze(&mut self) -> Result<()> {
+        self.ends = true;
+        let initial = self.initial.0.clone();
+        self.frozen = Some(block_in_place(|| self.available(&initial))??);
+        Ok(())
+    }
+
+    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
+        // It waits for the brokers' answers on its thread.
+        block_in_place(|| self.latest(after, limit))
     }
 
     async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
@@ -344,7 +352,7 @@ impl SourceReader for KafkaReader {
     }
 
     async fn commit(&mut self, end: &Offset) -> Result<()> {
-        self.tell_group(end, false)
+        block_in_place(|| self.tell_group(end, false))
     }
 
     fn metrics(&self) -> BTreeMap<String, String> {

@@ -19,6 +19,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 use tidewater::batch::BatchContext;
 use tidewater::error::{Error, ErrorKind, Result};
+use tidewater::executor::block_in_place;
 
 use super::columns::{Columns, Finished, Wanted};
 use super::consume::{Fetcher, PartitionQueue};
@@ -146,8 +147,11 @@ impl Reading {
             let before = piece.next;
             let columns = &mut self.columns;
             let Slice { topic, partition, to, .. } = &piece.slice;
-            let taken = piece.queue.take(*to, columns.room(), WAIT, |message| {
-                columns.push(topic, *partition, message);
+            // It waits for messages on its thread.
+            let taken = block_in_place(|| {
+                piece.queue.take(*to, columns.room(), WAIT, |message| {
+                    columns.push(topic, *partition, message);
+                })
             });
             match taken {
                 Ok(taken) => piece.next = taken.next,
@@ -182,7 +186,7 @@ impl Reading {
     async fn confirm(&mut self, context: &TaskContext) -> Result<()> {
         let deadline = self.deadline();
         while !self.ids.is_empty() {
-            match self.check_ids() {
+            match block_in_place(|| self.check_ids()) {
                 Ok(()) => break,
                 Err(Silence::Refused(error)) => return Err(error),
                 Err(Silence::Away(error)) if deadline.has_passed() => return Err(error),
@@ -191,7 +195,7 @@ impl Reading {
             if let Ok(batch) = BatchContext::of(context) {
                 batch.check_cancelled()?;
             }
-            wait(WAIT);
+            block_in_place(|| wait(WAIT));
             tokio::task::yield_now().await;
         }
         self.is_confirmed = true;
