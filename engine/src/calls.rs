@@ -95,11 +95,21 @@ impl Calls {
                 },
             }
         };
+        self.unless_cancelled(limited).await
+    }
+
+    /// Does the engine's own work, which has no time limit and ends only when the query is asked to drop the batch.
+    pub(crate) async fn unless_cancelled<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
             biased;
-            done = limited => done,
+            done = work => done,
             () = self.cancel.requested() => Err(Cancel::error()),
         }
+    }
+
+    /// The clock that time limits go by.
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        self.clock.as_ref()
     }
 }
 

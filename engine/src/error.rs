@@ -244,18 +244,20 @@ pub(crate) fn words_of_panic(panic: &(dyn std::any::Any + Send)) -> &str {
 /// What code of the user makes of a call; a panic in it becomes an error.
 pub(crate) fn guarded<T>(whose: impl FnOnce() -> String, work: impl FnOnce() -> Result<T>) -> Result<T> {
     // After a panic the run ends, and what panicked is only dropped.
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        Err(Error::panicked(&whose(), panic.as_ref()).hint("mend the cause and start again: the batch is repeated"))
-    })
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked_in_a_call(whose, panic.as_ref())))
 }
 
-/// What code of the user makes of an asynchronous call; a panic in it becomes an error.
+/// The same for an asynchronous call.
 pub(crate) async fn guarded_call<T>(
     whose: impl FnOnce() -> String,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
     let done = AssertUnwindSafe(work).catch_unwind().await;
-    done.unwrap_or_else(|panic| guarded(whose, || std::panic::resume_unwind(panic)))
+    done.unwrap_or_else(|panic| Err(panicked_in_a_call(whose, panic.as_ref())))
+}
+
+fn panicked_in_a_call(whose: impl FnOnce() -> String, panic: &(dyn std::any::Any + Send)) -> Error {
+    Error::panicked(&whose(), panic).hint("mend the cause and start again: the batch is repeated")
 }
 
 impl fmt::Display for Error {

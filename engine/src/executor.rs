@@ -66,8 +66,8 @@ struct Inner {
     /// Wakes threads that stand in for one that blocks.
     more: Condvar,
     io: Io,
-    /// How many queries wait for data.
-    idle: AtomicUsize,
+    /// How many queries wait for data by looking for it.
+    polling: AtomicUsize,
 }
 
 /// Where IO is waited for.
@@ -141,7 +141,7 @@ impl ExecutorBuilder {
                 ready: Mutex::default(),
                 more: Condvar::new(),
                 io,
-                idle: AtomicUsize::new(0),
+                polling: AtomicUsize::new(0),
             }),
         })
     }
@@ -178,15 +178,15 @@ impl Executor {
         matches!(self.inner.io, Io::Borrowed(_))
     }
 
-    /// Counts a query among those that wait for data, until what this returns is dropped.
-    pub(crate) fn idles(&self) -> Idle {
-        self.inner.idle.fetch_add(1, Ordering::Relaxed);
-        Idle(Arc::clone(&self.inner))
+    /// Counts a query among those that look for data again and again, until what this returns is dropped.
+    pub(crate) fn polls(&self) -> Polling {
+        self.inner.polling.fetch_add(1, Ordering::Relaxed);
+        Polling(Arc::clone(&self.inner))
     }
 
-    /// How many queries wait for data.
-    pub(crate) fn idle_queries(&self) -> usize {
-        self.inner.idle.load(Ordering::Relaxed)
+    /// How many queries look for data again and again.
+    pub(crate) fn polling_queries(&self) -> usize {
+        self.inner.polling.load(Ordering::Relaxed)
     }
 
     /// Runs a future on the pool. A panic in it goes to whoever awaits the task.
@@ -201,13 +201,13 @@ impl Executor {
     }
 }
 
-/// A query that waits for data.
+/// A query that looks for data again and again.
 #[derive(Debug)]
-pub(crate) struct Idle(Arc<Inner>);
+pub(crate) struct Polling(Arc<Inner>);
 
-impl Drop for Idle {
+impl Drop for Polling {
     fn drop(&mut self) {
-        self.0.idle.fetch_sub(1, Ordering::Relaxed);
+        self.0.polling.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use datafusion::logical_expr::{ColumnarValue, ScalarUDF, Volatility, create_udf};
 use datafusion::prelude::*;
 use rayon::prelude::*;
+use tidewater::clock::{Clock, ManualClock};
 use tidewater::executor::Executor;
 use tidewater::id::PartitionId;
 use tidewater::prelude::*;
@@ -124,6 +125,7 @@ fn many_start_at_a_time() {
 /// Where it does not answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Hangs {
+    Open,
     Begin,
     Write,
     Commit,
@@ -144,7 +146,10 @@ impl Sink for Hangs {
     }
 
     async fn open(&self, _context: SinkContext) -> Result<Box<dyn SinkWriter>> {
-        Ok(Box::new(*self))
+        match self {
+            Hangs::Open => pending().await,
+            _ => Ok(Box::new(*self)),
+        }
     }
 }
 
@@ -206,14 +211,20 @@ fn a_sink_that_never_answers_stops_nobody_else() {
     });
 }
 
-/// The error says who did not answer, for how long, and in which phase.
+/// The error says who did not answer, for how long, and in which phase; a start that waits for a sink fails as a batch does.
 #[tokio::test]
 async fn a_call_that_takes_too_long_fails_the_query() {
-    for (hangs, phase) in [(Hangs::Begin, "addBatch"), (Hangs::Write, "addBatch"), (Hangs::Commit, "addBatch")] {
+    for hangs in [Hangs::Open, Hangs::Begin, Hangs::Write, Hangs::Commit] {
         let stream = SessionContext::new().read_stream(source(1)).await.unwrap();
-        let query = stream.write_stream(hangs).call_timeout(Duration::from_millis(50)).start().await.unwrap();
-        let error = query.await_termination().await.unwrap_err();
-        assert_eq!((error.kind(), error.batch_id()), (ErrorKind::Unavailable, Some(BatchId(0))), "{error}");
+        let error = match stream.write_stream(hangs).call_timeout(Duration::from_millis(50)).start().await {
+            Ok(query) => query.await_termination().await.unwrap_err(),
+            Err(error) => error,
+        };
+        let (batch, phase) = match hangs {
+            Hangs::Open => (None, "loading"),
+            _ => (Some(BatchId(0)), "addBatch"),
+        };
+        assert_eq!((error.kind(), error.batch_id()), (ErrorKind::Unavailable, batch), "{hangs:?}: {error}");
         for words in ["the sink `void`", "50 ms", phase, "call_timeout"] {
             assert!(error.to_string().contains(words), "{hangs:?}: {error}");
         }
@@ -308,20 +319,86 @@ async fn storage_that_is_away_for_a_while_is_waited_for() {
     assert_eq!((outcome.unwrap_err().kind(), heard.len()), (ErrorKind::UserCode, 0), "it would fail again");
 }
 
-/// The phases of all batches together are all the time there was.
+/// Who waits to start again can be stopped, and says what it failed with.
+#[tokio::test]
+async fn a_query_that_waits_to_start_again_can_be_stopped() {
+    for abandon in [false, true] {
+        let hour = Duration::from_secs(3_600);
+        let sink =
+            Away { inner: MemorySink::new(), times: Arc::new(AtomicUsize::new(1)), kind: ErrorKind::Unavailable };
+        let stream = SessionContext::new().read_stream(source(1)).await.unwrap();
+        let writer = stream.write_stream(sink).restart_policy(RestartPolicy::exponential(hour, hour, 1));
+        let query = writer.start().await.unwrap();
+        while !query.status().message.starts_with("starting again") {
+            tokio::task::yield_now().await;
+        }
+        assert!(query.is_active());
+        let error = if abandon { query.abandon().await } else { query.stop().await }.unwrap_err();
+        assert!(error.to_string().contains("nobody is there"), "{error}");
+        assert!(!query.is_active());
+    }
+}
+
+/// Takes its time by the clock of the query: a second to open, 100 ms to commit a batch.
+#[derive(Debug, Clone)]
+struct TakesTime(MemorySink, ManualClock);
+
+#[async_trait]
+impl Sink for TakesTime {
+    fn description(&self) -> String {
+        "slow".to_owned()
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        self.0.guarantee()
+    }
+
+    fn supports(&self, mode: OutputMode) -> bool {
+        self.0.supports(mode)
+    }
+
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+        self.1.advance_ms(1_000);
+        Ok(Box::new(TakesTimeWriter(self.0.open(context).await?, self.1.clone())))
+    }
+}
+
+#[derive(Debug)]
+struct TakesTimeWriter(Box<dyn SinkWriter>, ManualClock);
+
+#[async_trait]
+impl SinkWriter for TakesTimeWriter {
+    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+        self.0.begin(batch).await
+    }
+
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+        self.0.partition(batch, partition)
+    }
+
+    async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
+        self.1.advance_ms(100);
+        self.0.commit(batch, receipts).await
+    }
+}
+
+/// The phases of all batches together are all the time there was, and each is told where it was spent.
 #[tokio::test]
 async fn progress_tells_all_time() {
-    let (dir, source, began) = (tempfile::tempdir().unwrap(), source(20), std::time::Instant::now());
-    let writer = to_the_end(counted(&source).await, DiscardSink::new(), dir.path()).output_mode(OutputMode::Update);
-    let query = finish(writer).await.unwrap();
-    let wall_ms = began.elapsed().as_secs_f64() * 1e3;
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::at(0));
+    let sink = TakesTime(MemorySink::new(), clock.clone());
+    let stream = counted(&source(20)).await;
+    let query = stream.write_stream(sink).checkpoint(dir.path().display().to_string()).durable(false);
+    let query = query.output_mode(OutputMode::Update).clock(Arc::new(clock.clone())).start().await.unwrap();
+    query.process_all_available().await.unwrap();
+    query.stop().await.unwrap();
     let progress = query.recent_progress();
-    assert!(progress[0].duration_ms.contains_key("loading") && progress[1].duration_ms.contains_key("cleanUp"));
-    let between = |phases: &std::collections::BTreeMap<String, f64>| -> f64 {
-        ["loading", "cleanUp", "waiting", "triggerExecution"].iter().filter_map(|phase| phases.get(*phase)).sum()
-    };
-    let told_ms: f64 = progress.iter().map(|batch| between(&batch.duration_ms)).sum();
-    assert!(told_ms > 0.0 && told_ms <= wall_ms, "{told_ms} of {wall_ms} ms");
+    let told = |batch: usize, phase: &str| progress[batch].duration_ms.get(phase).copied().unwrap_or_default();
+    assert_eq!((told(0, "loading"), told(0, "addBatch"), told(0, "triggerExecution")), (1_000.0, 100.0, 100.0));
+    assert!(progress[1].duration_ms.contains_key("cleanUp") && !progress[1].duration_ms.contains_key("loading"));
+    let between = ["loading", "restarting", "cleanUp", "waiting", "triggerExecution"];
+    let all: f64 = (0..progress.len()).flat_map(|batch| between.map(|phase| told(batch, phase))).sum();
+    assert_eq!((progress.len(), all as i64), (20, clock.now_ms()));
 }
 
 /// A function of the user that spreads its work over rayon's threads.

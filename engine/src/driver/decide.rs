@@ -51,7 +51,7 @@ const LOOKS_TAKE_ONE_IN: i64 = 10;
 /// A shorter look is not worth a longer delay, which rows would wait for.
 const SHORT_LOOK_MS: i64 = 50;
 
-/// All queries of a process that wait for data ask their sources about so often in a second, together.
+/// All queries of an executor that look for data do so about so often in a second, together.
 const LOOKS_PER_SECOND: i64 = 1_000;
 
 /// How long to wait before looking for data again, when there was none.
@@ -63,8 +63,8 @@ pub(super) struct Looks {
     pub(super) longest_ms: i64,
     /// How long the last look took; 0 where it was spent waiting for somebody who does not answer.
     pub(super) took_ms: i64,
-    /// How many queries wait for data on the same threads.
-    pub(super) idle_queries: usize,
+    /// How many queries on the same threads wait for data by looking for it.
+    pub(super) polling_queries: usize,
     /// All sources say when there is news.
     pub(super) are_told: bool,
 }
@@ -74,8 +74,8 @@ pub(super) fn delay_ms(looks: Looks) -> i64 {
     if looks.are_told {
         return looks.delay_ms.max(looks.longest_ms);
     }
-    let idle = i64::try_from(looks.idle_queries).unwrap_or(i64::MAX);
-    let fair_ms = idle.saturating_mul(1000) / LOOKS_PER_SECOND;
+    let polling = i64::try_from(looks.polling_queries).unwrap_or(i64::MAX);
+    let fair_ms = polling.saturating_mul(1000) / LOOKS_PER_SECOND;
     let dear_ms = if looks.took_ms > SHORT_LOOK_MS { looks.took_ms } else { 0 };
     let cheap_ms = dear_ms.saturating_mul(LOOKS_TAKE_ONE_IN);
     looks.delay_ms.max(fair_ms).max(cheap_ms.min(looks.longest_ms))
@@ -87,12 +87,12 @@ mod tests {
 
     #[test]
     fn looking_costs_a_small_share() {
-        let one = Looks { delay_ms: 10, longest_ms: 10_000, took_ms: 0, idle_queries: 1, are_told: false };
+        let one = Looks { delay_ms: 10, longest_ms: 10_000, took_ms: 0, polling_queries: 1, are_told: false };
         assert_eq!(delay_ms(one), 10);
         assert_eq!(delay_ms(Looks { took_ms: 50, ..one }), 10);
         assert_eq!(delay_ms(Looks { took_ms: 300, ..one }), 3_000);
         assert_eq!(delay_ms(Looks { took_ms: i64::MAX, ..one }), 10_000);
-        assert_eq!(delay_ms(Looks { idle_queries: 1_000, ..one }), 1_000);
+        assert_eq!(delay_ms(Looks { polling_queries: 1_000, ..one }), 1_000);
         assert_eq!(delay_ms(Looks { delay_ms: 60_000, took_ms: 300, ..one }), 60_000, "never shorter than configured");
         assert_eq!(delay_ms(Looks { are_told: true, ..one }), 10_000);
     }

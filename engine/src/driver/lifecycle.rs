@@ -212,7 +212,7 @@ async fn live(mut driver: Driver, start: Start, reservation: Reservation) {
         // The first driver is gone; what failed is the reason for each next one.
         match again(&start, &shared, runtimes, events, error, delay, began, &mut failures).await {
             Ok(next) => driver = next,
-            Err((events, error)) => break (events, error),
+            Err((events, error)) => break (events, Some(error)),
         }
     };
     let error = error.map(|e| e.query(id));
@@ -248,8 +248,8 @@ async fn run_to_its_end(driver: &mut Driver) -> Option<Error> {
     }
 }
 
-/// Waits, and opens everything anew; again and again while that fails for reasons that may pass. Fails with what ends the query:
-/// no error if it was asked to stop.
+/// Waits, and opens everything anew; again and again while that fails for reasons that may pass. Fails with what ends the query;
+/// where it was asked to stop meanwhile, that is what it had failed with.
 #[expect(clippy::too_many_arguments, reason = "what outlives a driver, once")]
 async fn again(
     start: &Start,
@@ -260,9 +260,12 @@ async fn again(
     mut delay: Duration,
     began: Duration,
     failures: &mut u32,
-) -> std::result::Result<Driver, (EventQueue, Option<Error>)> {
+) -> std::result::Result<Driver, (EventQueue, Error)> {
     let mut error = error.clone().query(shared.id);
     loop {
+        if shared.is_stopping() {
+            return Err((events, error));
+        }
         let restarting = QueryEvent::Restarting {
             id: shared.id,
             run_id: shared.run_id,
@@ -274,17 +277,19 @@ async fn again(
         events.tell(|| restarting);
         tracing::warn!(query = %shared.id, %error, failures, ?delay, "query failed and starts again");
         shared.say(format!("starting again in {} ms after failure {failures}: {error}", delay.as_millis()), false);
-        if shared.is_stopping() {
-            return Err((events, Some(error)));
-        }
-        tokio::select! {
+        let next_ms = start.clock.now_ms().saturating_add(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
+        let opens = async {
+            start.clock.sleep_until(next_ms).await;
+            let opens = at_work(shared.run_id, open_run(start, RunId::random()));
+            guarded_call(|| "code that the query called when it started again".to_owned(), opens).await
+        };
+        let opened = tokio::select! {
             biased;
-            () = runtimes.gone() => return Err((events, Some(place(runtime_is_gone(), &error).caused_by(error)))),
-            () = shared.stop_requested() => return Err((events, Some(error))),
-            () = start.clock.sleep(delay) => {}
-        }
-        let opens = at_work(shared.run_id, open_run(start, RunId::random()));
-        match guarded_call(|| "code that the query called when it started again".to_owned(), opens).await {
+            () = runtimes.gone() => return Err((events, place(runtime_is_gone(), &error).caused_by(error))),
+            () = shared.stop_requested() => return Err((events, error)),
+            opened = opens => opened,
+        };
+        match opened {
             Ok(run) => {
                 let since = (Phase::Restarting, began);
                 return Ok(Driver::of(run, start, Arc::clone(shared), runtimes, events, since));
@@ -294,7 +299,7 @@ async fn again(
                 let next = next.query(shared.id);
                 match start.restart_policy.delay(*failures).filter(|_| next.is_retryable()) {
                     Some(longer) => (delay, error) = (longer, next),
-                    None => return Err((events, Some(next))),
+                    None => return Err((events, next)),
                 }
             }
         }
@@ -313,7 +318,11 @@ fn place(error: Error, other: &Error) -> Error {
 /// destructor does, the others have their turn.
 async fn let_go(driver: Driver) -> (EventQueue, Runtimes, Result<()>) {
     let Driver { shared, runtimes, readers, sinks, mut state, logs, epoch, plan, events, clock, .. } = driver;
-    state.cut_off_merges().await;
+    let cuts_off = async {
+        state.cut_off_merges().await;
+        Ok(())
+    };
+    let cut_off = guarded_call(|| "cutting off a merge".to_owned(), cuts_off).await;
     let _at_work = AtWork::on(shared.run_id);
     let (output, dead_letters) = sinks.into_parts();
     let dropped = [
@@ -324,7 +333,7 @@ async fn let_go(driver: Driver) -> (EventQueue, Runtimes, Result<()>) {
         release("the checkpoint", (state, logs, epoch)),
         release("the clock", clock),
     ];
-    (events, runtimes, dropped.into_iter().fold(Ok(()), Result::and))
+    (events, runtimes, dropped.into_iter().fold(cut_off, Result::and))
 }
 
 fn release<T>(what: &str, thing: T) -> Result<()> {

@@ -17,6 +17,8 @@
 
 mod belongings;
 
+mod clean_up;
+
 mod decide;
 
 mod keeper;
@@ -24,6 +26,8 @@ mod keeper;
 mod lifecycle;
 
 mod opening;
+
+mod pause;
 
 mod report;
 
@@ -40,10 +44,9 @@ use std::time::Duration;
 
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
-use futures::future::{BoxFuture, select_all};
 use tracing::Instrument;
 
-use self::decide::{Decision, Found, Looks, decide, delay_ms};
+use self::decide::{Decision, Found, decide};
 use self::keeper::StateKeeper;
 pub(crate) use self::lifecycle::{Once, Start, start};
 use self::opening::{Logs, is_from_moving};
@@ -53,11 +56,11 @@ use self::silence::Silences;
 use self::sinks::Sinks;
 use crate::batch::{BatchContext, BatchParts};
 use crate::calls::Calls;
-use crate::checkpoint::{BatchLog, Belongings, CommitEntry, Epoch, OffsetEntry};
+use crate::checkpoint::{Belongings, CommitEntry, Epoch, OffsetEntry};
 use crate::clock::Clock;
 use crate::config::QueryConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::execution::{self, Runtimes, runtime_is_gone};
+use crate::execution::{self, Runtimes};
 use crate::executor::Executor;
 use crate::id::{BatchId, RunId};
 use crate::plan::QueryPlan;
@@ -285,7 +288,6 @@ impl Driver {
             exchanges: exchanges(&self.plan.physical).into_iter().map(|exchange| exchange.partitions()).collect(),
             takes_dead_letters: self.sinks.takes_dead_letters(),
         };
-        let cancel = self.shared.cancelled.clone();
         let context = Arc::new(BatchContext::new(batch, entry.time_ms, entry.watermark_ms, parts, self.calls.clone()));
         let task_context = self.prepare(&context).await?;
 
@@ -299,8 +301,7 @@ impl Driver {
             context: task_context,
             writers: begun.writers.clone(),
             executor: self.executor.clone(),
-            clock: Arc::clone(&self.clock),
-            cancel,
+            calls: self.calls.clone(),
             parallel: bound_partitions > 1,
         };
         let receipts = execution::run(Arc::new(run)).await.map_err(|e| e.batch(batch))?;
@@ -343,13 +344,7 @@ impl Driver {
         self.next = batch.next();
         self.batches_run += 1;
         self.last_trigger = Some(watch.started());
-        let cleaning = self.clock.elapsed();
-        // The state forgets by what the commits name, so before any is deleted.
-        self.forget_old_batches().await;
-        if self.batches_run == 1 {
-            self.tidy(batch).await;
-        }
-        self.between = Between::since(cleaning, Phase::CleanUp, self.clock.elapsed());
+        self.clean_up(batch).await;
         Ok(())
     }
 
@@ -397,7 +392,8 @@ impl Driver {
             _ => false,
         };
         if stale {
-            self.plan.look_up_static_tables().await?;
+            let looks = self.plan.look_up_static_tables();
+            self.calls.call(Phase::QueryPlanning, || "a static table".to_owned(), looks).await?;
         }
         if stale || self.static_read.is_none() {
             self.static_read = Some(now);
@@ -420,91 +416,6 @@ impl Driver {
             Arc::clone(session.runtime_env()),
         )))
     }
-
-    /// Deletes what earlier runs left behind, up to the batch that was just committed. What cannot be deleted now is only
-    /// untidy.
-    async fn tidy(&self, committed: BatchId) {
-        // Earlier runs may have kept more batches.
-        for log in [&self.logs.offsets, &self.logs.commits] {
-            match (self.last_old_batch(), log.batches().await) {
-                (Some(last), Ok(batches)) => {
-                    for old in batches.into_iter().filter(|batch| *batch < last) {
-                        self.delete_entry(log, old).await;
-                    }
-                }
-                (None, _) => {}
-                (_, Err(error)) => tracing::warn!(%error, "a log could not be listed"),
-            }
-        }
-        // Files that only those entries named are named by none now.
-        if let Err(error) = self.state.tidy(&self.logs.commits, committed).await {
-            tracing::warn!(%error, "files of state that an earlier run left behind could not be deleted");
-        }
-    }
-
-    /// Deletes log entries that no kept batch needs. What cannot be deleted now is only untidy.
-    async fn forget_old_batches(&self) {
-        let Some(old) = self.last_old_batch() else { return };
-        // The files of state first: the commits tell which they are.
-        if let Err(error) = self.state.forget(&self.logs.commits, old).await {
-            tracing::warn!(%error, batch = %old, "old files of state could not be deleted");
-        }
-        for log in [&self.logs.offsets, &self.logs.commits] {
-            self.delete_entry(log, old).await;
-        }
-    }
-
-    /// The newest batch that nothing needs any more.
-    fn last_old_batch(&self) -> Option<BatchId> {
-        let newest = self.next.0.saturating_sub(1);
-        newest.checked_sub(self.config.min_batches_to_retain + 1).map(BatchId)
-    }
-
-    async fn delete_entry(&self, log: &BatchLog, old: BatchId) {
-        if let Err(error) = log.delete(old).await {
-            tracing::warn!(%error, batch = %old, "an old log entry could not be deleted");
-        }
-    }
-
-    /// Waits until the trigger asks for the next round, the query is stopped, or somebody is in a hurry.
-    ///
-    /// # Errors
-    ///
-    /// If the runtime is shut down meanwhile.
-    async fn pause(&self, started_ms: i64, ran: bool) -> Result<()> {
-        let now_ms = self.clock.now_ms();
-        let news = self.news();
-        let looks = Looks {
-            delay_ms: self.config.polling_delay_ms,
-            longest_ms: self.config.idle_event_interval_ms,
-            took_ms: if self.silences.any() { 0 } else { now_ms.saturating_sub(started_ms) },
-            idle_queries: self.executor.idle_queries(),
-            are_told: news.is_some(),
-        };
-        let Some(next_ms) = self.trigger.next_round_ms(started_ms, now_ms, ran, delay_ms(looks)) else {
-            return self.runtimes.check();
-        };
-        let _idle = self.executor.idles();
-        let is_rhythmic = matches!(self.trigger, Trigger::ProcessingTime { .. });
-        let news = async {
-            match news {
-                Some(news) if !is_rhythmic => drop(select_all(news).await),
-                _ => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = self.clock.sleep_until(next_ms) => self.runtimes.check(),
-            () = news => self.runtimes.check(),
-            () = self.shared.wake.notified() => Ok(()),
-            () = self.runtimes.gone() => Err(runtime_is_gone()),
-        }
-    }
-
-    /// What to wait for instead of asking, if every source says when there is news, and nothing but news is waited for.
-    fn news(&self) -> Option<Vec<BoxFuture<'static, ()>>> {
-        let waits_for_news = self.clock.runs_by_itself() && !self.silences.any() && !self.readers.is_empty();
-        waits_for_news.then(|| self.readers.iter().map(|reader| reader.news()).collect::<Option<_>>()).flatten()
-    }
 }
 
 /// The checkpoint, for the one whose call hangs.
@@ -513,6 +424,6 @@ fn checkpoint() -> String {
 }
 
 /// The source, for the one whose code panicked.
-fn whose(source: &Arc<dyn Source>) -> String {
+pub(super) fn whose(source: &Arc<dyn Source>) -> String {
     format!("the source `{}`", source.description())
 }

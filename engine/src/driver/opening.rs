@@ -19,6 +19,8 @@ use super::Start;
 use super::belongings;
 use super::keeper::StateKeeper;
 use super::sinks::Sinks;
+use super::whose;
+use crate::calls::{Calls, Cancel};
 use crate::checkpoint::resume::{Resume, resume};
 use crate::checkpoint::{
     BatchLog, Belongings, CheckpointStore, CommitEntry, Created, EPOCHS, Epoch, OffsetEntry, read_or_create_query_id,
@@ -28,8 +30,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BatchId, QueryId, RunId};
 use crate::identity::Identity;
 use crate::plan::{QueryPlan, plan_query};
+use crate::progress::Phase;
 use crate::sink::{SinkContext, SinkName};
-use crate::source::{Offset, Source, SourceContext, SourceReader};
+use crate::source::{Offset, SourceContext, SourceReader};
 use crate::trigger::Trigger;
 
 /// The newest batch in the offset log and in the commit log.
@@ -227,10 +230,21 @@ async fn open_with(
         .file("commits")
         .hint("restore the folder `commits` from a backup, or start with a new checkpoint"));
     }
+    // Nobody can ask a query to drop its batch that has none.
+    let calls = Calls::new(Arc::clone(&start.clock), Cancel::default(), start.config.call_timeout_ms);
     let mut readers = vec![];
     for (number, source) in plan.sources.iter().enumerate() {
         let identity = belongings.sources.get(number).and_then(Option::as_ref);
-        readers.push(open_source(start, plan, number, source, identity, epoch).await?);
+        let (context, opens_frozen) =
+            (source_context(start, plan, number, identity, epoch), start.trigger == Trigger::AvailableNow);
+        let opens = async {
+            let mut reader = source.open(context).await?;
+            if opens_frozen {
+                reader.freeze().await?;
+            }
+            Ok(reader)
+        };
+        readers.push(calls.call(Phase::Loading, || whose(source), opens).await?);
     }
     let context = SinkContext {
         name: SinkName::Output,
@@ -244,32 +258,26 @@ async fn open_with(
         clock: Arc::clone(&start.clock),
         durable: start.config.durable,
     };
-    let sinks = Sinks::open(start.sink.as_ref(), start.dead_letters.as_deref(), context).await?;
+    let sinks = Sinks::open(start.sink.as_ref(), start.dead_letters.as_deref(), context, &calls).await?;
     Ok(Opened { position, id, belongings, state, readers, sinks })
 }
 
-async fn open_source(
+fn source_context(
     start: &Start,
     plan: &QueryPlan,
     number: usize,
-    source: &Arc<dyn Source>,
     identity: Option<&Identity>,
     epoch: &Arc<OnceLock<Epoch>>,
-) -> Result<Box<dyn SourceReader>> {
+) -> SourceContext {
     let inner = sub_store(&start.checkpoint, &source_folder(number));
-    let context = SourceContext {
+    SourceContext {
         log: Arc::new(SourceFolder { inner, epoch: Arc::clone(epoch) }),
         session: Arc::clone(&plan.session),
         clock: Arc::clone(&start.clock),
         partitions: start.config.partitions.max(1),
         min_batches_to_retain: start.config.min_batches_to_retain,
         former_places: identity.map(|it| it.formerly.clone()).unwrap_or_default(),
-    };
-    let mut reader = source.open(context).await?;
-    if start.trigger == Trigger::AvailableNow {
-        reader.freeze().await?;
     }
-    Ok(reader)
 }
 
 fn source_folder(number: usize) -> String {

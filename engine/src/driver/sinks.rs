@@ -106,7 +106,12 @@ pub(super) fn check(
 
 impl Sinks {
     /// Opens both. `context` is that of the output.
-    pub(super) async fn open(output: &dyn Sink, dead_letters: Option<&dyn Sink>, context: SinkContext) -> Result<Self> {
+    pub(super) async fn open(
+        output: &dyn Sink,
+        dead_letters: Option<&dyn Sink>,
+        context: SinkContext,
+        calls: &Calls,
+    ) -> Result<Self> {
         let description = output.description();
         let guarantee = dead_letters.map_or(output.guarantee(), |sink| sink.guarantee().and(output.guarantee()));
         let for_dead_letters = SinkContext {
@@ -116,12 +121,9 @@ impl Sinks {
             ..context.clone()
         };
         let one = async |sink: &dyn Sink, context: SinkContext, purpose: &str| {
-            Ok::<_, Error>(OneSink {
-                name: context.name,
-                writer: Arc::from(sink.open(context).await?),
-                whose: format!("the sink `{}`{purpose}", sink.description()),
-                has_time_limit: sink.has_time_limit(),
-            })
+            let (name, whose) = (context.name, format!("the sink `{}`{purpose}", sink.description()));
+            let writer = calls.call(Phase::Loading, || whose.clone(), sink.open(context)).await?;
+            Ok::<_, Error>(OneSink { name, writer: Arc::from(writer), whose, has_time_limit: sink.has_time_limit() })
         };
         let output = one(output, context, "").await?;
         let dead_letters = match dead_letters {

@@ -12,7 +12,7 @@
 //! lets those of other queries have their turn. Where there are few rows, hopping to other threads would cost more than it
 //! gains, and the tasks run one after the other within the driver's.
 
-mod own_thread;
+mod at_work;
 
 mod runtime;
 
@@ -29,11 +29,10 @@ use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use futures::FutureExt;
 use futures::future::join_all;
 
-pub(crate) use self::own_thread::{AtWork, at_work, is_called_by};
+pub(crate) use self::at_work::{AtWork, at_work, is_called_by};
 pub(crate) use self::runtime::{Runtimes, runtime_is_gone};
 use self::task::{run_ahead, run_exchange_task, run_task};
-use crate::calls::{Calls, Cancel};
-use crate::clock::Clock;
+use crate::calls::Calls;
 use crate::error::Result;
 use crate::executor::{Executor, Task};
 use crate::id::{BatchId, PartitionId, RunId};
@@ -80,8 +79,7 @@ pub(crate) struct Run {
     pub(crate) context: Arc<TaskContext>,
     pub(crate) writers: Writers,
     pub(crate) executor: Executor,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) cancel: Cancel,
+    pub(crate) calls: Calls,
     /// Whether it is worth to read the sources with several threads.
     pub(crate) parallel: bool,
 }
@@ -96,7 +94,7 @@ impl fmt::Debug for Run {
 /// error. When it returns, no task of the batch is left, unless one [blocks its thread](PATIENCE).
 pub(crate) async fn run(run: Arc<Run>) -> Result<Vec<Receipt>> {
     for plan in &run.first {
-        run_ahead(&run, plan).await?;
+        run.calls.unless_cancelled(run_ahead(&run, plan)).await?;
     }
     let mut parallel = run.parallel;
     for exchange in exchanges(&run.plan) {
@@ -126,21 +124,13 @@ where
             }
             Ok(done)
         };
-        return tokio::select! {
-            biased;
-            done = one_by_one => done,
-            () = run.cancel.requested() => Err(Cancel::error()),
-        };
+        return run.calls.unless_cancelled(one_by_one).await;
     }
     let mut stage = Stage {
         tasks: (0..partitions).map(|partition| Some(run.executor.spawn(work(partition)))).collect(),
         done: (0..partitions).map(|_| None).collect(),
     };
-    let outcome = tokio::select! {
-        biased;
-        outcome = poll_fn(|context| stage.poll(context)) => outcome,
-        () = run.cancel.requested() => Err(Cancel::error()),
-    };
+    let outcome = run.calls.unless_cancelled(poll_fn(|context| stage.poll(context))).await;
     match outcome {
         Ok(()) => Ok(stage.done.into_iter().flatten().collect()),
         Err(error) => {
@@ -181,7 +171,7 @@ impl<T: Send + 'static> Stage<T> {
         tokio::select! {
             biased;
             _ = cancelled => {}
-            () = run.clock.sleep(PATIENCE) => tracing::warn!(
+            () = run.calls.clock().sleep(PATIENCE) => tracing::warn!(
                 run = %run.run_id,
                 batch = %run.batch,
                 "code that the query called blocks its thread for more than {PATIENCE:?} and is left behind"

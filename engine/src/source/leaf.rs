@@ -290,20 +290,20 @@ impl ExecutionPlan for StreamScanExec {
         };
         let bound_partitions = bound.properties().output_partitioning().partition_count();
         let output_schema = Arc::clone(&schema);
-        let (leaf, whose) = (self.leaf, format!("the source `{}`", self.description));
+        let (leaf, whose): (_, Arc<str>) = (self.leaf, format!("the source `{}`", self.description).into());
         let bound = stream::iter((partition..bound_partitions).step_by(self.partitions()))
             .map(move |bound_partition| bound.execute(bound_partition, Arc::clone(&context)))
             .try_flatten();
         let reading = Some((Box::pin(bound), batch, false));
         let rows = stream::unfold(reading, move |reading| {
-            let (whose, output_schema) = (whose.clone(), Arc::clone(&output_schema));
+            let (whose, output_schema) = (Arc::clone(&whose), Arc::clone(&output_schema));
             async move {
                 let (mut bound, batch, has_read) = reading?;
                 if has_read {
                     yield_now().await;
                 }
                 let read = async { Ok(bound.try_next().await?) };
-                match batch.calls().call(Phase::AddBatch, || whose.clone(), read).await {
+                match batch.calls().call(Phase::AddBatch, || whose.to_string(), read).await {
                     Ok(Some(rows)) => {
                         batch.count_rows(leaf, rows.num_rows());
                         // The plan was made for the leaf's schema; sources may differ in metadata only.
