@@ -304,6 +304,25 @@ async fn a_batch_whose_commit_is_missing_runs_again() {
     }
 }
 
+/// Checkpoints of this format tell what their state means, and what they belong to: later releases must understand it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_state_means_is_kept() {
+    for exhibit in museum().await.iter().filter(|exhibit| exhibit.name.starts_with("meaning_")) {
+        let checkpoint = folder(exhibit).join("checkpoint");
+        let told = |log: &str, of_interest: &dyn Fn(&str) -> bool, word: &str| {
+            let entries = std::fs::read_dir(checkpoint.join(log)).unwrap().map(|entry| entry.unwrap().path());
+            let files: Vec<PathBuf> =
+                entries.filter(|path| of_interest(&path.file_name().unwrap().to_string_lossy())).collect();
+            assert!(!files.is_empty(), "{}: {log}", exhibit.name);
+            for file in files {
+                assert!(std::fs::read_to_string(&file).unwrap().contains(word), "{}: {word}", file.display());
+            }
+        };
+        told("state", &|name| name.starts_with("operators."), "\"meaning\"");
+        told("offsets", &|_| true, "\"belongings\"");
+    }
+}
+
 /// A folder that no exhibit belongs to would never be read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_museum_has_no_closed_rooms() {

@@ -60,6 +60,10 @@ async fn a_repeated_batch_draws_the_same() {
         "SELECT v, w FROM t LEFT JOIN d ON v % 50 = w AND random() < 0.5",
         "SELECT v FROM t JOIN (SELECT * FROM d WHERE random() < 0.5) ON v % 50 = w",
         "SELECT a.v, random() AS r FROM t a JOIN t b ON a.v = b.v AND random() < 0.5",
+        "SELECT v, r, u FROM t JOIN (VALUES (0, random(), uuid()), (1, random(), uuid()), (2, 0.5, 'x')) AS x(k, r, u) \
+         ON v % 3 = k",
+        "SELECT v, r FROM t JOIN (SELECT 0 AS k, random() AS r) ON v % 3 = k",
+        "SELECT v, r FROM t CROSS JOIN (SELECT unnest([random(), random()]) AS r)",
     ] {
         let dir = tempfile::tempdir().unwrap();
         let rows = numbers(200);
@@ -153,6 +157,11 @@ async fn time_goes_on_beside_a_table() {
         ),
         ("SELECT v FROM t WHERE v IN (SELECT w FROM d WHERE till > now())", [vec!["1", "2"], vec!["2"], vec![]]),
         ("SELECT v FROM t WHERE v NOT IN (SELECT w FROM d WHERE till > now())", [vec![], vec!["1"], vec!["1", "2"]]),
+        (
+            "SELECT v FROM t JOIN (VALUES (1, now()), (2, now() + INTERVAL '1 hour')) AS x(k, at) ON v = k \
+             WHERE at <= TIMESTAMP '2024-01-01T21:00:00'",
+            [vec!["1", "2"], vec!["1"], vec![]],
+        ),
         ("SELECT v FROM t, d WHERE till > now() AND v < w", [vec!["1"], vec!["1"], vec![]]),
         ("SELECT v FROM t WHERE v <= (SELECT count(*) FROM d WHERE till > now())", [vec!["1", "2"], vec!["1"], vec![]]),
         (

@@ -3,8 +3,9 @@
 //! Best effort: a file that cannot be moved or deleted stays, is traced and counted, and the query goes on.
 
 use futures::StreamExt;
-use object_store::path::{Path, PathPart};
+use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use datafusion::execution::runtime_env::RuntimeEnv;
@@ -91,11 +92,16 @@ fn archive_folder(folder: &str, pattern: &Pattern) -> Result<FileLocation> {
 async fn clean_file(uri: &str, archive: Option<&FileLocation>, runtime: &RuntimeEnv) -> Result<()> {
     let file = FileLocation::parse(uri)?;
     let store: Arc<dyn ObjectStore> = file.open(runtime)?;
-    let done = match archive {
-        None => store.delete(&file.path).await,
-        Some(archive) => move_file(store.as_ref(), &file.path, &below(archive, &file.path)).await,
-    };
-    match done {
+    let Some(archive) = archive else { return done(store.delete(&file.path).await) };
+    let to = below(archive, &file);
+    match (file.on_disk(), to.on_disk()) {
+        (Some(from), Some(to_path)) if file.is_odd() || to.is_odd() => move_on_disk(&from, &to_path),
+        _ => done(move_file(store.as_ref(), &file.path, &to.path).await),
+    }
+}
+
+fn done(result: object_store::Result<()>) -> Result<()> {
+    match result {
         Ok(()) => Ok(()),
         // A repeated commit finds its work done.
         Err(object_store::Error::NotFound { .. }) => Ok(()),
@@ -117,10 +123,35 @@ async fn move_file(store: &dyn ObjectStore, from: &Path, to: &Path) -> object_st
     Err(taken)
 }
 
-/// `path`, all of it, below `folder`.
-fn below(folder: &FileLocation, path: &Path) -> Path {
-    let parts: Vec<PathPart<'_>> = path.parts().collect();
-    parts.into_iter().fold(folder.path.clone(), Path::join)
+/// The same for names on a local disk that no object store takes.
+fn move_on_disk(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
+    let failed = |e| Error::io("archive a file that was read", from.display().to_string(), e);
+    if let Some(folder) = to.parent() {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    match std::fs::hard_link(from, to) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists && is_same_file(from, to) => {}
+        linked => linked.map_err(failed)?,
+    }
+    std::fs::remove_file(from).map_err(failed)
+}
+
+#[cfg(unix)]
+fn is_same_file(one: &std::path::Path, other: &std::path::Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |path| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    identity(one).is_ok_and(|one| identity(other).is_ok_and(|other| one == other))
+}
+
+#[cfg(not(unix))]
+fn is_same_file(_: &std::path::Path, _: &std::path::Path) -> bool {
+    false
+}
+
+/// The place of `file`, its whole path, below `folder`.
+fn below(folder: &FileLocation, file: &FileLocation) -> FileLocation {
+    FileLocation::from_names(folder.store.clone(), folder.names().into_iter().chain(file.names()).collect())
 }
 
 #[cfg(test)]

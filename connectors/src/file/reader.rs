@@ -1,6 +1,7 @@
 //! One run's view of a folder: what is offered, in which batch, and what was done with it.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -78,7 +79,7 @@ impl FileReader {
         settings: Settings,
         context: SourceContext,
     ) -> Result<Self> {
-        pattern.check_exists()?;
+        let exists = pattern.check_exists();
         settings.names.check(&schema)?;
         let all = (0..schema.fields().len()).collect();
         let (mode, corrupt_column) = (settings.mode, &settings.corrupt_column);
@@ -100,6 +101,9 @@ impl FileReader {
             seen.add(&entry.path, entry.timestamp);
         }
         seen.purge();
+        if cleaner.is_none() || !is_gone_after_reading(&pattern, &seen) {
+            exists?;
+        }
         let reader = FileReader {
             pattern,
             format,
@@ -142,6 +146,9 @@ impl FileReader {
 
     /// All files that are there, in the order in which they are to be read.
     async fn list(&mut self) -> Result<Vec<ListedFile>> {
+        if self.cleaner.is_some() && is_gone_after_reading(&self.pattern, &self.seen) {
+            return Ok(vec![]);
+        }
         if self.sink_log.is_none() && self.pattern.has_sink_log(self.runtime()).await? {
             self.sink_log = Some(true);
         }
@@ -256,6 +263,14 @@ impl FileReader {
             Arc::clone(&self.malformed),
         )
     }
+}
+
+/// Whether the input is one file that was offered, and is not there any more: where files are cleaned up, that is as it
+/// should be, and no other is expected.
+fn is_gone_after_reading(pattern: &Pattern, seen: &SeenFiles) -> bool {
+    let root = pattern.root();
+    let is_gone = |path: PathBuf| std::fs::metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+    !pattern.is_glob() && seen.was_offered(&root.uri()) && root.on_disk().is_some_and(is_gone)
 }
 
 /// The columns of the source, and behind them that of the file each row comes from.

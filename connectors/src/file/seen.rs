@@ -61,6 +61,12 @@ impl SeenFiles {
         }
     }
 
+    /// Whether the file `path` (a URI) was offered, whatever its time.
+    pub(super) fn was_offered(&self, path: &str) -> bool {
+        let key = self.key(path);
+        self.files.contains_key(key) || self.forgotten.contains(&self.hasher.hash_one(key))
+    }
+
     /// Forgets files that are too old to come up again.
     pub(super) fn purge(&mut self) {
         self.last_purge_ms = self.latest_ms.saturating_sub(self.max_age_ms);

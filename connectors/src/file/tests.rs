@@ -532,31 +532,6 @@ async fn in_the_folder_of_a_file_sink_only_its_log_counts() {
 }
 
 #[tokio::test]
-async fn files_are_cleaned_up_once_their_batch_is_committed() {
-    for archive in [false, true] {
-        let mut stream = Stream::new();
-        let folder = stream.path("archive").display().to_string();
-        let clean = if archive { CleanSource::Archive(folder.clone()) } else { CleanSource::Delete };
-        let source = csv(&stream).max_files_per_trigger(1).clean_source(clean);
-        put_named(&stream, "ab", 10);
-        let mut reader = stream.open(&source).await.unwrap();
-        stream.rows(&source, &mut reader).await;
-        let first = stream.at.clone().unwrap();
-        assert!(stream.path("in/a.csv").exists());
-        // The next batch is planned; then the one before is committed.
-        stream.next(&mut reader, ReadLimit::AsConfigured).await.unwrap();
-        reader.commit(&first).await.unwrap();
-        reader.commit(&first).await.unwrap();
-        assert!(!stream.path("in/a.csv").exists());
-        assert!(stream.path("in/b.csv").exists());
-        let archived = PathBuf::from(format!("{folder}{}/a.csv", stream.input()));
-        assert_eq!(archived.exists(), archive);
-        assert_eq!(reader.metrics()["filesCleaned"], "1");
-        assert_eq!(reader.metrics()["filesNotCleaned"], "0");
-    }
-}
-
-#[tokio::test]
 async fn a_source_that_cannot_work_is_refused_at_the_start() {
     let stream = Stream::new();
     let refused = async |source: FileSource, answer: &str| {
@@ -579,6 +554,8 @@ async fn a_source_that_cannot_work_is_refused_at_the_start() {
     let error = FileSource::json(stream.input()).infer_schema(&stream.session).await.unwrap_err();
     assert!(error.message().contains("no files yet"), "{error}");
 }
+
+mod cleaned;
 
 mod columns;
 

@@ -149,6 +149,26 @@ mod tests {
         assert_eq!(decode(&[None, None]).values.null_count(), 2);
     }
 
+    /// As Spark's reader, which converts every value it meets.
+    #[test]
+    fn of_a_name_that_comes_twice_the_last_counts_and_all_must_fit() {
+        let fine = [r#"{"a":1,"a":2}"#, r#"{"a":1,"a":null}"#, r#"{"in":{"b":true},"a":7,"in":{"b":false},"a":"8"}"#];
+        let decoded = decode(&texts(&fine));
+        assert!(decoded.bad.is_empty(), "{:?}", decoded.bad);
+        assert_eq!(a(&decoded), [Some(2), None, Some(8)]);
+        assert!(!decoded.values.column(2).as_struct().column(0).as_boolean().value(2));
+        for bad in [
+            r#"{"a":"x","a":2}"#,
+            r#"{"a":1.5,"s":"y","a":2,"a":3}"#,
+            r#"{"in":{"b":7},"in":{"b":true}}"#,
+            r#"{"in":{"b":7,"b":true}}"#,
+            r#"{"in":7,"in":null}"#,
+        ] {
+            let decoded = decode(&texts(&[r#"{"a":1}"#, bad]));
+            assert_eq!(rows(&decoded), [1], "{bad}");
+        }
+    }
+
     #[test]
     fn what_is_no_single_object_is_bad_and_its_neighbours_are_not() {
         for (document, why) in [

@@ -42,22 +42,27 @@ impl Record {
     }
 
     /// Adds a row of an object: fields that are missing are null, further ones are passed over, and of a name that comes
-    /// twice the last counts. An error is the first field that does not fit; it is null, and the others are there.
+    /// twice the last counts, though all must fit. An error is the first field that does not; what fits is there.
     pub(crate) fn append_object(&mut self, object: Value<'_>) -> Result<(), String> {
         let mut found: Vec<Option<Value<'_>>> = vec![None; self.columns.len()];
-        let mut likely = 0;
+        let (mut likely, mut earlier) = (0, Ok(()));
         for (key, value) in object.entries() {
             let key = key.as_text();
             let is_likely = self.fields.get(likely).is_some_and(|field| *field.name() == *key);
             let place = if is_likely { Some(likely) } else { self.by_name.get(key.as_ref()).copied() };
             if let Some(place) = place {
                 likely = place + 1;
-                if let Some(slot) = found.get_mut(place) {
-                    *slot = Some(value);
+                if let (Some(slot), Some(field)) = (found.get_mut(place), self.fields.get(place))
+                    && let Some(before) = slot.replace(value)
+                {
+                    // It is not kept, only looked at.
+                    let fits = column(field.data_type()).and_then(|mut column| column.append_json(before));
+                    earlier = earlier.and(fits.map_err(|why| format!("field '{}': {why}", field.name())));
                 }
             }
         }
-        self.append(found, |column, value| column.append_json(value), |value| value.kind() == Kind::Null)
+        let last = self.append(found, |column, value| column.append_json(value), |value| value.kind() == Kind::Null);
+        earlier.and(last)
     }
 
     /// Adds a row of texts, field by field.
@@ -275,20 +280,25 @@ impl Column for Maps {
             }
             _ => return self.append_text(value.raw()),
         }
-        // Of a key that comes twice the last value counts.
+        // Of a key that comes twice the last value counts, though all must fit.
+        let mut first = Ok(());
         let mut places: HashMap<String, usize> = HashMap::new();
         let mut entries: Vec<(String, Value<'_>)> = vec![];
         for (key, value) in value.entries() {
             let key = key.as_text().into_owned();
             match places.get(&key).and_then(|place| entries.get_mut(*place)) {
-                Some(entry) => entry.1 = value,
+                Some(entry) => {
+                    let before = std::mem::replace(&mut entry.1, value);
+                    let value_type = self.fields.get(1).map_or(&DataType::Null, |field| field.data_type());
+                    let fits = column(value_type).and_then(|mut column| column.append_json(before));
+                    first = first.and(fits.map_err(|why| format!("entry '{key}': {why}")));
+                }
                 None => {
                     places.insert(key.clone(), entries.len());
                     entries.push((key, value));
                 }
             }
         }
-        let mut first = Ok(());
         for (key, value) in &entries {
             let mut fits = self.keys.append_text(key).and(self.values.append_json(*value));
             if value.kind() == Kind::Null && !self.nullable_values {

@@ -110,6 +110,10 @@ async fn start_here(start: Start, once: Once, runtimes: Runtimes) -> Result<Arc<
     tracing::info!(query = %id, run = %run_id, next_batch = %position.next, sink = %sinks.description,
         dead_letters = ?start.dead_letters.as_ref().map(|sink| sink.description()), guarantee = %sinks.guarantee, "query started");
 
+    if !run.plan.names.volatile().is_empty() {
+        let functions = run.plan.names.volatile().join(", ");
+        tracing::warn!(query = %id, %functions, "these functions are volatile: a batch that is repeated may evaluate them anew");
+    }
     for state in &run.plan.unbounded {
         tracing::warn!(query = %id, "{state}: a watermark on what it goes by would bound that");
     }

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! A partition that has given what is wanted is read no further, and once the limit is full, nothing is read at all: neither is
-//! anything evaluated that could fail. What must see its whole input all the same, as the watermark must, stands below an
-//! [exchange](super::exchange) of its own ([`RunToTheEnd`](crate::plan::stateful)).
+//! anything evaluated that could fail; nor is it below a DISTINCT that only the limit asks. What must see its whole input all the same, as the watermark must, stands below an
+//! [exchange](super::exchange) of its own ([`RunToTheEnd`](crate::plan::run_to_the_end)).
 
 use std::fmt;
 use std::sync::Arc;
@@ -54,12 +54,19 @@ pub(crate) struct FirstRowsExec {
     /// The limit that it works for.
     operator: SharedId,
     rows: usize,
+    /// Whether all rows pass until the limit is full: those that are taken for one another later count once.
+    all: bool,
     input: Arc<dyn ExecutionPlan>,
 }
 
 impl FirstRowsExec {
     pub(crate) fn new(operator: SharedId, rows: usize, input: Arc<dyn ExecutionPlan>) -> Self {
-        FirstRowsExec { operator, rows, input }
+        FirstRowsExec { operator, rows, all: false, input }
+    }
+
+    /// Lets all rows pass as long as the limit has any still to give.
+    pub(crate) fn until_full(operator: SharedId, rows: usize, input: Arc<dyn ExecutionPlan>) -> Self {
+        FirstRowsExec { operator, rows, all: true, input }
     }
 }
 
@@ -183,7 +190,8 @@ impl ExecutionPlan for StreamLimitExec {
 
 impl DisplayAs for FirstRowsExec {
     fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "FirstRowsExec: operator={}, rows={}", self.operator.get(), self.rows)
+        write!(f, "FirstRowsExec: operator={}, rows={}", self.operator.get(), self.rows)?;
+        if self.all { f.write_str(", all until then") } else { Ok(()) }
     }
 }
 
@@ -236,6 +244,9 @@ impl ExecutionPlan for FirstRowsExec {
             return Ok(Box::pin(EmptyRecordBatchStream::new(self.schema())));
         }
         let input = self.input.execute(partition, context)?;
+        if self.all {
+            return Ok(input);
+        }
         let rows = stream::try_unfold((input, wanted), |(mut input, wanted)| async move {
             if wanted == 0 {
                 return Ok(None);

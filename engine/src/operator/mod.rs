@@ -1,7 +1,8 @@
 //! Operators of our own, in DataFusion's physical plan.
 //!
 //! Stateless: [`event_time`] notes how far time has come, [`static_side`] keeps a table's rows for all batches,
-//! [`exchange`] brings the rows of a key together, [`late_rows`] drops what came too late, [`row_number`] numbers rows.
+//! [`exchange`] brings the rows of a key together, [`late_rows`] drops what came too late, [`row_number`] numbers rows,
+//! [`single_row`] lets no second row of a scalar subquery pass.
 //!
 //! Stateful, each a [`StatefulOperator`] on top of an exchange: [`aggregate`], [`session_window`], [`deduplicate`],
 //! [`join`], [`limit`]. In one batch each partition of one does, under the lock of its state:
@@ -32,6 +33,8 @@ mod output;
 pub(crate) mod row_number;
 
 pub(crate) mod session_window;
+
+pub(crate) mod single_row;
 
 pub(crate) mod static_side;
 

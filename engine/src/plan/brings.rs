@@ -63,11 +63,11 @@ pub(crate) fn below(plan: &LogicalPlan, mode: OutputMode) -> Brings {
         return if stream_of(scan).is_some() { Brings::NewRows } else { Brings::Table };
     }
     let inputs = plan.inputs().into_iter().fold(Brings::Table, |all, input| all.and(brings(input, mode)));
-    subqueries(plan).into_iter().fold(inputs, |all, subquery| all.and(brings(&subquery, mode)))
+    queries_in(plan).into_iter().fold(inputs, |all, subquery| all.and(brings(&subquery, mode)))
 }
 
 /// The queries within the expressions of a node.
-pub(crate) fn subqueries(plan: &LogicalPlan) -> Vec<LogicalPlan> {
+pub(crate) fn queries_in(plan: &LogicalPlan) -> Vec<LogicalPlan> {
     let mut found = vec![];
     // The closures never fail.
     let _ = plan.apply_expressions(|expr| {

@@ -11,11 +11,12 @@ use datafusion::common::{ExprSchema, JoinType};
 use datafusion::datasource::source_as_provider;
 use datafusion::logical_expr::{Aggregate, Distinct, Expr, Extension, Join, LogicalPlan, TableScan, Union};
 
-use super::brings::{Brings, below, brings, subqueries};
+use super::brings::{Brings, below, brings, queries_in};
 use super::join_bounds::{as_set_operation, check_stream_join};
 use super::node::deduplicate::DeduplicateNode;
 use super::node::limit::StreamLimitNode;
 use super::node::session::SessionNode;
+use super::node::single_row::SingleRowNode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::query::OutputMode;
 use crate::source::StreamTable;
@@ -128,7 +129,7 @@ fn check_node(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
     if !is_streaming(plan) {
         return Ok(());
     }
-    if subqueries(plan).iter().any(is_streaming) {
+    if queries_in(plan).iter().any(is_streaming) {
         return Err(Error::unsupported("a stream is read inside of a subquery that no join can stand for")
             .hint("write the join that is meant, or write the subquery's result to a table and read that"));
     }
@@ -152,6 +153,9 @@ fn check_itself(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
             }
             if let Some(session) = node.downcast_ref::<SessionNode>() {
                 return check_session(session, mode);
+            }
+            if node.is::<SingleRowNode>() && matches!(input, Brings::NewRows | Brings::NewValues) {
+                return Err(never_one_row());
             }
             if node.is::<StreamLimitNode>() && input == Brings::NewValues {
                 return Err(follows_new_values(mode));
@@ -210,6 +214,15 @@ fn check_session(session: &SessionNode, mode: OutputMode) -> Result<()> {
     }
     let plan = LogicalPlan::Extension(Extension { node: Arc::new(session.clone()) });
     check_groups_end(&plan, session.keys.len(), mode)
+}
+
+/// A value that is read off the rows of a stream.
+fn never_one_row() -> Error {
+    Error::unsupported(
+        "a scalar subquery over rows of a stream cannot be answered: its value would be the only row, and another may always \
+         come",
+    )
+    .hint("write the join that is meant, or write the subquery's result to a table and read that")
 }
 
 /// What remembers rows would take each new value of a group for a new row.
@@ -273,7 +286,10 @@ fn check_join(join: &Join, mode: OutputMode) -> Result<()> {
 }
 
 fn never_final(join: &Join) -> Error {
-    let spelled = as_set_operation(join).unwrap_or_else(|| format!("a {} join", join.join_type));
+    let spelled = as_set_operation(join).unwrap_or_else(|| match join.null_aware {
+        true => "NOT IN".to_owned(),
+        false => format!("a {} join", join.join_type),
+    });
     Error::unsupported(format!(
         "{spelled} that keeps rows of the table cannot be answered: a match may always still come in the stream (a \
          subquery is such a join, too)"

@@ -26,7 +26,7 @@ use datafusion::logical_expr::{
 
 /// Whether a function is one of DataFusion's that tell the time; `current_timestamp` and `today` are other names for them.
 /// A function of the user's under the same name is none.
-fn tells_time(function: &ScalarUDF) -> bool {
+pub(super) fn tells_time(function: &ScalarUDF) -> bool {
     let function = function.inner();
     function.is::<NowFunc>() || function.is::<CurrentDateFunc>() || function.is::<CurrentTimeFunc>()
 }

@@ -6,6 +6,7 @@
 //! 3. Sources get their numbers, in the order the user's plan names them; each `with_watermark` gets its own.
 //! 4. Clock functions are replaced, so that they read the batch's [`clock`]; functions that [draw](random), so that they do so
 //!    again when a batch is repeated. [Predicates](standing_filters) that change their mind stay above what remembers rows.
+//!    [Subqueries](subqueries) are made ready.
 //! 5. DataFusion optimises: projections and filters sink into the scans. Of the plan that comes of it, [`check`] refuses what
 //!    a stream cannot answer.
 //! 6. Joins of two streams become nodes of ours, with the bounds of their state.
@@ -27,13 +28,21 @@ mod file_names;
 
 pub(crate) mod join_bounds;
 
+mod list_casts;
+
 mod meaning;
 
 pub(crate) mod names;
 
 pub(crate) mod node;
 
+mod parquet_statistics;
+
+mod planner;
+
 pub(crate) mod random;
+
+mod run_to_the_end;
 
 pub(crate) mod scalar_subqueries;
 
@@ -45,42 +54,33 @@ pub(crate) mod stateful;
 
 pub(crate) mod static_sides;
 
+pub(crate) mod subqueries;
+
+mod values;
+
 pub(crate) mod windows;
 
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use async_trait::async_trait;
-use datafusion::catalog::Session;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::datasource::provider_as_source;
-use datafusion::error::Result as DataFusionResult;
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::{Extension, LogicalPlan, UserDefinedLogicalNode};
+use datafusion::logical_expr::{Extension, LogicalPlan};
 use datafusion::physical_plan::{ExecutionPlan, displayable};
-use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 
-use self::brings::{Brings, brings, subqueries};
+use self::brings::{Brings, brings, queries_in};
 use self::clock::BatchClock;
 use self::names::Names;
-use self::node::deduplicate::DeduplicateNode;
-use self::node::join::{StreamJoinNode, join_streams, unbounded_sides};
-use self::node::limit::StreamLimitNode;
-use self::node::number_rows::NumberRowsNode;
-use self::node::session::SessionNode;
-use self::node::standing_filter::StandingFilterNode;
+use self::node::join::{join_streams, unbounded_sides};
 use self::node::watermark::WatermarkNode;
 use self::random::BatchSeed;
 use self::scalar_subqueries::ScalarSubqueries;
 use self::settings::session_for_streams;
 use self::static_sides::{Keep, reset};
+use self::subqueries::Uncorrelated;
 use self::windows::{Sessions, mark_bounds, rewrite_windows};
 use crate::error::Result;
-use crate::operator::event_time::EventTimeExec;
-use crate::operator::join::plan_stream_join;
-use crate::operator::row_number::RowNumberExec;
-use crate::operator::session_window::plan_session;
 use crate::query::OutputMode;
 use crate::source::{LeafId, ScanRequest, Source, StreamLeaf, scan_request};
 use crate::watermark::WatermarkTree;
@@ -243,6 +243,7 @@ fn optimize(
     let sources = number_sources(&plan)?;
     let mut names = Names::of_functions(user_plan)?;
     let (plan, watermarks) = number_watermarks(plan, &sources)?;
+    let plan = values::compute_by_batch(plan)?;
     let clock = BatchClock::default();
     let zone = user_session.config_options().execution.time_zone.as_deref();
     let plan = clock::read_batch_clock(plan, &clock, zone)?;
@@ -250,9 +251,11 @@ fn optimize(
     let (plan, draws) = random::draw_by_batch(plan, &seed)?;
     let plan = standing_filters::let_filters_stand(plan)?;
 
-    let streaming_subqueries = plan.exists(|node| Ok(subqueries(node).iter().any(check::is_streaming)))?;
+    let streaming_subqueries = plan.exists(|node| Ok(queries_in(node).iter().any(check::is_streaming)))?;
+    let uncorrelated = if streaming_subqueries { Uncorrelated::Joined } else { Uncorrelated::ComputedAhead };
+    let plan = subqueries::prepare(plan, uncorrelated)?;
     let session = session_for_streams(user_session.clone(), mode, partitions, streaming_subqueries)?;
-    let plan = session.optimize(&plan)?;
+    let plan = list_casts::cast_in_one_piece(session.optimize(&plan)?)?;
     names.learn(&plan)?;
     check::check_executed(&plan, mode).map_err(|e| names.in_words(e))?;
     let plan = join_streams(plan, mode, &|side| brings(side, mode) == Brings::NewRows);
@@ -316,71 +319,6 @@ fn number_leaves(
         Ok(Transformed::yes(LogicalPlan::TableScan(scan)))
     })?;
     Ok((plan.data, leaf_sources))
-}
-
-/// DataFusion's planner, and ours for our own nodes.
-#[derive(Debug, Clone, Copy)]
-struct StreamPlanner {
-    mode: OutputMode,
-    partitions: usize,
-}
-
-#[async_trait]
-impl datafusion::execution::context::QueryPlanner for StreamPlanner {
-    async fn create_physical_plan(
-        &self,
-        logical_plan: &LogicalPlan,
-        session: &dyn Session,
-    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        let planner = DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(*self)]);
-        planner.create_physical_plan(logical_plan, session).await
-    }
-}
-
-#[async_trait]
-impl ExtensionPlanner for StreamPlanner {
-    async fn plan_extension(
-        &self,
-        _planner: &dyn PhysicalPlanner,
-        node: &dyn UserDefinedLogicalNode,
-        _logical_inputs: &[&LogicalPlan],
-        physical_inputs: &[Arc<dyn ExecutionPlan>],
-        session: &dyn Session,
-        planning: &PhysicalPlanningContext,
-    ) -> DataFusionResult<Option<Arc<dyn ExecutionPlan>>> {
-        let node = node.as_any();
-        let planned = match physical_inputs {
-            [input] => {
-                if let Some(watermark) = node.downcast_ref::<WatermarkNode>() {
-                    let schema = Arc::new(watermark.schema().as_arrow().clone());
-                    let column = watermark.column_index()?;
-                    Arc::new(EventTimeExec::new(watermark.number, column, schema, Arc::clone(input)))
-                } else if let Some(deduplicate) = node.downcast_ref::<DeduplicateNode>() {
-                    stateful::plan_deduplicate(deduplicate, input, self.partitions)?
-                } else if let Some(limit) = node.downcast_ref::<StreamLimitNode>() {
-                    stateful::plan_limit(limit, input)?
-                } else if let Some(numbered) = node.downcast_ref::<NumberRowsNode>() {
-                    let schema = Arc::new(numbered.schema().as_arrow().clone());
-                    Arc::new(RowNumberExec::new(Arc::clone(input), schema))
-                } else if let Some(filter) = node.downcast_ref::<StandingFilterNode>() {
-                    filter.plan(Arc::clone(input), session, planning)?
-                } else if let Some(sessions) = node.downcast_ref::<SessionNode>() {
-                    plan_session(sessions, Arc::clone(input), session, planning, self.partitions, self.mode)?
-                } else {
-                    return Ok(None);
-                }
-            }
-            [left, right] => match node.downcast_ref::<StreamJoinNode>() {
-                Some(join) => {
-                    let (left, right) = (Arc::clone(left), Arc::clone(right));
-                    plan_stream_join(join, left, right, session, planning, self.partitions)?
-                }
-                None => return Ok(None),
-            },
-            _ => return Ok(None),
-        };
-        Ok(Some(planned))
-    }
 }
 
 /// The schema as a sink sees it: without the marks of event time.

@@ -4,7 +4,7 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionStateDefaults;
 use datafusion::logical_expr::expr::WindowFunctionDefinition;
-use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 
 use crate::error::{Error, ErrorKind};
 
@@ -19,6 +19,8 @@ const OURS: [&str; 5] = ["window", "session_window", "window_time", "input_file_
 pub(crate) struct Names {
     /// Functions that are neither DataFusion's nor ours.
     functions: Vec<String>,
+    /// Those of them that may answer otherwise when they are asked again.
+    volatile: Vec<String>,
     /// Made-up names and what they stand for, longer names first, so that no name is taken for the beginning of another.
     made_up: Vec<(String, String)>,
 }
@@ -30,27 +32,35 @@ impl Names {
         known.extend(SessionStateDefaults::default_scalar_functions().iter().map(|f| f.name().to_owned()));
         known.extend(SessionStateDefaults::default_aggregate_functions().iter().map(|f| f.name().to_owned()));
         known.extend(SessionStateDefaults::default_window_functions().iter().map(|f| f.name().to_owned()));
-        let mut functions: Vec<String> = vec![];
+        let (mut functions, mut volatile): (Vec<String>, Vec<String>) = (vec![], vec![]);
         plan.apply_with_subqueries(|node| {
             node.apply_expressions(|expr| {
                 expr.apply(|expr| {
-                    let name = match expr {
-                        Expr::ScalarFunction(function) => function.name(),
-                        Expr::AggregateFunction(function) => function.func.name(),
+                    let (name, signature) = match expr {
+                        Expr::ScalarFunction(function) => (function.name(), function.func.signature()),
+                        Expr::AggregateFunction(function) => (function.func.name(), function.func.signature()),
                         Expr::WindowFunction(function) => match &function.fun {
-                            WindowFunctionDefinition::AggregateUDF(function) => function.name(),
-                            WindowFunctionDefinition::WindowUDF(function) => function.name(),
+                            WindowFunctionDefinition::AggregateUDF(function) => (function.name(), function.signature()),
+                            WindowFunctionDefinition::WindowUDF(function) => (function.name(), function.signature()),
                         },
                         _ => return Ok(TreeNodeRecursion::Continue),
                     };
                     if !known.iter().chain(&functions).any(|known| known == name) {
                         functions.push(name.to_owned());
+                        if signature.volatility == Volatility::Volatile {
+                            volatile.push(name.to_owned());
+                        }
                     }
                     Ok(TreeNodeRecursion::Continue)
                 })
             })
         })?;
-        Ok(Names { functions, made_up: vec![] })
+        Ok(Names { functions, volatile, made_up: vec![] })
+    }
+
+    /// The user's functions whose answers a batch that is repeated cannot have again: they draw by themselves.
+    pub(crate) fn volatile(&self) -> &[String] {
+        &self.volatile
     }
 
     /// Learns from an optimised plan what its made-up names stand for.
@@ -105,5 +115,29 @@ impl Names {
                 "a function of the query most likely said that ({functions}), else one of DataFusion's, of a value it does not take"
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::datatypes::DataType;
+    use datafusion::logical_expr::{ColumnarValue, create_udf};
+    use datafusion::prelude::SessionContext;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn functions_of_the_users_are_told_and_which_of_them_draw() {
+        let ctx = SessionContext::new();
+        for (name, volatility) in [("my_dice", Volatility::Volatile), ("twice", Volatility::Immutable)] {
+            let function = Arc::new(|args: &[ColumnarValue]| Ok(args[0].clone()));
+            ctx.register_udf(create_udf(name, vec![DataType::Int64], DataType::Int64, volatility, function));
+        }
+        let sql = "SELECT my_dice(1), twice(CAST(random() AS BIGINT)) FROM (VALUES (my_dice(2), upper('a'))) WHERE my_dice(3) > 1";
+        let plan = ctx.sql(sql).await.unwrap().into_unoptimized_plan();
+        let names = Names::of_functions(&plan).unwrap();
+        assert_eq!((names.functions.len(), names.volatile()), (2, &["my_dice".to_owned()][..]));
     }
 }

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use datafusion::config::ConfigOptions;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 
-use super::StreamPlanner;
-use super::stateful::{RememberGroups, RunToTheEnd};
+use super::planner::StreamPlanner;
+use super::run_to_the_end::RunToTheEnd;
+use super::stateful::RememberGroups;
 use super::static_sides::KeepStaticSides;
 use crate::error::Result;
 use crate::query::OutputMode;

@@ -24,8 +24,6 @@ use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
-use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
-use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::{ExecutionPlan, displayable};
 use datafusion::scalar::ScalarValue;
 
@@ -39,13 +37,11 @@ use crate::operator::aggregate::{Aggregates, Code, StatefulAggregateExec, ours};
 use crate::operator::deduplicate::{DeduplicateExec, Remember};
 use crate::operator::event_time::EventTimeExec;
 use crate::operator::exchange::ExchangeExec;
-use crate::operator::join::StreamJoinExec;
 use crate::operator::late_rows::{LateRowsExec, SharedId};
 use crate::operator::limit::{FirstRowsExec, StreamLimitExec};
 use crate::operator::session_window::SessionWindowExec;
 use crate::operator::{StatefulOperator, stateful};
 use crate::query::OutputMode;
-use crate::source::StreamScanExec;
 use crate::state::OperatorId;
 use crate::state::key_hash::{can_be_key, not_a_key};
 use crate::watermark::WatermarkTree;
@@ -169,8 +165,24 @@ fn delay_ms(plan: &LogicalPlan, column: &str) -> i64 {
 /// The operator for a limit over this input.
 pub(super) fn plan_limit(node: &StreamLimitNode, input: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
     let id = SharedId::default();
-    let first = Arc::new(FirstRowsExec::new(id.clone(), node.rows, Arc::clone(input)));
+    let input = distinct_until_full(Arc::clone(input), &id, node.rows)?;
+    let first = Arc::new(FirstRowsExec::new(id.clone(), node.rows, input));
     Ok(Arc::new(StreamLimitExec::new(id, node.rows, exchange(first, &[], 1)?)))
+}
+
+/// The input of a limit: where it is a deduplication, its own input ends once the limit is full. What that would have
+/// remembered only keeps rows back, and none can come out any more.
+fn distinct_until_full(input: Arc<dyn ExecutionPlan>, id: &SharedId, rows: usize) -> Result<Arc<dyn ExecutionPlan>> {
+    let Some(exchange) =
+        input.is::<DeduplicateExec>().then(|| input.children()).and_then(|inputs| inputs.first().copied())
+    else {
+        return Ok(input);
+    };
+    let [below] = exchange.children()[..] else { return Ok(input) };
+    let below = FirstRowsExec::until_full(id.clone(), rows, Arc::clone(below));
+    let options = || ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute);
+    let exchange = Arc::clone(exchange).replace_children(vec![Arc::new(below)], options())?;
+    input.replace_children(vec![exchange], options())
 }
 
 /// Brings rows together by some of their columns.
@@ -306,63 +318,6 @@ impl RememberGroups {
         let aggregate = StatefulAggregateExec::try_new(id, self.mode, (keys, marked), aggregates, schema, input)?;
         Ok(Arc::new(aggregate))
     }
-}
-
-/// Puts an exchange on what must see its whole batch, where a node above may stop reading before its input has ended: a
-/// limit, or a join one side of which has no rows. Operators that remember something must, those that note event times, and sources
-/// that tell of records they cannot read. What stands between the two is evaluated only as far as the node above asks for it.
-/// Runs after [`RememberGroups`].
-#[derive(Debug)]
-pub(super) struct RunToTheEnd;
-
-impl PhysicalOptimizerRule for RunToTheEnd {
-    fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
-        plan.transform_up(|plan| {
-            let is_limit = plan.is::<LocalLimitExec>() || plan.is::<GlobalLimitExec>() || plan.is::<FirstRowsExec>();
-            let reads_all = plan.is::<UnionExec>() || plan.is::<StreamJoinExec>();
-            let joins = plan.children().len() > 1 && !reads_all;
-            if !(is_limit || joins) || !plan.children().into_iter().any(must_finish) {
-                return Ok(Transformed::no(plan));
-            }
-            Ok(Transformed::yes(with_whole_inputs(plan)?))
-        })
-        .data()
-    }
-
-    fn name(&self) -> &str {
-        "run_to_the_end"
-    }
-
-    fn schema_check(&self) -> bool {
-        true
-    }
-}
-
-/// The node over inputs in which all that must run to its end does.
-fn with_whole_inputs(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
-    let whole = |child: &Arc<dyn ExecutionPlan>| -> Result<Arc<dyn ExecutionPlan>> {
-        let child = Arc::clone(child);
-        if child.is::<ExchangeExec>() || !must_finish(&child) {
-            return Ok(child);
-        }
-        if must_finish_itself(&child) {
-            return Ok(Arc::new(ExchangeExec::in_place(child)));
-        }
-        with_whole_inputs(child)
-    };
-    let children = plan.children().into_iter().map(whole).collect::<Result<_>>()?;
-    plan.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
-}
-
-/// Whether a node, or any below, must see its whole input.
-fn must_finish(plan: &Arc<dyn ExecutionPlan>) -> bool {
-    must_finish_itself(plan) || plan.children().into_iter().any(must_finish)
-}
-
-fn must_finish_itself(plan: &Arc<dyn ExecutionPlan>) -> bool {
-    plan.is::<EventTimeExec>()
-        || stateful(plan.as_ref()).is_some()
-        || plan.downcast_ref::<StreamScanExec>().is_some_and(StreamScanExec::has_dead_letters)
 }
 
 /// Numbers operators and exchanges. Operators count from the sink, as Spark's do; an exchange comes after those it needs.

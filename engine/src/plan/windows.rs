@@ -20,7 +20,7 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, ScalarValue, TableReference};
 use datafusion::error::Result as DataFusionResult;
-use datafusion::execution::{FunctionRegistry, SessionState};
+use datafusion::execution::{FunctionRegistry, SessionState, SessionStateBuilder};
 use datafusion::functions::core::expr_fn::get_field;
 use datafusion::functions_aggregate::min_max::max_udaf;
 use datafusion::logical_expr::expr::{AggregateFunction, WindowFunction};
@@ -34,7 +34,9 @@ use datafusion::optimizer::AnalyzerRule;
 use super::brings::{Brings, brings};
 use super::check::is_streaming;
 use super::node::session::SessionNode;
+use super::parquet_statistics::{DoubtFileStatistics, HIDE_FLOATS, HideFloats};
 use super::settings::keep_answers_right;
+use super::subqueries::ScalarSubqueriesOrNull;
 use crate::error::{Error, Result};
 use crate::query::OutputMode;
 use crate::query::window::functions::{Kind, udf};
@@ -74,6 +76,16 @@ pub(crate) fn enable(state: &mut SessionState) {
     }
     if !state.analyzer().rules.iter().any(|rule| rule.name() == REWRITE_WINDOWS) {
         state.add_analyzer_rule(Arc::new(RewriteWindows));
+        state.add_analyzer_rule(Arc::new(ScalarSubqueriesOrNull));
+    }
+    if !state.physical_optimizers().iter().any(|rule| rule.name() == HIDE_FLOATS) {
+        // DataFusion takes physical rules of a session that is being built only.
+        let mut rules = vec![Arc::new(DoubtFileStatistics) as _];
+        rules.extend(state.physical_optimizers().iter().cloned());
+        rules.push(Arc::new(HideFloats) as _);
+        let id = state.session_id().to_owned();
+        let builder = SessionStateBuilder::new_from_existing(state.clone()).with_session_id(id);
+        *state = builder.with_physical_optimizer_rules(rules).build();
     }
 }
 

@@ -45,7 +45,8 @@ pub trait StreamingContext {
     async fn streaming_sql(&self, sql: &str) -> Result<DataFrame>;
 
     /// Makes `window`, `session_window` and `window_time`, and grouping by them, known to this session: for programs
-    /// that read no stream. Whoever reads or registers a stream has called it.
+    /// that read no stream. Whoever reads or registers a stream has called it. From then on the session also goes without
+    /// what DataFusion is known to answer wrongly; statements that were prepared before (`PREPARE`) must be prepared again.
     fn enable_windows(&self);
 
     /// The queries of this session.

@@ -37,6 +37,8 @@ pub(crate) mod spelling;
 
 pub(crate) mod table;
 
+mod type_names;
+
 use std::fmt;
 
 pub(crate) use self::files::{OperatorCommit, StateCommit, StateFiles, path};

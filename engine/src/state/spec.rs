@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::spelling::{one_spelling, plain, plain_type, without_slack};
 use super::table::NEVER;
+use super::type_names::type_name;
 
 /// See the [module](self).
 #[derive(Debug, Clone)]
@@ -88,7 +89,7 @@ impl StateSpec {
     /// What is remembered of it in the checkpoint; `meaning` is what [the plan](crate::plan) tells of its keys and values.
     pub(crate) fn told(&self, meaning: &[String]) -> ToldSpec {
         let told = |fields: &[FieldRef]| {
-            fields.iter().map(|f| ToldColumn { name: f.name().clone(), of_type: f.data_type().to_string() }).collect()
+            fields.iter().map(|f| ToldColumn { name: f.name().clone(), of_type: type_name(f.data_type()) }).collect()
         };
         ToldSpec {
             operator: self.operator.to_owned(),

@@ -231,7 +231,7 @@ impl Shape {
                 field("matched", DataType::Boolean),
             ],
             describe: vec![
-                format!("{} join", self.join_type),
+                format!("{} join", name_of(self.join_type)),
                 format!("left rows by {}", time(&self.left)),
                 format!("right rows by {}", time(&self.right)),
             ],
@@ -307,5 +307,21 @@ fn strict<'e>(expr: &'e Expr, columns: &mut Vec<&'e Column>) -> bool {
             strict_op && strict(&binary.left, columns) && strict(&binary.right, columns)
         }
         _ => false,
+    }
+}
+
+/// How a join is called in a checkpoint.
+fn name_of(how: JoinType) -> &'static str {
+    match how {
+        JoinType::Inner => "Inner",
+        JoinType::Left => "Left",
+        JoinType::Right => "Right",
+        JoinType::Full => "Full",
+        JoinType::LeftSemi => "LeftSemi",
+        JoinType::RightSemi => "RightSemi",
+        JoinType::LeftAnti => "LeftAnti",
+        JoinType::RightAnti => "RightAnti",
+        JoinType::LeftMark => "LeftMark",
+        JoinType::RightMark => "RightMark",
     }
 }

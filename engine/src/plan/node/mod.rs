@@ -10,6 +10,8 @@ pub(crate) mod number_rows;
 
 pub(crate) mod session;
 
+pub(crate) mod single_row;
+
 pub(crate) mod standing_filter;
 
 pub(crate) mod watermark;

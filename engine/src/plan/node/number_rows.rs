@@ -29,6 +29,11 @@ impl NumberRowsNode {
         Self::named(input, format!("__tidewater_row_{place}"))
     }
 
+    /// Over `VALUES` that are computed by their rows.
+    pub(crate) fn of_values(input: LogicalPlan, place: usize) -> Result<Self> {
+        Self::named(input, format!("__tidewater_value_{place}"))
+    }
+
     fn named(input: LogicalPlan, column: String) -> Result<Self> {
         let own = (None, Arc::new(Field::new(&column, DataType::UInt64, false)));
         let fields = input.schema().iter().map(|(qualifier, field)| (qualifier.cloned(), Arc::clone(field)));

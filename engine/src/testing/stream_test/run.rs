@@ -127,7 +127,9 @@ where
 
     async fn try_start(&mut self) -> Result<StreamingQuery> {
         let frame = (self.make_query)(&self.ctx).await?;
-        self.output = Arc::new(frame.schema().as_arrow().clone());
+        // Whatever the query says, NULL may be expected.
+        let fields = frame.schema().fields().iter().map(|field| field.as_ref().clone().with_nullable(true));
+        self.output = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
         let writer = frame
             .write_stream(self.sink.clone())
             .checkpoint_store(Arc::clone(&self.checkpoint))
