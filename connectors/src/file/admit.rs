@@ -18,6 +18,11 @@ pub(super) struct KeepRest {
     pub(super) min_share: f64,
 }
 
+impl KeepRest {
+    /// Keep all.
+    pub(super) const ALL: Option<Self> = Some(KeepRest { max_files: usize::MAX, min_share: 0.0 });
+}
+
 /// Splits `files`, which are in order, into those of the next batch and those to keep for later.
 pub(super) fn admit(
     mut files: Vec<ListedFile>,

@@ -1,6 +1,6 @@
 //! What is not read although it is there: said once each, and counted for progress.
 //!
-//! The figures tell how things stood when the folder was last listed.
+//! The figures tell how things stood when the folder was last listed as a whole, and what was found out since.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,8 +31,8 @@ impl LeftOut {
         self.omitted = found.into_iter().map(|Omitted { name, why }| (name, why)).collect();
     }
 
-    /// Files that were offered and have another time now, as of now.
-    pub(super) fn changed(&mut self, input: &str, found: Vec<String>) {
+    /// Files that were offered and have another time now: all that are there, if the listing `is_whole`.
+    pub(super) fn changed(&mut self, input: &str, found: Vec<String>, is_whole: bool) {
         let news: Vec<_> = found.iter().filter(|uri| !self.changed.contains(*uri)).map(String::as_str).collect();
         if !news.is_empty() {
             tracing::warn!(
@@ -43,11 +43,11 @@ impl LeftOut {
                  Give new contents a new name"
             );
         }
-        self.changed = found.into_iter().collect();
+        note(&mut self.changed, found, is_whole);
     }
 
-    /// Files that are older than `maxFileAge` allows and were never offered, as of now.
-    pub(super) fn too_old(&mut self, input: &str, found: Vec<String>) {
+    /// Files that are older than `maxFileAge` allows and were never offered: all that are there, if the listing `is_whole`.
+    pub(super) fn too_old(&mut self, input: &str, found: Vec<String>, is_whole: bool) {
         let news: Vec<_> = found.iter().filter(|uri| !self.too_old.contains(*uri)).map(String::as_str).collect();
         if !news.is_empty() {
             tracing::warn!(
@@ -57,7 +57,7 @@ impl LeftOut {
                 "files came too late and are not read: they are older than the newest by more than `maxFileAge`"
             );
         }
-        self.too_old = found.into_iter().collect();
+        note(&mut self.too_old, found, is_whole);
     }
 
     /// A batch is read again, and files of it have changed since it was logged.
@@ -79,6 +79,13 @@ impl LeftOut {
             ("filesTooOld", count(self.too_old.len())),
         ]
     }
+}
+
+fn note(noted: &mut BTreeSet<String>, found: Vec<String>, is_whole: bool) {
+    if is_whole {
+        noted.clear();
+    }
+    noted.extend(found);
 }
 
 fn some_of(names: &[&str]) -> String {

@@ -16,11 +16,11 @@ use tidewater::source::{
     FILE_NAME_COLUMN, Latest, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, SourceReader,
 };
 
-use super::admit::admit;
+use super::admit::{KeepRest, admit};
 use super::clean::{CleanSource, Cleaner};
 use super::format::{Format, ParseMode};
 use super::left_out::LeftOut;
-use super::listing::{ListedFile, Listing, Pattern};
+use super::listing::{ListedFile, Listing, Pattern, Remembered};
 use super::place::root_of_place;
 use super::scan::parquet::{MIN_CUT_BYTES, ParquetOpener};
 use super::scan::problem::gone;
@@ -50,10 +50,12 @@ pub(super) struct FileReader {
     seen: SeenFiles,
     /// New files that an earlier listing found and no batch had room for.
     unread: Vec<ListedFile>,
+    /// What the listings before saw: all of it was offered, or is `unread`.
+    remembered: Remembered,
     /// What the last listing saw and did not offer.
     left_out: LeftOut,
-    /// All that is offered, once that is fixed.
-    frozen: Option<Vec<ListedFile>>,
+    /// No more than what is `unread` is offered.
+    is_frozen: bool,
     /// The files of source batches that may still be bound: their sizes need not be asked for again.
     recent: BTreeMap<u64, Vec<ListedFile>>,
     /// Whether a file sink writes the folder, so that its log counts; `None` until there is something to tell by.
@@ -114,8 +116,9 @@ impl FileReader {
             log_is_fresh: false,
             seen,
             unread: vec![],
+            remembered: Remembered::default(),
             left_out: LeftOut::default(),
-            frozen: None,
+            is_frozen: false,
             recent: BTreeMap::new(),
             sink_log: None,
             root_was_there,
@@ -144,22 +147,26 @@ impl FileReader {
         Ok(())
     }
 
-    /// All files that are there, in the order in which they are to be read.
-    async fn list(&mut self) -> Result<Vec<ListedFile>> {
+    /// The files that are there, but for those that `before` remembers.
+    async fn list(&mut self, before: Remembered) -> Result<(Listing, Remembered)> {
         if self.cleaner.is_some() && is_gone_after_reading(&self.pattern, &self.seen) {
-            return Ok(vec![]);
+            return Ok((Listing { is_whole: true, ..Listing::default() }, before));
         }
         if self.sink_log.is_none() && self.pattern.has_sink_log(self.runtime()).await? {
             self.sink_log = Some(true);
         }
-        let mut files = match self.sink_log {
-            Some(true) => self.pattern.committed(self.runtime()).await?,
+        let mut found = match self.sink_log {
+            Some(true) => {
+                let files = self.pattern.committed(self.runtime()).await?;
+                (Listing { files, is_whole: true, ..Listing::default() }, before)
+            }
             _ => {
-                let Listing { files, omitted } = self.pattern.list(self.runtime()).await?;
-                self.left_out.omitted(&self.pattern.to_string(), omitted);
+                let now = self.context.clock.elapsed();
+                let (mut listing, remembered) = self.pattern.list_new(self.runtime(), before, now).await?;
+                self.left_out.omitted(&self.pattern.to_string(), std::mem::take(&mut listing.omitted));
                 // Files without a log decide: a log that appears later tells only of its own.
-                self.sink_log = self.sink_log.or((!files.is_empty()).then_some(false));
-                files
+                self.sink_log = self.sink_log.or((!listing.files.is_empty()).then_some(false));
+                (listing, remembered)
             }
         };
         // After the listing, which takes a folder that is gone for an empty one.
@@ -167,19 +174,18 @@ impl FileReader {
         if self.sink_log == Some(true) && self.cleaner.is_some() {
             self.refuse_sink_log().await?;
         }
-        files.sort_by(|a, b| (a.modified_ms, &a.uri).cmp(&(b.modified_ms, &b.uri)));
+        found.0.files.sort_by(|a, b| (a.modified_ms, &a.uri).cmp(&(b.modified_ms, &b.uri)));
         if self.settings.latest_first {
-            files.reverse();
+            found.0.files.reverse();
         }
-        Ok(files)
+        Ok(found)
     }
 
-    /// All files that are there and were never offered.
-    async fn list_new(&mut self) -> Result<Vec<ListedFile>> {
-        let mut files = match &self.frozen {
-            Some(frozen) => frozen.clone(),
-            None => self.list().await?,
-        };
+    /// All files that are there and were never offered, in the order in which they are to be read, and what to remember
+    /// once each of them is offered or kept. Whoever fails to do so remembers nothing, and so the next listing is a whole one.
+    async fn list_new(&mut self) -> Result<(Vec<ListedFile>, Remembered)> {
+        let before = std::mem::take(&mut self.remembered);
+        let (Listing { mut files, is_whole, .. }, remembered) = self.list(before).await?;
         let (mut changed, mut too_old) = (vec![], vec![]);
         files.retain(|file| match self.seen.look_up(&file.uri, file.modified_ms) {
             Known::New => true,
@@ -194,9 +200,21 @@ impl FileReader {
             }
         });
         let input = self.pattern.to_string();
-        self.left_out.changed(&input, changed);
-        self.left_out.too_old(&input, too_old);
-        Ok(files)
+        self.left_out.changed(&input, changed, is_whole);
+        self.left_out.too_old(&input, too_old, is_whole);
+        Ok((files, remembered))
+    }
+
+    /// Learns what the run before may have offered while this one was starting.
+    async fn catch_up(&mut self) -> Result<()> {
+        if !self.log_is_fresh {
+            for entry in self.log.catch_up().await? {
+                self.seen.add(&entry.path, entry.timestamp);
+            }
+            self.unread.retain(|file| self.seen.look_up(&file.uri, file.modified_ms) == Known::New);
+            self.log_is_fresh = true;
+        }
+        Ok(())
     }
 
     /// Writes `files` as the next source batch.
@@ -303,19 +321,13 @@ async fn head(entry: FileEntry, runtime: &RuntimeEnv) -> Result<(FileEntry, Resu
 #[async_trait]
 impl SourceReader for FileReader {
     async fn freeze(&mut self) -> Result<()> {
-        self.unread.clear();
-        self.frozen = Some(self.list().await?);
+        self.unread = self.list_new().await?.0;
+        self.is_frozen = true;
         Ok(())
     }
 
     async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
-        if !self.log_is_fresh {
-            // The run before may have offered files while this one was starting.
-            for entry in self.log.catch_up().await? {
-                self.seen.add(&entry.path, entry.timestamp);
-            }
-            self.log_is_fresh = true;
-        }
+        self.catch_up().await?;
         let after_id = after.map(log_offset).transpose()?;
         // What was offered before a crash and is in no batch yet is the next batch.
         if let Some(latest) = self.log.latest()
@@ -328,32 +340,37 @@ impl SourceReader for FileReader {
             return Err(Error::damaged(format!("source batch {id} is in a batch, but not in the file source's log"))
                 .hint("restore the `sources` folder of the checkpoint from the same backup as `offsets`"));
         }
-        let (limit, keep) = match limit {
-            ReadLimit::AsConfigured if self.frozen.is_none() => (self.settings.limit(), self.settings.keep_rest()),
-            ReadLimit::AsConfigured => (self.settings.limit(), None),
-            ReadLimit::Everything => {
-                self.unread.clear();
-                (None, None)
-            }
+        let limit = match limit {
+            ReadLimit::AsConfigured => self.settings.limit(),
+            ReadLimit::Everything => None,
         };
-        let new = match std::mem::take(&mut self.unread) {
-            unread if unread.is_empty() => match self.list_new().await {
+        let unread = std::mem::take(&mut self.unread);
+        let (new, remembered) = if self.is_frozen || !unread.is_empty() && limit.is_some() {
+            (unread, std::mem::take(&mut self.remembered))
+        } else {
+            // What is unread of an earlier listing is listed again, to be in its place among what is new.
+            if !unread.is_empty() {
+                self.remembered = Remembered::default();
+            }
+            match self.list_new().await {
                 Ok(new) => new,
                 // Who cannot look does not know: neither that there is something, nor that there is nothing.
                 Err(why) if why.kind() == ErrorKind::Unavailable => return Ok(Latest::unknown(after, why)),
                 Err(error) => return Err(error),
-            },
-            unread => unread,
+            }
         };
         let found = new.len();
-        let (files, rest) = admit(new, limit, keep);
-        let is_all = files.len() == found;
+        let (files, rest) = admit(new, limit, if self.is_frozen { KeepRest::ALL } else { self.settings.keep_rest() });
+        let (offered, kept) = (files.len(), rest.len());
         if !files.is_empty() {
             self.offer(files).await?;
         }
         self.unread = rest;
+        if offered + kept == found {
+            self.remembered = remembered;
+        }
         let end = self.log.latest().map(offset);
-        Ok(Latest { available: end.clone().filter(|_| is_all), end, unknown: None })
+        Ok(Latest { available: end.clone().filter(|_| offered == found), end, unknown: None })
     }
 
     async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {

@@ -9,6 +9,9 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
+/// So few files are not worth a search for what is too old.
+const PURGE_FROM: usize = 512;
+
 /// The files that were offered, by path or by name alone.
 #[derive(Debug)]
 pub(super) struct SeenFiles {
@@ -19,7 +22,10 @@ pub(super) struct SeenFiles {
     max_age_ms: i64,
     by_name: bool,
     latest_ms: i64,
+    /// What is older is forgotten, or will be.
     last_purge_ms: i64,
+    /// How many files there were after the last search for what is too old.
+    after_purge: usize,
 }
 
 /// What is known of a file that is there.
@@ -39,7 +45,16 @@ impl SeenFiles {
     /// An empty map; `by_name` takes two files of the same name in different folders for one.
     pub(super) fn new(max_age_ms: i64, by_name: bool) -> Self {
         let (files, forgotten, hasher) = Default::default();
-        SeenFiles { files, forgotten, hasher, max_age_ms, by_name, latest_ms: 0, last_purge_ms: i64::MIN }
+        SeenFiles {
+            files,
+            forgotten,
+            hasher,
+            max_age_ms,
+            by_name,
+            latest_ms: 0,
+            last_purge_ms: i64::MIN,
+            after_purge: 0,
+        }
     }
 
     /// Notes that the file `path` (a URI), modified at `modified_ms`, was offered.
@@ -67,9 +82,13 @@ impl SeenFiles {
         self.files.contains_key(key) || self.forgotten.contains(&self.hasher.hash_one(key))
     }
 
-    /// Forgets files that are too old to come up again.
+    /// Forgets files that are too old to come up again: from now on, or once they may be half of all. So forgetting costs
+    /// each file a little, and each batch no more than its own.
     pub(super) fn purge(&mut self) {
         self.last_purge_ms = self.latest_ms.saturating_sub(self.max_age_ms);
+        if self.files.len() < 2 * self.after_purge.max(PURGE_FROM) {
+            return;
+        }
         let (last_purge_ms, hasher, forgotten) = (self.last_purge_ms, &self.hasher, &mut self.forgotten);
         self.files.retain(|path, modified_ms| {
             let stays = *modified_ms >= last_purge_ms;
@@ -78,6 +97,7 @@ impl SeenFiles {
             }
             stays
         });
+        self.after_purge = self.files.len();
     }
 
     fn key<'a>(&self, path: &'a str) -> &'a str {
@@ -112,20 +132,32 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_forgotten_once_it_is_older_than_the_newest_by_more_than_the_age() {
+    fn a_file_is_too_old_once_it_is_older_than_the_newest_by_more_than_the_age() {
         let mut seen = SeenFiles::new(10, false);
         seen.add("a", 5);
         seen.purge();
         seen.add("b", 15);
         seen.purge();
-        assert_eq!(seen.files.len(), 2);
+        assert_eq!(seen.look_up("d", 5), Known::New);
         seen.add("c", 16);
         seen.purge();
-        assert_eq!(seen.files.len(), 2);
-        assert!(!seen.is_new("d", 5));
+        assert_eq!(seen.look_up("d", 5), Known::TooOld);
         assert!(seen.is_new("e", 20));
         assert!(!seen.is_new("b", 15));
         assert!(seen.is_new("f", 6));
+    }
+
+    #[test]
+    fn files_are_forgotten_before_they_are_twice_as_many_as_those_that_count() {
+        let mut seen = SeenFiles::new(99, false);
+        for ms in 0..10_000 {
+            seen.add(&format!("f{ms}"), ms);
+            seen.purge();
+            assert!(seen.files.len() <= 2 * PURGE_FROM, "{}", seen.files.len());
+        }
+        assert_eq!(seen.look_up("f1", 1), Known::Offered);
+        assert_eq!(seen.look_up("g", 9_899), Known::TooOld);
+        assert_eq!(seen.look_up("g", 9_900), Known::New);
     }
 
     #[test]

@@ -45,11 +45,11 @@ pub(super) fn decide(found: Found, trigger_ends: bool) -> Decision {
     }
 }
 
-/// A query that asks its sources spends at most one part in so many of a core on it.
-const LOOKS_TAKE_ONE_IN: i64 = 10;
+/// A query that finds nothing for long spends at most one part in so many of its time on looking.
+const LOOKS_TAKE_ONE_IN: i64 = 20;
 
-/// A shorter look is not worth a longer delay, which rows would wait for.
-const SHORT_LOOK_MS: i64 = 50;
+/// Rows that come after a silence may wait for one part in so many of that silence.
+const WAIT_IS_ONE_IN: i64 = 20;
 
 /// All queries of an executor that look for data do so about so often in a second, together.
 const LOOKS_PER_SECOND: i64 = 1_000;
@@ -63,21 +63,23 @@ pub(super) struct Looks {
     pub(super) longest_ms: i64,
     /// How long the last look took; 0 where it was spent waiting for somebody who does not answer.
     pub(super) took_ms: i64,
+    /// For how long there has been nothing.
+    pub(super) idle_ms: i64,
     /// How many queries on the same threads wait for data by looking for it.
     pub(super) polling_queries: usize,
     /// All sources say when there is news.
     pub(super) are_told: bool,
 }
 
-/// The delay grows with what a look costs, and with how many queries look.
+/// The delay grows with how many queries look, and with what a look costs; the latter only as far as the silence has lasted,
+/// so that a source that gives something every second is not asked every ten.
 pub(super) fn delay_ms(looks: Looks) -> i64 {
     if looks.are_told {
         return looks.delay_ms.max(looks.longest_ms);
     }
     let polling = i64::try_from(looks.polling_queries).unwrap_or(i64::MAX);
     let fair_ms = polling.saturating_mul(1000) / LOOKS_PER_SECOND;
-    let dear_ms = if looks.took_ms > SHORT_LOOK_MS { looks.took_ms } else { 0 };
-    let cheap_ms = dear_ms.saturating_mul(LOOKS_TAKE_ONE_IN);
+    let cheap_ms = looks.took_ms.saturating_mul(LOOKS_TAKE_ONE_IN).min(looks.idle_ms / WAIT_IS_ONE_IN);
     looks.delay_ms.max(fair_ms).max(cheap_ms.min(looks.longest_ms))
 }
 
@@ -87,11 +89,20 @@ mod tests {
 
     #[test]
     fn looking_costs_a_small_share() {
-        let one = Looks { delay_ms: 10, longest_ms: 10_000, took_ms: 0, polling_queries: 1, are_told: false };
+        let one = Looks {
+            delay_ms: 10,
+            longest_ms: 10_000,
+            took_ms: 0,
+            idle_ms: 600_000,
+            polling_queries: 1,
+            are_told: false,
+        };
         assert_eq!(delay_ms(one), 10);
-        assert_eq!(delay_ms(Looks { took_ms: 50, ..one }), 10);
-        assert_eq!(delay_ms(Looks { took_ms: 300, ..one }), 3_000);
+        assert_eq!(delay_ms(Looks { took_ms: 5, ..one }), 100);
+        assert_eq!(delay_ms(Looks { took_ms: 300, ..one }), 6_000);
         assert_eq!(delay_ms(Looks { took_ms: i64::MAX, ..one }), 10_000);
+        assert_eq!(delay_ms(Looks { took_ms: 300, idle_ms: 1_000, ..one }), 50, "what comes every second is seen soon");
+        assert_eq!(delay_ms(Looks { took_ms: 300, idle_ms: 0, ..one }), 10);
         assert_eq!(delay_ms(Looks { polling_queries: 1_000, ..one }), 1_000);
         assert_eq!(delay_ms(Looks { delay_ms: 60_000, took_ms: 300, ..one }), 60_000, "never shorter than configured");
         assert_eq!(delay_ms(Looks { are_told: true, ..one }), 10_000);

@@ -192,6 +192,7 @@ impl Driver {
             batches_run: 0,
             last_trigger: None,
             last_idle_event: now,
+            idle_since: now,
             between: Between::since(began, phase, now),
         }
     }

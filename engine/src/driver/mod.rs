@@ -117,6 +117,8 @@ pub(crate) struct Driver {
     /// When the last batch began.
     last_trigger: Option<Duration>,
     last_idle_event: Duration,
+    /// When the last batch ended, or the run began.
+    idle_since: Duration,
     /// Time that no batch has spent.
     between: Between,
 }
@@ -344,6 +346,7 @@ impl Driver {
         self.next = batch.next();
         self.batches_run += 1;
         self.last_trigger = Some(watch.started());
+        self.idle_since = self.clock.elapsed();
         self.clean_up(batch).await;
         Ok(())
     }

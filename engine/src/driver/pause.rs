@@ -22,6 +22,7 @@ impl Driver {
             delay_ms: self.config.polling_delay_ms,
             longest_ms: self.config.idle_event_interval_ms,
             took_ms: if self.silences.any() { 0 } else { now_ms.saturating_sub(started_ms) },
+            idle_ms: self.clock.elapsed().saturating_sub(self.idle_since).as_millis() as i64,
             polling_queries: self.executor.polling_queries(),
             are_told: news.is_some(),
         };

@@ -8,8 +8,10 @@
 //! a folder, or [left out](Omitted) with the reason; one entry never decides over the others.
 
 mod local;
-
+mod remembered;
 mod remote;
+
+use std::time::Duration;
 
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
@@ -22,6 +24,7 @@ use super::manifest::{MANIFEST_FOLDER, committed_files};
 use super::moved::check_in_place;
 use super::place::{Part, SinkFolder, resolved};
 use super::uri::{FileLocation, object_store};
+pub(super) use remembered::Remembered;
 
 /// A file that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub(super) struct Listing {
     /// The files, in no order.
     pub(super) files: Vec<ListedFile>,
     pub(super) omitted: Vec<Omitted>,
+    /// All files are listed. Otherwise only those that no listing since the last whole one gave.
+    pub(super) is_whole: bool,
 }
 
 /// An entry that has the name of input and cannot be read as a file or folder.
@@ -222,17 +227,29 @@ impl Pattern {
 
     /// All files that match now.
     pub(super) async fn list(&self, runtime: &RuntimeEnv) -> Result<Listing> {
+        Ok(self.list_new(runtime, Remembered::default(), Duration::ZERO).await?.0)
+    }
+
+    /// The files that match `now`, on a clock that only goes forward. On a local disk, those may be left out that the
+    /// listings before gave which `before` remembers: see [`Listing::is_whole`].
+    pub(super) async fn list_new(
+        &self,
+        runtime: &RuntimeEnv,
+        before: Remembered,
+        now: Duration,
+    ) -> Result<(Listing, Remembered)> {
         if !self.is_local() {
-            return remote::walk(self, &object_store(&self.store, runtime)?).await;
+            let listing = remote::walk(self, &object_store(&self.store, runtime)?).await?;
+            return Ok((Listing { is_whole: true, ..listing }, before));
         }
         let pattern = self.clone();
         match tokio::runtime::Handle::try_current() {
             // A large folder takes a while, and this may be a thread that others wait for.
             Ok(runtime) => runtime
-                .spawn_blocking(move || local::walk(&pattern))
+                .spawn_blocking(move || local::walk(&pattern, before, now))
                 .await
                 .map_err(|e| Error::internal(format!("the listing of a folder broke off: {e}")).caused_by(e))?,
-            Err(_) => local::walk(&pattern),
+            Err(_) => local::walk(&pattern, before, now),
         }
     }
 
