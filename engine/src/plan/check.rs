@@ -17,7 +17,7 @@ use super::node::deduplicate::DeduplicateNode;
 use super::node::limit::StreamLimitNode;
 use super::node::session::SessionNode;
 use super::node::single_row::SingleRowNode;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::query::OutputMode;
 use crate::source::StreamTable;
 use crate::watermark::marks::is_event_time;
@@ -39,19 +39,13 @@ pub(crate) fn is_streaming(plan: &LogicalPlan) -> bool {
     found
 }
 
-/// Adds to a refusal which other output modes answer the query, as `answers` finds.
-pub(crate) fn in_another_mode(refused: Error, mode: OutputMode, answers: impl Fn(OutputMode) -> bool) -> Error {
-    if refused.kind() != ErrorKind::Unsupported {
-        return refused;
-    }
-    let others = [OutputMode::Append, OutputMode::Update, OutputMode::Complete].into_iter();
-    let others: Vec<String> =
-        others.filter(|other| *other != mode && answers(*other)).map(|other| other.to_string()).collect();
+/// Adds to a refusal which other output modes answer the query.
+pub(crate) fn in_another_mode(refused: Error, others: &[OutputMode]) -> Error {
     if others.is_empty() {
         return refused;
     }
     let otherwise = refused.hint_text().map(|hint| format!("; or {hint}")).unwrap_or_default();
-    let others = others.join(" or ");
+    let others = others.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
     refused.hint(format!("use {others} mode, which can answer this query{otherwise}"))
 }
 

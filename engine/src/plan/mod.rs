@@ -80,7 +80,7 @@ use self::settings::session_for_streams;
 use self::static_sides::{Keep, reset};
 use self::subqueries::Uncorrelated;
 use self::windows::{Sessions, mark_bounds, rewrite_windows};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::query::OutputMode;
 use crate::source::{LeafId, ScanRequest, Source, StreamLeaf, scan_request};
 use crate::watermark::WatermarkTree;
@@ -166,13 +166,27 @@ pub(crate) async fn plan_query(
     mode: OutputMode,
     partitions: usize,
 ) -> Result<QueryPlan> {
-    let optimized = match optimize(&user_session, &user_plan, mode, partitions) {
-        Ok(optimized) => optimized,
-        Err(refused) => {
-            let answers = |other| optimize(&user_session, &user_plan, other, partitions).is_ok();
-            return Err(check::in_another_mode(refused, mode, answers));
-        }
+    let refused = match plan_in_mode(&user_session, &user_plan, mode, partitions).await {
+        Err(refused) if refused.kind() == ErrorKind::Unsupported => refused,
+        planned => return planned,
     };
+    let mut answering = vec![];
+    for other in [OutputMode::Append, OutputMode::Update, OutputMode::Complete] {
+        if other != mode && plan_in_mode(&user_session, &user_plan, other, partitions).await.is_ok() {
+            answering.push(other);
+        }
+    }
+    Err(check::in_another_mode(refused, &answering))
+}
+
+/// A query through all passes, in this mode.
+async fn plan_in_mode(
+    user_session: &SessionState,
+    user_plan: &LogicalPlan,
+    mode: OutputMode,
+    partitions: usize,
+) -> Result<QueryPlan> {
+    let optimized = optimize(user_session, user_plan, mode, partitions)?;
     let Optimized { plan: optimized, session, sources, watermarks, clock, seed, draws, names } = optimized;
     let unbounded = unbounded_sides(&optimized);
     let (optimized, leaf_sources) = number_leaves(optimized, &sources, partitions)?;

@@ -194,6 +194,12 @@ async fn what_no_mode_or_another_answers() {
         (Complete, "SELECT k, v FROM t", &["needs a streaming aggregation", "use append or update mode"]),
         (Update, "SELECT k, v FROM t LIMIT 2", &["limited in update mode", "use append mode"]),
         (Append, "SELECT k, v FROM t OFFSET 2", &["OFFSET", "!mode"]),
+        (Complete, "SELECT v, v IN (SELECT w FROM d) FROM t", &["needs a streaming aggregation", "!append"]),
+        (
+            Update,
+            "SELECT approx_distinct(arrow_cast(k, 'Dictionary(Int32, Utf8)')) FROM t",
+            &["approx_distinct", "!complete"],
+        ),
         (Append, "SELECT count(*) FROM t WHERE v > (SELECT avg(v) FROM s)", &["!write a join"]),
         // What is not a table is not called one, and what is no join to the user neither.
         (Append, "SELECT k, v FROM t UNION ALL SELECT 'x', 1", &["constants", "!a table"]),

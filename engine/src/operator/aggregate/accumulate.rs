@@ -45,6 +45,8 @@ impl Aggregates {
         code: Code,
     ) -> Result<Self> {
         let states = functions.iter().map(|function| function.state_fields()).collect::<Result<_>>()?;
+        // What a function cannot do is said before the query starts.
+        functions.iter().try_for_each(|function| function.create_accumulator().map(|_| ()))?;
         Ok(Aggregates { named: named.to_vec(), functions: functions.to_vec(), code, states })
     }
 
