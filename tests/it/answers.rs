@@ -1,6 +1,7 @@
 //! What an output mode answers and what it refuses, in SQL: every answer is that of the same statement over tables with all
 //! rows so far, and every refusal is true of its query.
 
+mod computed_times;
 mod event_time;
 mod output_modes;
 

@@ -1,8 +1,9 @@
 //! From the user's plan to the plan that every batch runs. Made once, at the start.
 //!
 //! 1. [`check`] refuses what is no query at all.
-//! 2. `input_file_name()` becomes a column of its scan ([`file_names`]). [`windows`] take their shape; what
-//!    [remembers rows](stateful) over batches becomes a node of ours, by what a batch [brings] of them.
+//! 2. `input_file_name()` becomes a column of its scan ([`file_names`]). What is computed from event times is none
+//!    ([`true_marks`]), but for windows, which take [their shape](windows); what [remembers rows](stateful) over batches
+//!    becomes a node of ours, by what a batch [brings] of them.
 //! 3. Sources get their numbers, in the order the user's plan names them; each `with_watermark` gets its own.
 //! 4. Clock functions are replaced, so that they read the batch's [`clock`]; functions that [draw](random), so that they do so
 //!    again when a batch is repeated. [Predicates](standing_filters) that change their mind stay above what remembers rows.
@@ -56,6 +57,8 @@ pub(crate) mod static_sides;
 
 pub(crate) mod subqueries;
 
+mod true_marks;
+
 mod values;
 
 pub(crate) mod windows;
@@ -79,6 +82,7 @@ use self::scalar_subqueries::ScalarSubqueries;
 use self::settings::session_for_streams;
 use self::static_sides::{Keep, reset};
 use self::subqueries::Uncorrelated;
+use self::true_marks::{keep_true_marks, keep_true_marks_of_casts};
 use self::windows::{Sessions, mark_bounds, rewrite_windows};
 use crate::error::{ErrorKind, Result};
 use crate::query::OutputMode;
@@ -251,8 +255,10 @@ fn optimize(
 ) -> Result<Optimized> {
     check::check_spelled(user_plan, mode)?;
     let plan = file_names::bind_file_names(user_plan.clone())?;
+    let plan = keep_true_marks(plan)?;
     let plan = rewrite_windows(plan, Sessions::Stateful(mode))?;
-    let plan = mark_bounds(plan)?;
+    // The bounds of windows are event times, too.
+    let plan = keep_true_marks(mark_bounds(plan)?)?;
     let plan = stateful::remember_rows(plan, mode)?;
     let sources = number_sources(&plan)?;
     let mut names = Names::of_functions(user_plan)?;
@@ -269,7 +275,7 @@ fn optimize(
     let uncorrelated = if streaming_subqueries { Uncorrelated::Joined } else { Uncorrelated::ComputedAhead };
     let plan = subqueries::prepare(plan, uncorrelated)?;
     let session = session_for_streams(user_session.clone(), mode, partitions, streaming_subqueries)?;
-    let plan = list_casts::cast_in_one_piece(session.optimize(&plan)?)?;
+    let plan = keep_true_marks_of_casts(list_casts::cast_in_one_piece(session.optimize(&plan)?)?)?;
     names.learn(&plan)?;
     check::check_executed(&plan, mode).map_err(|e| names.in_words(e))?;
     let plan = join_streams(plan, mode, &|side| brings(side, mode) == Brings::NewRows);

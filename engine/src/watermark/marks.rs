@@ -31,6 +31,13 @@ pub(crate) fn without_marks(field: &FieldRef) -> FieldRef {
     if marks == 0 { Arc::clone(field) } else { Arc::new(field.as_ref().clone().with_metadata(metadata)) }
 }
 
+/// The field, marked as event time and nothing more.
+pub(crate) fn plainly_marked(field: &FieldRef) -> FieldRef {
+    let mut metadata = without_marks(field).metadata().clone();
+    metadata.extend(marks());
+    Arc::new(field.as_ref().clone().with_metadata(metadata))
+}
+
 /// The key of a further mark: the column is the start of a window of so many µs, and its time is the window's end.
 pub(crate) const WINDOW_US: &str = "tidewater.event_time.window_us";
 

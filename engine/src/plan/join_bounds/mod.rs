@@ -24,6 +24,7 @@ use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{Expr, Operator};
 
 pub(crate) use self::check::{as_set_operation, check_stream_join, check_unmatched_rows_end};
+pub(crate) use self::time::same_instant;
 use self::time::{NANOS_PER_MS, Time};
 use crate::watermark::marks::{WINDOW_US, is_event_time, marks};
 use crate::watermark::{JoinBounds, KeyTime, SideBound};

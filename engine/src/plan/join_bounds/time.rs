@@ -106,7 +106,7 @@ fn literal(expr: &Expr) -> Option<&ScalarValue> {
 }
 
 /// Whether a cast leaves every time what it is.
-fn same_instant(from: &DataType, to: &DataType) -> bool {
+pub(crate) fn same_instant(from: &DataType, to: &DataType) -> bool {
     match (from, to) {
         (DataType::Timestamp(from, from_zone), DataType::Timestamp(to, to_zone)) => {
             let zones = match (from_zone.as_deref(), to_zone.as_deref()) {

@@ -23,6 +23,8 @@ use datafusion::physical_expr::expressions::{
 use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use twox_hash::XxHash64;
 
+use crate::query::window::functions::{Kind, WindowFunction};
+
 /// So many characters are spelled out; of what is longer, a hash stands for the rest.
 const LENGTH_MAX: usize = 600;
 
@@ -71,6 +73,16 @@ pub(super) fn words(expr: &Arc<dyn PhysicalExpr>, column: &mut dyn FnMut(usize) 
         }
         parts.extend(case.else_expr().map(|other| format!("else {}", all(&[other]).concat())));
         call("case", &parts)
+    } else if let Some(function) = known!(ScalarFunctionExpr)
+        && let [value] = function.args()
+        && function
+            .fun()
+            .inner()
+            .downcast_ref::<WindowFunction>()
+            .is_some_and(|f| matches!(f.kind(), Kind::Unmark | Kind::PlainMark))
+    {
+        // It changes no value.
+        words(value, column)
     } else if let Some(function) = known!(ScalarFunctionExpr) {
         call(&name(function.fun().name()), &all(&function.args().iter().collect::<Vec<_>>()))
     } else {

@@ -12,6 +12,8 @@
 //! | `window_from_start(start, size_us)` | the window that begins there | |
 //! | `window_from_bounds(start, end)` | the window between | |
 //! | `mark_window_bound(bound, window, is_start)` | the bound | |
+//! | `without_event_time(value)` | the value, which is no event time | |
+//! | `plain_event_time(value)` | the value, without the lengths of windows | |
 //!
 //! Bounds are in µs and in the time column's zone. A time may be a window itself: its `window_time` counts. Where the
 //! time is event time, so is the result: the mark passes on. A start has a second mark, the size of its window, as a
@@ -34,7 +36,7 @@ use datafusion::scalar::ScalarValue;
 use super::WindowSpec;
 use super::spec::gap_us;
 use super::values::{Micros, between, micros, session, starts, window_type};
-use crate::watermark::marks::{SIZE_US, WINDOW_US, marks, marks_of, marks_of_bound};
+use crate::watermark::marks::{SIZE_US, WINDOW_US, marks, marks_of, marks_of_bound, plainly_marked, without_marks};
 
 /// Which function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,6 +51,15 @@ pub(crate) enum Kind {
     FromStart,
     FromBounds,
     MarkBound,
+    Unmark,
+    PlainMark,
+}
+
+impl Kind {
+    /// Whether a call is one of these functions.
+    pub(crate) fn is_any(call: &ScalarFunction) -> bool {
+        call.func.inner().is::<WindowFunction>()
+    }
 }
 
 /// Whether a call is one of the function of this kind.
@@ -77,7 +88,7 @@ impl WindowFunction {
         match self.kind {
             Kind::Window => 2..=4,
             Kind::SessionWindow | Kind::Stretch | Kind::FromStart | Kind::FromBounds => 2..=2,
-            Kind::WindowTime => 1..=1,
+            Kind::WindowTime | Kind::Unmark | Kind::PlainMark => 1..=1,
             Kind::Start | Kind::Starts => 4..=4,
             Kind::MarkStart | Kind::MarkBound => 3..=3,
         }
@@ -97,6 +108,8 @@ impl ScalarUDFImpl for WindowFunction {
             Kind::FromStart => "window_from_start",
             Kind::FromBounds => "window_from_bounds",
             Kind::MarkBound => "mark_window_bound",
+            Kind::Unmark => "without_event_time",
+            Kind::PlainMark => "plain_event_time",
         }
     }
 
@@ -117,6 +130,11 @@ impl ScalarUDFImpl for WindowFunction {
             let is_start = args.scalar_arguments.get(2).copied().flatten() == Some(&ScalarValue::from(true));
             let mark = marks_of_bound(window, is_start);
             return Ok(Arc::new(Field::new(self.name(), time.data_type().clone(), true).with_metadata(mark)));
+        }
+        match self.kind {
+            Kind::Unmark => return Ok(without_marks(time)),
+            Kind::PlainMark => return Ok(plainly_marked(time)),
+            _ => {}
         }
         let bound = bound_type(self.name(), time.data_type())?;
         let lengths = args.scalar_arguments.get(1..).unwrap_or_default();
@@ -139,7 +157,7 @@ impl ScalarUDFImpl for WindowFunction {
                 window_type(bound)
             }
             Kind::FromBounds => window_type(bound),
-            Kind::WindowTime | Kind::MarkBound => bound,
+            Kind::WindowTime | Kind::MarkBound | Kind::Unmark | Kind::PlainMark => bound,
             Kind::Start => {
                 if !own.is_empty() {
                     own.insert(WINDOW_US.to_owned(), size_us()?.to_string());
@@ -162,7 +180,7 @@ impl ScalarUDFImpl for WindowFunction {
         let Some((time, rest)) = args.args.split_first() else {
             return internal_err!("`{}` without a time", self.name());
         };
-        if self.kind == Kind::MarkBound {
+        if matches!(self.kind, Kind::MarkBound | Kind::Unmark | Kind::PlainMark) {
             return Ok(time.clone());
         }
         let time = micros(&time.to_array(args.number_rows)?)?;
@@ -190,7 +208,9 @@ impl ScalarUDFImpl for WindowFunction {
                 );
             }
             Kind::Stretch => session(&bound, &time, rest.first())?,
-            Kind::WindowTime | Kind::MarkStart | Kind::MarkBound => Arc::new(time.with_data_type(bound)),
+            Kind::WindowTime | Kind::MarkStart | Kind::MarkBound | Kind::Unmark | Kind::PlainMark => {
+                Arc::new(time.with_data_type(bound))
+            }
             Kind::Start => {
                 let spec = spec_us(rest)?;
                 let start: Micros = time.unary(|us| spec.last_start(us));
