@@ -63,6 +63,8 @@ mod state_cost;
 
 mod state_falls;
 
+mod state_limits;
+
 mod state_partitions;
 
 mod stateful;

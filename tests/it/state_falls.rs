@@ -35,7 +35,7 @@ async fn survives(job: Job) {
     let job = Arc::new(job);
     let expected: Vec<RecordBatch> = job.expected().await;
     let outcome = every_fall(
-        || World::with_all_rows(&job),
+        || World::with_all_rows(&job).with_small_state(),
         async |world: &World, falls: &Falls| world.run(PARTITIONS, falls).await,
         async |world: &World| world.check(&expected),
     )

@@ -13,6 +13,7 @@ mod local;
 
 mod remote;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -45,6 +46,15 @@ pub trait CheckpointStore: std::fmt::Debug + Send + Sync {
 
     /// The contents of `name`, or `None` if there is no such file.
     async fn read(&self, name: &str) -> Result<Option<Bytes>>;
+
+    /// Of the contents of `name`, the bytes from `range.start` on and before `range.end`: fewer where the file ends there.
+    /// `None` if there is no such file. Storage that can read a part of a file does; by default all of it is read.
+    async fn read_range(&self, name: &str, range: Range<u64>) -> Result<Option<Bytes>> {
+        Ok(self.read(name).await?.map(|contents| {
+            let within = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(contents.len());
+            contents.slice(within(range.start)..within(range.end.max(range.start)))
+        }))
+    }
 
     /// The names of the files directly in `folder`, without the folder, unsorted; none if it does not exist. Hidden files
     /// (a leading dot) are left out.
@@ -184,6 +194,10 @@ impl CheckpointStore for SubStore {
         self.parent.read(&self.name(name)).await
     }
 
+    async fn read_range(&self, name: &str, range: Range<u64>) -> Result<Option<Bytes>> {
+        self.parent.read_range(&self.name(name), range).await
+    }
+
     async fn list(&self, folder: &str) -> Result<Vec<String>> {
         self.parent.list(&self.name(folder)).await
     }
@@ -240,11 +254,16 @@ mod tests {
         assert_eq!(store.create("a/7", Bytes::from_static(b"one")).await.unwrap(), Created::New);
         assert_eq!(store.create("a/7", Bytes::from_static(b"two")).await.unwrap(), Created::Exists);
         assert_eq!(store.read("a/7").await.unwrap().unwrap(), "one");
+        for (range, part) in [(0..3, "one"), (1..2, "n"), (1..9, "ne"), (2..2, ""), (3..5, ""), (7..9, "")] {
+            assert_eq!(store.read_range("a/7", range.clone()).await.unwrap().unwrap(), part, "{range:?}");
+        }
+        assert!(store.read_range("a/8", 0..1).await.unwrap().is_none());
         assert_eq!(store.list("a").await.unwrap(), ["7"]);
         assert!(store.list("nowhere").await.unwrap().is_empty());
         assert!(store.read("a/8").await.unwrap().is_none());
         let inside = sub_store(&store, "a");
         assert_eq!(inside.list("").await.unwrap(), ["7"]);
+        assert_eq!(inside.read_range("7", 1..3).await.unwrap().unwrap(), "ne");
         inside.delete("7").await.unwrap();
         inside.delete("7").await.unwrap();
         assert!(store.list("a").await.unwrap().is_empty());

@@ -4,17 +4,19 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
+use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::physical_plan::ExecutionPlan;
-use tokio::runtime::Handle;
 
 use crate::checkpoint::{BatchLog, CheckpointStore, CommitEntry, Created, check_version, sub_store, with_version};
+use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::executor::Executor;
 use crate::id::{BatchId, RunId};
 use crate::plan::stateful::operators;
 use crate::progress::StateOperatorProgress;
 use crate::state::{
-    OperatorId, OperatorRun, OperatorState, StateCommit, StateFiles, ToldSpec, differences, load, path,
+    FileEntry, Limits, OperatorId, OperatorRun, OperatorState, Resources, StateCommit, StateFiles, ToldSpec,
+    differences, load, other_versions, path,
 };
 use crate::watermark::{WatermarkTree, is_due, propagate};
 
@@ -29,7 +31,6 @@ pub(super) struct StateKeeper {
     /// The file that tells what each operator keeps, and what it says.
     schema: Option<String>,
     specs: Vec<ToldSpec>,
-    memory: MemoryReservation,
 }
 
 impl StateKeeper {
@@ -40,7 +41,8 @@ impl StateKeeper {
         checkpoint: &Arc<dyn CheckpointStore>,
         commit: Option<&CommitEntry>,
         run: RunId,
-        pool: &Arc<dyn MemoryPool>,
+        (limits, pool): (Limits, &Arc<dyn MemoryPool>),
+        executor: &Executor,
     ) -> Result<Self> {
         let store = sub_store(checkpoint, "state");
         let found = operators(plan);
@@ -54,6 +56,9 @@ impl StateKeeper {
                 None => vec![],
             };
             check_specs(&old, &specs)?;
+            if let Some(others) = other_versions(&old, &specs) {
+                tracing::warn!("{others}");
+            }
             tells_all = old.iter().zip(&specs).all(|(old, new)| old.meaning.is_empty() == new.meaning.is_empty());
         }
         if let Some(known) = known.filter(|known| known.operators.len() != found.len()) {
@@ -70,14 +75,17 @@ impl StateKeeper {
         for (number, operator) in found.into_iter().enumerate() {
             let id = OperatorId(number);
             let partitions = operator.properties().output_partitioning().partition_count();
-            let partitions = (0..partitions).map(|_| operator.new_partition()).collect::<Result<_, _>>()?;
+            let owner = format!("operator {id} ({})", operator.spec().operator);
+            let resources = Resources::new(limits, pool, owner);
+            let partitions = (0..partitions).map(|_| operator.new_partition(&resources)).collect::<Result<_, _>>()?;
             let state = Arc::new(OperatorState::new(operator.spec(), partitions));
             let now = known.and_then(|known| known.operators.get(number)).cloned().unwrap_or_default();
-            load(id, &state, &now, &store).await?;
-            files.push(StateFiles::new(id, operator.spec(), Arc::clone(&store), run, now));
+            load(id, &state, &now, &store, &resources, executor).await?;
+            let store = Arc::clone(&store);
+            files.push(StateFiles::new((id, operator.spec()), executor.clone(), store, resources, run, now));
             states.push(state);
         }
-        let keeper = StateKeeper {
+        Ok(StateKeeper {
             tree,
             operators: states,
             files,
@@ -86,10 +94,7 @@ impl StateKeeper {
             // What an older release left unsaid is said from the next commit on.
             schema: known.filter(|_| tells_all).map(|known| known.schema.clone()),
             specs,
-            memory: MemoryConsumer::new("tidewater state").register(pool),
-        };
-        keeper.account()?;
-        Ok(keeper)
+        })
     }
 
     /// How many operators keep state.
@@ -116,14 +121,17 @@ impl StateKeeper {
         self.operators.iter().enumerate().map(run).collect()
     }
 
+    /// Waits for merges where too many files of state wait for them. A merge takes the time it needs: this has no limit.
+    /// Calls `waits` before each wait.
+    pub(super) async fn make_room(&mut self, batch: BatchId, waits: impl Fn()) -> Result<()> {
+        for files in &mut self.files {
+            files.make_room(batch, &waits).await?;
+        }
+        Ok(())
+    }
+
     /// Writes what a batch changed. What is returned becomes part of its commit.
-    pub(super) async fn write(
-        &mut self,
-        batch: BatchId,
-        runs: &[Arc<OperatorRun>],
-        runtime: &Handle,
-    ) -> Result<StateCommit> {
-        self.account()?;
+    pub(super) async fn write(&mut self, batch: BatchId, runs: &[Arc<OperatorRun>]) -> Result<StateCommit> {
         let schema = match &self.schema {
             Some(schema) => schema.clone(),
             None => {
@@ -135,28 +143,15 @@ impl StateKeeper {
         };
         let mut operators = vec![];
         for (files, run) in self.files.iter_mut().zip(runs) {
-            operators.push(files.add(batch, &run.changes(), &run.evicted_us(), runtime).await?);
+            operators.push(files.add(batch, &run.changes(), &run.evicted_us()).await?);
         }
         Ok(StateCommit { schema, operators })
     }
 
-    /// Claims the memory that state holds from the session's pool.
-    fn account(&self) -> Result<()> {
-        let bytes = self.operators.iter().map(|state| state.size().1).sum();
-        self.memory.try_resize(bytes).map_err(|e| {
-            Error::new(
-                ErrorKind::OutOfMemory,
-                format!("state needs {bytes} bytes of memory, more than the session allows"),
-            )
-            .hint("give the session a larger memory pool, or bound the state with a watermark")
-            .caused_by(e)
-        })
-    }
-
     /// Cuts off what is being merged in the background: once this returns, the run writes no more state.
-    pub(super) async fn cut_off_merges(&mut self) {
+    pub(super) async fn cut_off_merges(&mut self, clock: &dyn Clock) {
         for files in &mut self.files {
-            files.cut_off_merge().await;
+            files.cut_off_merges(clock).await;
         }
     }
 
@@ -181,6 +176,8 @@ impl StateKeeper {
                 watermark_ms: (run.evict_ms != i64::MIN).then_some(run.evict_ms),
                 change_bytes_written: changes,
                 merge_bytes_written: merges,
+                files: files.now().files.len() as u64,
+                merges_waited_for: files.waited(),
             }
         };
         self.files.iter().zip(runs).map(told).collect()
@@ -238,11 +235,9 @@ impl StateKeeper {
 
 /// All files that a commit names.
 fn names(state: &StateCommit) -> Vec<String> {
-    let files = state
-        .operators
-        .iter()
-        .enumerate()
-        .flat_map(|(number, operator)| operator.files.iter().map(move |file| path(OperatorId(number), &file.name)));
+    let files = state.operators.iter().enumerate().flat_map(|(number, operator)| {
+        operator.files.iter().flat_map(FileEntry::files).map(move |file| path(OperatorId(number), &file.name))
+    });
     files.chain([state.schema.clone()]).collect()
 }
 

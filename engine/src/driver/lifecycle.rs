@@ -324,7 +324,7 @@ fn place(error: Error, other: &Error) -> Error {
 async fn let_go(driver: Driver) -> (EventQueue, Runtimes, Result<()>) {
     let Driver { shared, runtimes, readers, sinks, mut state, logs, epoch, plan, events, clock, .. } = driver;
     let cuts_off = async {
-        state.cut_off_merges().await;
+        state.cut_off_merges(clock.as_ref()).await;
         Ok(())
     };
     let cut_off = guarded_call(|| "cutting off a merge".to_owned(), cuts_off).await;

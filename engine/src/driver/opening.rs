@@ -33,6 +33,7 @@ use crate::plan::{QueryPlan, plan_query};
 use crate::progress::Phase;
 use crate::sink::{SinkContext, SinkName};
 use crate::source::{Offset, SourceContext, SourceReader};
+use crate::state::Limits;
 use crate::trigger::Trigger;
 
 /// The newest batch in the offset log and in the commit log.
@@ -149,6 +150,10 @@ impl CheckpointStore for SourceFolder {
         self.inner.read(name).await
     }
 
+    async fn read_range(&self, name: &str, range: std::ops::Range<u64>) -> Result<Option<Bytes>> {
+        self.inner.read_range(name, range).await
+    }
+
     async fn list(&self, folder: &str) -> Result<Vec<String>> {
         self.inner.list(folder).await
     }
@@ -220,9 +225,11 @@ async fn open_with(
         belongings::compare(old, &mut belongings, &start.moved)?;
     }
     let pool = &plan.session.runtime_env().memory_pool;
+    let limits = plan.session.config().get_extension::<Limits>().map_or_else(Limits::default, |limits| *limits);
     let (tree, commit) = (plan.watermark_tree.clone(), position.commit.as_ref());
     let physical = (&plan.physical, plan.meanings.as_slice());
-    let state = StateKeeper::open(physical, tree, &start.checkpoint, commit, run, pool).await?;
+    let (checkpoint, executor) = (&start.checkpoint, &start.executor);
+    let state = StateKeeper::open(physical, tree, checkpoint, commit, run, (limits, pool), executor).await?;
     if position.commits_lost && !state.is_empty() {
         return Err(Error::damaged(
             "commits are missing, and with them the names of the files that are the query's state",

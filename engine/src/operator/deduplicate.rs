@@ -12,9 +12,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, UInt32Array};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, UInt32Array};
 use arrow::compute::{filter_record_batch, take};
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Int64Type, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::Result;
@@ -31,7 +31,7 @@ use super::late_rows::in_time;
 use super::output::when_done;
 use crate::batch::BatchContext;
 use crate::state::key_hash::hash_keys;
-use crate::state::{Counts, NEVER, NewRows, OperatorId, OperatorRun, PartitionState, StateSpec, Table};
+use crate::state::{Counts, NEVER, NewRows, OperatorId, OperatorRun, PartitionState, Resources, StateSpec, Table};
 use crate::watermark::{EventTime, WatermarkUse};
 
 /// How long a key is remembered.
@@ -97,9 +97,9 @@ impl StatefulOperator for DeduplicateExec {
         }
     }
 
-    fn new_partition(&self) -> Result<Box<dyn PartitionState>> {
+    fn new_partition(&self, resources: &Resources) -> Result<Box<dyn PartitionState>> {
         let spec = self.spec();
-        Ok(Box::new(SeenKeys { table: Table::new(&spec.keys, &[])?, spec }))
+        Ok(Box::new(SeenKeys { table: Table::new(&spec.keys, &[], resources)?, spec }))
     }
 
     fn watermark(&self) -> WatermarkUse {
@@ -122,17 +122,12 @@ struct SeenKeys {
 }
 
 impl PartitionState for SeenKeys {
-    fn load(&mut self, change: &RecordBatch) -> Result<()> {
-        let keys = &change.columns()[1..=self.spec.keys.len()];
-        let times = change.column(self.spec.time_column());
-        let times = arrow::array::AsArray::as_primitive::<arrow::datatypes::Int64Type>(times);
+    fn load(&mut self, rows: &RecordBatch, hashes: &[u64]) -> Result<()> {
+        let times = rows.column(self.spec.time_column()).as_primitive::<Int64Type>();
         let times: Vec<i64> = times.iter().map(|us| us.unwrap_or(NEVER)).collect();
-        let hashes = hash_keys(keys, change.num_rows())?;
-        let encoded = self.table.encode(keys)?;
-        let all: Vec<u32> = (0..change.num_rows() as u32).collect();
-        let slots = self.table.find_all(&hashes, &encoded, &all);
-        self.table.put(&slots, NewRows { keys: &encoded, hashes: &hashes, times_us: &times, values: vec![] })?;
-        Ok(())
+        let encoded = self.table.encode(&rows.columns()[1..=self.spec.keys.len()])?;
+        let new = NewRows { keys: &encoded, hashes, times_us: &times, values: vec![] };
+        self.table.put(&vec![None; rows.num_rows()], new).map(|_| ())
     }
 
     fn rows(&self) -> usize {
@@ -202,14 +197,14 @@ impl DeduplicateExec {
         Ok(out)
     }
 
-    fn forget(&self, seen: &mut SeenKeys, run: &OperatorRun) {
+    fn forget(&self, seen: &mut SeenKeys, run: &OperatorRun) -> Result<()> {
         if self.remember == Remember::Always {
-            return;
+            return Ok(());
         }
         let due = seen.table.due(run.evict_us());
         run.evicted(&[run.evict_us()]);
         run.count(Counts { rows_removed: due.len() as u64, ..Counts::default() });
-        due.into_iter().for_each(|slot| seen.table.remove(slot));
+        seen.table.remove(&due)
     }
 }
 
@@ -279,7 +274,7 @@ impl ExecutionPlan for DeduplicateExec {
             for rows in rows {
                 out.push(this.first_rows(&mut seen, rows, &run, partition)?);
             }
-            this.forget(&mut seen, &run);
+            this.forget(&mut seen, &run)?;
             Ok(out)
         }))
     }

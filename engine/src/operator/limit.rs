@@ -28,7 +28,7 @@ use super::event_time::only_child;
 use super::late_rows::SharedId;
 use super::output::when_done;
 use crate::batch::BatchContext;
-use crate::state::{Counts, NEVER, OperatorId, PartitionState, StateSpec};
+use crate::state::{Counts, NEVER, OperatorId, PartitionState, Resources, StateSpec};
 use crate::watermark::{EventTime, WatermarkUse};
 
 /// Lets so many rows pass in the query's life. Its input is one partition.
@@ -75,7 +75,7 @@ impl FirstRowsExec {
 struct Passed(usize);
 
 impl PartitionState for Passed {
-    fn load(&mut self, change: &RecordBatch) -> Result<()> {
+    fn load(&mut self, change: &RecordBatch, _hashes: &[u64]) -> Result<()> {
         let passed = change.columns().last().map(|column| column.as_primitive::<Int64Type>().values().to_vec());
         if let Some(&passed) = passed.iter().flatten().last() {
             self.0 = usize::try_from(passed).unwrap_or(0);
@@ -110,7 +110,7 @@ impl StatefulOperator for StreamLimitExec {
         }
     }
 
-    fn new_partition(&self) -> Result<Box<dyn PartitionState>> {
+    fn new_partition(&self, _resources: &Resources) -> Result<Box<dyn PartitionState>> {
         Ok(Box::new(Passed::default()))
     }
 

@@ -43,7 +43,7 @@ use std::sync::Arc;
 use datafusion::error::Result;
 use datafusion::physical_plan::ExecutionPlan;
 
-use crate::state::{OperatorId, PartitionState, StateSpec};
+use crate::state::{OperatorId, PartitionState, Resources, StateSpec};
 use crate::watermark::WatermarkUse;
 
 /// An operator that remembers rows from one batch to the next.
@@ -55,7 +55,7 @@ pub(crate) trait StatefulOperator: ExecutionPlan {
     fn spec(&self) -> StateSpec;
 
     /// The state of a partition that has seen nothing.
-    fn new_partition(&self) -> Result<Box<dyn PartitionState>>;
+    fn new_partition(&self, resources: &Resources) -> Result<Box<dyn PartitionState>>;
 
     /// What it does with the watermark.
     fn watermark(&self) -> WatermarkUse;

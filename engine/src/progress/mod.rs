@@ -88,6 +88,12 @@ pub struct StateOperatorProgress {
     pub change_bytes_written: u64,
     /// Bytes written since the run began to merge small files into larger ones, in the background.
     pub merge_bytes_written: u64,
+    /// How many entries the commit names that are its state: each has the changes of a batch, or of several that were merged.
+    #[serde(default)]
+    pub files: u64,
+    /// For how many merges batches had to wait since the run began, because storage did not keep up.
+    #[serde(default)]
+    pub merges_waited_for: u64,
 }
 
 /// What one batch read of one source.

@@ -43,10 +43,13 @@ pub(crate) const KEY_GROUPS: usize = 256;
 /// The hash of each row's key; see the [module](self).
 pub(crate) fn hash_keys(columns: &[ArrayRef], rows: usize) -> Result<Vec<u64>> {
     let mut hashes = vec![0; rows];
-    for column in columns {
-        hash_column(column, &mut hashes)?;
-    }
+    hash_further(columns, &mut hashes)?;
     Ok(hashes)
+}
+
+/// The same for further columns of rows whose first ones have these hashes.
+pub(crate) fn hash_further(columns: &[ArrayRef], hashes: &mut [u64]) -> Result<()> {
+    columns.iter().try_for_each(|column| hash_column(column, hashes))
 }
 
 /// The partition, of so many, that owns a key: each owns an even stretch of key groups.

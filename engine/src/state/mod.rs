@@ -17,19 +17,33 @@
 //! - A file of changes holds what the batch put and removed, as typed columns ([`StateSpec`]). What falls behind the
 //!   watermark is not written at all: the commit has the bound, and rows at or below it are gone.
 //! - Files are written under names no other attempt uses; only those that `commits/N` names are the state after batch N
-//!   ([`files`]). In the background many small files become few larger ones.
+//!   ([`files`]). In the background many small files become few larger ones, [merged](merge) as they are read.
+//! - Nothing is ever in one piece that grows with the state: chunks of a table, record batches of a file, files, and what is
+//!   read, merged or written at a time are [bounded](limits).
 //! - The first error ends a run, and with it what it had in memory: operators change their tables in place, and nothing
 //!   has to be undone. The next start loads the last committed version.
 
-pub(crate) mod file;
+mod entry;
 
-pub(crate) mod files;
+mod file;
+
+mod files;
 
 pub(crate) mod key_hash;
 
+mod limits;
+
 mod load;
 
+mod merge;
+
 pub(crate) mod operator_state;
+
+mod read;
+
+pub(crate) mod sizes;
+
+mod sorted;
 
 mod spec;
 
@@ -39,13 +53,17 @@ pub(crate) mod table;
 
 mod type_names;
 
+mod write;
+
 use std::fmt;
 
-pub(crate) use self::files::{OperatorCommit, StateCommit, StateFiles, path};
+pub(crate) use self::entry::{FileEntry, OperatorCommit, StateCommit};
+pub(crate) use self::files::StateFiles;
+pub(crate) use self::limits::{Limits, Resources};
 pub(crate) use self::load::load;
 pub(crate) use self::operator_state::{Counts, OperatorRun, OperatorState, PartitionState};
-pub(crate) use self::spec::{StateSpec, ToldSpec, differences};
-pub(crate) use self::table::{NEVER, NewRows, SlotId, Table};
+pub(crate) use self::spec::{StateSpec, ToldSpec, differences, other_versions};
+pub(crate) use self::table::{NEVER, NewRows, Pages, SlotId, Table};
 
 /// The number of a stateful operator: its place in the plan, counted from the sink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,4 +73,9 @@ impl fmt::Display for OperatorId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// The name of an operator's file within the store.
+pub(crate) fn path(operator: OperatorId, name: &str) -> String {
+    format!("{operator}/{name}")
 }

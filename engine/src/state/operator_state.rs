@@ -13,9 +13,12 @@ use crate::error::Error;
 
 /// What an operator keeps for one partition.
 pub(crate) trait PartitionState: Any + Send + Debug {
-    /// Takes in changes from a file, oldest first: only rows of this partition that are still alive, in the columns of
-    /// [`StateSpec::file_schema`].
-    fn load(&mut self, change: &RecordBatch) -> Result<()>;
+    /// Sees all that is read while the state is loaded, removals and what is gone too.
+    fn note(&mut self, _read: &RecordBatch) {}
+
+    /// Takes in rows from files, in the columns of [`StateSpec::file_schema`], with the hashes of their keys: only rows of this
+    /// partition that are alive, and each once.
+    fn load(&mut self, rows: &RecordBatch, hashes: &[u64]) -> Result<()>;
 
     /// How many rows it keeps.
     fn rows(&self) -> usize;
@@ -40,9 +43,15 @@ impl OperatorState {
         self.partitions.len()
     }
 
-    pub(crate) fn load(&self, partition: usize, change: &RecordBatch) -> Result<()> {
+    pub(crate) fn note(&self, partition: usize, read: &RecordBatch) {
+        if let Some(state) = self.partitions.get(partition) {
+            state.lock().note(read);
+        }
+    }
+
+    pub(crate) fn load(&self, partition: usize, rows: &RecordBatch, hashes: &[u64]) -> Result<()> {
         match self.partitions.get(partition) {
-            Some(state) => state.lock().load(change),
+            Some(state) => state.lock().load(rows, hashes),
             None => Err(Error::internal("state has fewer partitions than its operator").into()),
         }
     }

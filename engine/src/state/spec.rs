@@ -100,6 +100,7 @@ impl StateSpec {
             revision: REVISION,
             wrong_before: self.wrong_before.clone(),
             meaning: meaning.to_vec(),
+            written_by: Some(WrittenBy::this()),
         }
     }
 }
@@ -123,6 +124,9 @@ pub(crate) struct ToldSpec {
     /// See [`StateSpec::wrong_before`].
     #[serde(skip)]
     pub(crate) wrong_before: Vec<String>,
+    /// The versions that write it. Nothing is refused for them.
+    #[serde(default, rename = "writtenBy", skip_serializing_if = "Option::is_none")]
+    pub(crate) written_by: Option<WrittenBy>,
     /// What keys and values are, followed down to the sources. Checkpoints of 0.1.0 do not have it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) meaning: Vec<String>,
@@ -133,6 +137,36 @@ pub(crate) struct ToldColumn {
     pub(crate) name: String,
     #[serde(rename = "type")]
     pub(crate) of_type: String,
+}
+
+/// The versions of what wrote partial state, whose form is DataFusion's affair.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WrittenBy {
+    pub(crate) engine: String,
+    pub(crate) datafusion: String,
+}
+
+impl WrittenBy {
+    fn this() -> Self {
+        WrittenBy {
+            engine: env!("CARGO_PKG_VERSION").to_owned(),
+            datafusion: datafusion::DATAFUSION_VERSION.to_owned(),
+        }
+    }
+}
+
+/// What to say where state was written by another version of DataFusion; nothing where it was not, or is not known.
+pub(crate) fn other_versions(old: &[ToldSpec], new: &[ToldSpec]) -> Option<String> {
+    old.iter().zip(new).find_map(|(old, new)| {
+        let (was, is) = (old.written_by.as_ref()?, new.written_by.as_ref()?);
+        (was.datafusion != is.datafusion).then(|| {
+            format!(
+                "the state in the checkpoint was written by release {} with DataFusion {}, and is continued by release {} with \
+                 DataFusion {}: functions whose partial state changed between these would answer wrongly",
+                was.engine, was.datafusion, is.engine, is.datafusion
+            )
+        })
+    })
 }
 
 /// Why the state of `old` operators does not fit the `new` ones, line by line; empty if it does. Names may differ: columns
@@ -242,6 +276,22 @@ mod tests {
         ] {
             assert_eq!(differences(&old, &new), [expected]);
         }
+    }
+
+    #[test]
+    fn other_versions_are_told_and_not_refused() {
+        let by = |datafusion: Option<&str>| {
+            let by = |datafusion: &str| WrittenBy { engine: "0.1.0".into(), datafusion: datafusion.into() };
+            [ToldSpec { written_by: datafusion.map(by), ..aggregate(DataType::Utf8, &["count(1)"]) }]
+        };
+        let (old, new) = (by(Some("54.0.0")), by(Some("55.2.0")));
+        assert!(differences(&old, &new).is_empty());
+        let said = other_versions(&old, &new).unwrap();
+        assert!(said.contains("54.0.0") && said.contains("55.2.0"), "{said}");
+        assert_eq!(other_versions(&new, &new), None);
+        assert_eq!(other_versions(&by(None), &new), None);
+        let told = serde_json::json!(new[0]);
+        assert_eq!(told["writtenBy"], serde_json::json!({"datafusion": "55.2.0", "engine": "0.1.0"}));
     }
 
     #[test]

@@ -353,6 +353,10 @@ impl CheckpointStore for FallingStore {
         around!(self.falls, "checkpoint.read", self.inner.read(name).await)
     }
 
+    async fn read_range(&self, name: &str, range: std::ops::Range<u64>) -> Result<Option<Bytes>> {
+        around!(self.falls, "checkpoint.read", self.inner.read_range(name, range).await)
+    }
+
     async fn list(&self, folder: &str) -> Result<Vec<String>> {
         around!(self.falls, "checkpoint.list", self.inner.list(folder).await)
     }

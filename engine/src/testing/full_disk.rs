@@ -51,6 +51,10 @@ impl CheckpointStore for FullDisk {
         self.inner.read(name).await
     }
 
+    async fn read_range(&self, name: &str, range: std::ops::Range<u64>) -> Result<Option<Bytes>> {
+        self.inner.read_range(name, range).await
+    }
+
     async fn list(&self, folder: &str) -> Result<Vec<String>> {
         self.inner.list(folder).await
     }

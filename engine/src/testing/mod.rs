@@ -7,6 +7,7 @@
 //! | a source | [`source_suite`]: replay, order, freezing and commits, as every source must do them |
 //! | a sink | [`sink_suite`]: every batch once, nothing visible before its commit, fenced by another run |
 //! | a job that must survive | [`falls`]: die at every call that crosses a boundary, start again, compare; [`FullDisk`] |
+//! | a job with much state | [`small_state`]: state in pieces so small that few rows fill many |
 //! | a job that two may run | [`overtaken`]: pause at every such call, let another take over, go on, compare |
 //!
 //! Rows are written down with [`table::rows`] and compared as multisets with [`assert_same_rows`].
@@ -25,6 +26,8 @@ mod report;
 
 pub mod sink_suite;
 
+mod small_state;
+
 pub mod source_suite;
 
 mod stream_test;
@@ -36,4 +39,5 @@ pub use self::full_disk::FullDisk;
 pub use self::oracle::{assert_same_rows, batch_answer, batch_table, difference};
 pub use self::overtaken::{Overtaken, overtaken_at_every_moment};
 pub use self::report::Report;
+pub use self::small_state::small_state;
 pub use self::stream_test::StreamTest;

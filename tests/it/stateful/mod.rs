@@ -18,7 +18,7 @@ use tidewater::checkpoint::{CheckpointStore, memory_store};
 use tidewater::prelude::*;
 use tidewater::sink::Sink;
 use tidewater::testing::oracle::row_lines;
-use tidewater::testing::{FallingSink, FallingSource, FallingStore, Falls, batch_table, table};
+use tidewater::testing::{FallingSink, FallingSource, FallingStore, Falls, batch_table, small_state, table};
 
 use self::arrivals::AFTER_ALL_US;
 use crate::job::{finish, same};
@@ -98,6 +98,7 @@ pub(crate) struct World {
     pub(crate) sources: Vec<MemorySource>,
     pub(crate) sink: MemorySink,
     pub(crate) checkpoint: Arc<dyn CheckpointStore>,
+    session: SessionConfig,
 }
 
 impl World {
@@ -109,6 +110,7 @@ impl World {
             sources: job.inputs.iter().map(source).collect(),
             sink: MemorySink::new(),
             checkpoint: memory_store(),
+            session: SessionConfig::new(),
         }
     }
 
@@ -117,6 +119,11 @@ impl World {
         let world = World::new(job);
         world.feed(0..job.adds());
         world
+    }
+
+    /// The same, its state in many small pieces.
+    pub(crate) fn with_small_state(self) -> Self {
+        World { session: small_state(self.session, 5, 300), ..self }
     }
 
     /// Lets these adds arrive, in every source.
@@ -135,7 +142,7 @@ impl World {
         partitions: usize,
         falls: &Falls,
     ) -> Result<StreamWriter> {
-        let ctx = SessionContext::new();
+        let ctx = SessionContext::new_with_config(self.session.clone());
         let mut streams = vec![];
         for source in &self.sources {
             streams.push(ctx.read_stream(FallingSource::new(source.clone(), falls)).await?);

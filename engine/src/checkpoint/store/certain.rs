@@ -13,6 +13,7 @@
 //! Everything that is created once goes through here: all logs, the files of state, what tells of operators, the marks of
 //! epochs and of owners.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -64,6 +65,10 @@ impl CheckpointStore for Certain {
 
     async fn read(&self, name: &str) -> Result<Option<Bytes>> {
         self.0.read(name).await
+    }
+
+    async fn read_range(&self, name: &str, range: Range<u64>) -> Result<Option<Bytes>> {
+        self.0.read_range(name, range).await
     }
 
     async fn list(&self, folder: &str) -> Result<Vec<String>> {

@@ -1,7 +1,8 @@
 //! A folder on a local disk.
 
 use std::collections::HashSet;
-use std::io::{ErrorKind as IoErrorKind, Write};
+use std::io::{ErrorKind as IoErrorKind, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -151,6 +152,25 @@ impl Folder {
         }
     }
 
+    fn read_range(&self, name: &str, range: &Range<u64>) -> Result<Option<Bytes>> {
+        let path = self.path(name);
+        let read = || -> std::io::Result<Vec<u8>> {
+            let mut file = std::fs::File::open(&path)?;
+            file.seek(SeekFrom::Start(range.start))?;
+            let mut contents = vec![];
+            file.take(range.end.saturating_sub(range.start)).read_to_end(&mut contents)?;
+            Ok(contents)
+        };
+        match read() {
+            Ok(contents) => Ok(Some(contents.into())),
+            Err(e) if e.kind() == IoErrorKind::NotFound => {
+                self.check(path.parent().unwrap_or(&self.root))?;
+                Ok(None)
+            }
+            Err(e) => Err(Error::io("read the file", path.display().to_string(), e)),
+        }
+    }
+
     fn list(&self, folder: &str) -> Result<Vec<String>> {
         let path = self.path(folder);
         let failed = |e| Error::io("list the folder", path.display().to_string(), e);
@@ -234,6 +254,14 @@ impl CheckpointStore for LocalStore {
         }
         let (folder, name) = (Arc::clone(&self.0), name.to_owned());
         waiting(move || folder.read(&name)).await
+    }
+
+    async fn read_range(&self, name: &str, range: Range<u64>) -> Result<Option<Bytes>> {
+        if range.end.saturating_sub(range.start) < BYTES_WORTH_A_THREAD {
+            return self.0.read_range(name, &range);
+        }
+        let (folder, name) = (Arc::clone(&self.0), name.to_owned());
+        waiting(move || folder.read_range(&name, &range)).await
     }
 
     async fn list(&self, folder: &str) -> Result<Vec<String>> {

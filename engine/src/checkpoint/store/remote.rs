@@ -1,5 +1,6 @@
 //! A prefix of an object store.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -49,6 +50,21 @@ impl CheckpointStore for RemoteStore {
             Ok(found) => Ok(Some(found.bytes().await.map_err(|e| self.failed("read the file", name, e))?)),
             Err(StoreError::NotFound { .. }) => Ok(None),
             Err(e) => Err(self.failed("read the file", name, e)),
+        }
+    }
+
+    async fn read_range(&self, name: &str, range: Range<u64>) -> Result<Option<Bytes>> {
+        if range.start >= range.end {
+            return Ok(self.read(name).await?.map(|_| Bytes::new()));
+        }
+        match self.store.get_range(&self.path(name), range.clone()).await {
+            Ok(found) => Ok(Some(found)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            // Stores refuse a range behind the end, each in its own words.
+            Err(e) => match self.store.head(&self.path(name)).await {
+                Ok(there) if there.size <= range.start => Ok(Some(Bytes::new())),
+                _ => Err(self.failed("read the file", name, e)),
+            },
         }
     }
 

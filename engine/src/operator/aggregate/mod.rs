@@ -22,6 +22,8 @@
 
 mod accumulate;
 
+mod groups;
+
 pub(crate) mod ours;
 
 mod state;
@@ -47,7 +49,7 @@ use super::late_rows::SharedId;
 use super::output::when_done;
 use crate::batch::BatchContext;
 use crate::query::OutputMode;
-use crate::state::{OperatorId, PartitionState, StateSpec};
+use crate::state::{OperatorId, PartitionState, Resources, StateSpec};
 use crate::watermark::marks::window_us;
 use crate::watermark::{EventTime, WatermarkUse};
 
@@ -128,12 +130,13 @@ impl StatefulOperator for StatefulAggregateExec {
         }
     }
 
-    fn new_partition(&self) -> Result<Box<dyn PartitionState>> {
+    fn new_partition(&self, resources: &Resources) -> Result<Box<dyn PartitionState>> {
         Ok(Box::new(AggregateState::try_new(
             self.spec(),
             self.time_key,
             self.keys.is_empty(),
             self.aggregates.clone(),
+            resources,
         )?))
     }
 
@@ -206,23 +209,21 @@ impl ExecutionPlan for StatefulAggregateExec {
         let run = BatchContext::of(&context)?.operator(self.id.get())?;
         let input = self.input.execute(partition, context)?;
         let (mode, schema) = (self.mode, Arc::clone(&self.schema));
-        let partial = self.input.schema();
         Ok(when_done(Arc::clone(&self.schema), async move {
             let rows: Vec<_> = input.try_collect().await?;
-            let rows = arrow::compute::concat_batches(&partial, &rows)?;
             let mut state = run.state::<AggregateState>(partition)?;
             let touched = state.merge(&rows, &run, partition)?;
             match mode {
                 OutputMode::Append => {
                     let due = state.due(run.evict_us());
                     let out = state.rows_out(&due, &schema)?;
-                    state.evict(due, &run);
+                    state.evict(&due, &run)?;
                     Ok(out)
                 }
                 OutputMode::Update => {
                     let out = state.touched_out(touched, &schema)?;
                     let due = state.due(run.evict_us());
-                    state.evict(due, &run);
+                    state.evict(&due, &run)?;
                     Ok(out)
                 }
                 OutputMode::Complete => {

@@ -1,23 +1,24 @@
 //! The groups of one partition.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, UInt8Array, UInt32Array};
-use arrow::compute::take;
+use arrow::array::{ArrayRef, UInt8Array};
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use datafusion::error::Result;
-use hashbrown::HashTable;
 
 use super::Aggregates;
+use super::groups::{Groups, Incoming};
 use crate::operator::event_time::times_us;
 use crate::operator::output::{OUTPUT_ROWS, rows_of};
 use crate::state::key_hash::hash_keys;
+use crate::state::sizes::bounded_ranges;
 use crate::state::spelling::one_spelling;
-use crate::state::{Counts, NEVER, NewRows, OperatorRun, PartitionState, SlotId, StateSpec, Table};
+use crate::state::{Counts, NEVER, NewRows, OperatorRun, PartitionState, Resources, SlotId, StateSpec, Table};
 
 /// The groups that a batch touched, and their state after it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Touched {
     keys: Vec<ArrayRef>,
     values: Vec<ArrayRef>,
@@ -40,15 +41,29 @@ impl AggregateState {
         time_key: Option<usize>,
         global: bool,
         aggregates: Aggregates,
+        resources: &Resources,
     ) -> Result<Self> {
-        Ok(AggregateState { table: Table::new(&spec.keys, &spec.values)?, spec, time_key, global, aggregates })
+        let table = Table::new(&spec.keys, &spec.values, resources)?;
+        Ok(AggregateState { table, spec, time_key, global, aggregates })
     }
 
     /// Takes in the partial state of a batch. Returns the groups it touched.
-    pub(super) fn merge(&mut self, rows: &RecordBatch, run: &OperatorRun, partition: usize) -> Result<Touched> {
-        if rows.num_rows() == 0 {
-            return Ok(Touched::default());
-        }
+    pub(super) fn merge(
+        &mut self,
+        batches: &[RecordBatch],
+        run: &OperatorRun,
+        partition: usize,
+    ) -> Result<Vec<Touched>> {
+        let batches = batches.iter().filter(|rows| rows.num_rows() > 0);
+        let rows = batches.map(|rows| self.incoming(rows)).collect::<Result<Vec<Incoming>>>()?;
+        let groups = Groups::of(&rows, &self.table);
+        run.count(Counts { rows_updated: groups.count() as u64, ..Counts::default() });
+        // However many groups a batch touches and however large they are: what is brought together in one array is bounded.
+        let parts = bounded_ranges(groups.bytes(&self.table), usize::MAX, self.table.limits().block_bytes);
+        parts.into_iter().map(|part| self.merge_groups(&groups, part, run, partition)).collect()
+    }
+
+    fn incoming(&self, rows: &RecordBatch) -> Result<Incoming> {
         let (keys, states): (Vec<ArrayRef>, &[ArrayRef]) = if self.global {
             (vec![Arc::new(UInt8Array::from(vec![0; rows.num_rows()]))], rows.columns())
         } else {
@@ -57,39 +72,25 @@ impl AggregateState {
         };
         let hashes = hash_keys(&keys, rows.num_rows())?;
         let encoded = self.table.encode(&keys)?;
+        Ok(Incoming { keys, states: states.to_vec(), hashes, encoded })
+    }
 
-        // Which group of this batch a row is of, and the first row of each group.
-        let mut index: HashTable<(u64, u32)> = HashTable::with_capacity(rows.num_rows());
-        let mut groups = Vec::with_capacity(rows.num_rows());
-        let mut firsts: Vec<u32> = vec![];
-        for (row, &hash) in hashes.iter().enumerate() {
-            let key = encoded.row(row);
-            let same = |entry: &(u64, u32)| {
-                entry.0 == hash && firsts.get(entry.1 as usize).is_some_and(|first| encoded.row(*first as usize) == key)
-            };
-            let group = match index.find(hash, same) {
-                Some(entry) => entry.1,
-                None => {
-                    let group = firsts.len() as u32;
-                    index.insert_unique(hash, (hash, group), |entry| entry.0);
-                    firsts.push(row as u32);
-                    group
-                }
-            };
-            groups.push(group as usize);
-        }
-
+    /// Merges the rows of some groups with what is known of these.
+    fn merge_groups(
+        &mut self,
+        groups: &Groups<'_>,
+        part: Range<usize>,
+        run: &OperatorRun,
+        partition: usize,
+    ) -> Result<Touched> {
         // Groups that are known get the lowest numbers: accumulators expect that a call brings every group up to the total
         // it names, and take those it does not bring for seen.
-        let total = firsts.len();
-        let slots = self.table.find_all(&hashes, &encoded, &firsts);
-        let mut order: Vec<usize> = (0..total).collect();
-        order.sort_by_key(|&group| slots[group].is_none());
-        let mut place = vec![0; total];
-        order.iter().enumerate().for_each(|(new, &old)| place[old] = new);
-        groups.iter_mut().for_each(|group| *group = place[*group]);
-        let firsts: Vec<u32> = order.iter().map(|&group| firsts[group]).collect();
-        let slots: Vec<Option<SlotId>> = order.iter().map(|&group| slots[group]).collect();
+        let mut order: Vec<usize> = part.collect();
+        order.sort_by_key(|&group| groups.slots[group].is_none());
+        let total = order.len();
+        let mut places = vec![None; groups.count()];
+        order.iter().enumerate().for_each(|(place, &group)| places[group] = Some(place));
+        let slots: Vec<Option<SlotId>> = order.iter().map(|&group| groups.slots[group]).collect();
         let known: Vec<SlotId> = slots.iter().map_while(|slot| *slot).collect();
 
         let mut accumulators = self.aggregates.accumulators()?;
@@ -98,16 +99,15 @@ impl AggregateState {
             let numbers: Vec<usize> = (0..known.len()).collect();
             accumulators.merge(&self.table.values(&known)?, &numbers, known.len())?;
         }
-        accumulators.merge(states, &groups, total)?;
+        let (states, of_row) = groups.states(&places)?;
+        accumulators.merge(&states, &of_row, total)?;
         let values = accumulators.state()?;
 
-        let firsts = UInt32Array::from(firsts);
-        let keys = keys.iter().map(|key| Ok(take(key, &firsts, None)?)).collect::<Result<Vec<ArrayRef>>>()?;
+        let keys = groups.keys(&order)?;
         let times = self.times(&keys, total)?;
-        let hashes: Vec<u64> = firsts.values().iter().map(|&row| hashes[row as usize]).collect();
+        let hashes: Vec<u64> = order.iter().map(|&group| groups.hash(group)).collect();
         let encoded = self.table.encode(&keys)?;
         run.change(partition, self.spec.change(false, keys.clone(), vec![], &times, Some(values.clone()))?);
-        run.count(Counts { rows_updated: total as u64, ..Counts::default() });
         let rows = NewRows { keys: &encoded, hashes: &hashes, times_us: &times, values: values.clone() };
         self.table.put(&slots, rows)?;
         Ok(Touched { keys: if self.global { vec![] } else { keys }, values, groups: total })
@@ -126,34 +126,35 @@ impl AggregateState {
     }
 
     /// The groups that are final.
-    pub(super) fn due(&mut self, bound_us: i64) -> Vec<SlotId> {
+    pub(super) fn due(&self, bound_us: i64) -> Vec<SlotId> {
         if self.time_key.is_some() { self.table.due(bound_us) } else { vec![] }
     }
 
     /// Forgets groups that are due.
-    pub(super) fn evict(&mut self, due: Vec<SlotId>, run: &OperatorRun) {
+    pub(super) fn evict(&mut self, due: &[SlotId], run: &OperatorRun) -> Result<()> {
         if self.time_key.is_some() {
             run.evicted(&[run.evict_us()]);
         }
         run.count(Counts { rows_removed: due.len() as u64, ..Counts::default() });
-        due.into_iter().for_each(|slot| self.table.remove(slot));
+        self.table.remove(due)
     }
 
     /// The groups a batch touched as rows: keys, then values.
-    pub(super) fn touched_out(&self, touched: Touched, schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
-        if touched.groups == 0 {
-            return Ok(vec![]);
-        }
-        let mut columns = touched.keys;
-        columns.extend(self.aggregates.evaluate(&touched.values, touched.groups)?);
-        Ok(vec![rows_of(schema, columns, touched.groups)?])
+    pub(super) fn touched_out(&self, touched: Vec<Touched>, schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
+        let out = |touched: Touched| {
+            let mut columns = touched.keys;
+            columns.extend(self.aggregates.evaluate(&touched.values, touched.groups)?);
+            rows_of(schema, columns, touched.groups)
+        };
+        touched.into_iter().map(out).collect()
     }
 
     /// Groups as rows: keys, then values.
     pub(super) fn rows_out(&self, slots: &[SlotId], schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
-        slots
-            .chunks(OUTPUT_ROWS)
-            .map(|slots| {
+        let parts = self.table.bounded_ranges(slots, OUTPUT_ROWS).into_iter();
+        parts
+            .map(|part| {
+                let slots = &slots[part];
                 let mut columns = if self.global { vec![] } else { self.table.keys(slots)? };
                 columns.extend(self.aggregates.evaluate(&self.table.values(slots)?, slots.len())?);
                 rows_of(schema, columns, slots.len())
@@ -163,16 +164,13 @@ impl AggregateState {
 }
 
 impl PartitionState for AggregateState {
-    fn load(&mut self, change: &RecordBatch) -> Result<()> {
-        let keys = &change.columns()[1..=self.spec.keys.len()];
-        let values = change.columns()[self.spec.time_column() + 1..].to_vec();
-        let hashes = hash_keys(keys, change.num_rows())?;
+    fn load(&mut self, rows: &RecordBatch, hashes: &[u64]) -> Result<()> {
+        let keys = &rows.columns()[1..=self.spec.keys.len()];
+        let values = rows.columns()[self.spec.time_column() + 1..].to_vec();
         let encoded = self.table.encode(keys)?;
-        let all: Vec<u32> = (0..change.num_rows() as u32).collect();
-        let slots = self.table.find_all(&hashes, &encoded, &all);
-        let times = self.times(keys, change.num_rows())?;
-        self.table.put(&slots, NewRows { keys: &encoded, hashes: &hashes, times_us: &times, values })?;
-        Ok(())
+        let times = self.times(keys, rows.num_rows())?;
+        let new = NewRows { keys: &encoded, hashes, times_us: &times, values };
+        self.table.put(&vec![None; rows.num_rows()], new).map(|_| ())
     }
 
     fn rows(&self) -> usize {

@@ -1,6 +1,6 @@
 //! New rows of one side meet what is kept of the other.
 //!
-//! Candidates are pairs with equal keys. However many there are, they are looked at in stretches of
+//! Candidates are pairs with equal keys. However many there are, they are looked at in ranges of
 //! [`OUTPUT_ROWS`]: their columns are gathered, the condition is evaluated once, and what holds comes out.
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, UInt32Array};
@@ -17,6 +17,7 @@ use crate::operator::event_time::times_us;
 use crate::operator::late_rows::in_time;
 use crate::operator::output::{OUTPUT_ROWS, rows_of};
 use crate::state::key_hash::hash_keys;
+use crate::state::sizes::RowBytes;
 use crate::state::{NEVER, SlotId, StateSpec};
 
 /// New rows on their way along the rows of the other side.
@@ -54,7 +55,7 @@ pub(super) struct Begun {
 pub(super) struct Ended {
     pub(super) output: Option<RecordBatch>,
     /// Rows of the other side that were taken away, for the files.
-    pub(super) change: Option<RecordBatch>,
+    pub(super) changes: Vec<RecordBatch>,
     pub(super) kept: u64,
     pub(super) removed: u64,
 }
@@ -174,7 +175,8 @@ impl Probe {
             Gives::Pairs => (false, false),
             Gives::Rows { of, .. } => (of == self.side, of != self.side),
         };
-        while slots.len() < OUTPUT_ROWS {
+        let (sizes, mut bytes) = (RowBytes::new(self.rows.columns()), 0);
+        while slots.len() < OUTPUT_ROWS && bytes < other.table.limits().block_bytes {
             let current = self.next_row.wrapping_sub(1);
             let Some(slot) = self.candidate.filter(|_| !first_only || !self.is_matched(current)) else {
                 let row = self.next_row;
@@ -187,6 +189,7 @@ impl Probe {
             let enough = first_only && shape.filter.is_none();
             self.candidate = if enough { None } else { other.table.older(slot) };
             if !(skip_matched && other.is_matched(slot)) {
+                bytes += sizes.at(current) + other.table.bytes_of(slot);
                 rows.push(current as u32);
                 slots.push(slot);
             }
@@ -270,7 +273,7 @@ impl Probe {
         let mut ended = Ended::default();
         if !self.used_up.is_empty() {
             ended.removed = self.used_up.len() as u64;
-            ended.change = other.take_away(&self.used_up, spec)?;
+            ended.changes = other.take_away(&self.used_up, spec)?;
         }
         let comes_out = matches!(shape.gives, Gives::Rows { of, .. } if of == self.side);
         if shape.gives == (Gives::Rows { of: self.side, matched: true }) {

@@ -46,7 +46,7 @@ use super::StatefulOperator;
 use super::exchange::ExchangeExec;
 use crate::batch::BatchContext;
 use crate::plan::node::join::StreamJoinNode;
-use crate::state::{OperatorId, PartitionState, StateSpec};
+use crate::state::{OperatorId, PartitionState, Resources, StateSpec};
 use crate::watermark::{EventTime, WatermarkUse};
 
 /// See the [module](self).
@@ -111,8 +111,8 @@ impl StatefulOperator for StreamJoinExec {
         self.shape.spec()
     }
 
-    fn new_partition(&self) -> Result<Box<dyn PartitionState>> {
-        Ok(Box::new(JoinState::new(&self.shape)?))
+    fn new_partition(&self, resources: &Resources) -> Result<Box<dyn PartitionState>> {
+        Ok(Box::new(JoinState::new(&self.shape, resources)?))
     }
 
     fn watermark(&self) -> WatermarkUse {

@@ -58,7 +58,6 @@ impl Running {
         partition: usize,
         (left, right): (SendableRecordBatchStream, SendableRecordBatchStream),
     ) -> Result<Self> {
-        run.state::<JoinState>(partition)?.is_loaded();
         Ok(Running {
             spec: shape.spec(),
             shape,
@@ -131,9 +130,7 @@ impl Running {
         }
         let ended = probe.end(&self.shape, own, other, &self.spec, final_us)?;
         self.ready.extend(ended.output);
-        if let Some(change) = ended.change {
-            self.run.change(self.partition, change);
-        }
+        ended.changes.into_iter().for_each(|change| self.run.change(self.partition, change));
         self.counts.rows_updated += ended.kept;
         self.counts.rows_removed += ended.removed;
         Ok(Step::Read(side))
@@ -146,7 +143,7 @@ impl Running {
     }
 
     fn evict(&mut self, side: Side, mut due: VecDeque<SlotId>) -> Result<Step> {
-        let slots: Vec<SlotId> = due.drain(..due.len().min(OUTPUT_ROWS)).collect();
+        let mut slots: Vec<SlotId> = due.drain(..due.len().min(OUTPUT_ROWS)).collect();
         if slots.is_empty() {
             return match side {
                 Side::Left => self.due(Side::Right),
@@ -155,6 +152,9 @@ impl Running {
         }
         let mut state = self.run.state::<JoinState>(self.partition)?;
         let (own, _) = state.sides(side);
+        // Large rows go in smaller steps.
+        let first = own.table.bounded_ranges(&slots, OUTPUT_ROWS).first().map_or(slots.len(), |part| part.len());
+        slots.drain(first..).rev().for_each(|slot| due.push_front(slot));
         if self.shape.side(side).keeps_unmatched {
             let unmatched: Vec<SlotId> = slots.iter().copied().filter(|slot| !own.is_matched(*slot)).collect();
             if !unmatched.is_empty() {
@@ -162,7 +162,7 @@ impl Running {
                 self.ready.push_back(self.shape.unmatched(side, values, unmatched.len())?);
             }
         }
-        own.forget(&slots);
+        own.forget(&slots)?;
         self.counts.rows_removed += slots.len() as u64;
         Ok(Step::Evict(side, due))
     }
@@ -171,9 +171,7 @@ impl Running {
         let mut state = self.run.state::<JoinState>(self.partition)?;
         for side in [Side::Left, Side::Right] {
             let (own, _) = state.sides(side);
-            if let Some(change) = own.changes(&self.spec)? {
-                self.run.change(self.partition, change);
-            }
+            own.changes(&self.spec)?.into_iter().for_each(|change| self.run.change(self.partition, change));
         }
         self.run.evicted(&[self.final_us(Side::Left), self.final_us(Side::Right)]);
         self.run.count(self.counts);

@@ -4,7 +4,6 @@
 //! key's group (its upper byte) and a count per group. A group lies in one partition always, whatever their number, and
 //! the count goes on from the greatest number found in the files: so no two living rows have the same one.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -19,8 +18,8 @@ use datafusion::error::{DataFusionError, Result};
 
 use super::shape::{Shape, Side};
 use crate::error::Error;
-use crate::state::key_hash::{KEY_GROUPS, hash_keys};
-use crate::state::{NEVER, NewRows, PartitionState, SlotId, StateSpec, Table};
+use crate::state::key_hash::KEY_GROUPS;
+use crate::state::{NEVER, NewRows, Pages, PartitionState, Resources, SlotId, StateSpec, Table};
 
 /// The upper bits of a row's number are its key group.
 const GROUP_SHIFT: u32 = 56;
@@ -29,13 +28,19 @@ const GROUP_SHIFT: u32 = 56;
 const GONE: u64 = u64::MAX;
 
 /// What is known of a row beside its values.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Row {
     number: u64,
     /// It found a match; noted only where that matters.
     matched: bool,
     /// No file has it yet.
     fresh: bool,
+}
+
+impl Default for Row {
+    fn default() -> Self {
+        Row { number: GONE, matched: false, fresh: false }
+    }
 }
 
 /// Rows to be kept, each with whether it found a match already.
@@ -53,35 +58,32 @@ pub(super) struct SideState {
     side: Side,
     pub(super) table: Table,
     /// By slot.
-    rows: Vec<Row>,
+    rows: Pages<Row>,
     /// By key group: the count of its next row.
     next: Vec<u64>,
-    /// While files are read: row number → slot.
-    loaded: HashMap<u64, SlotId>,
     /// Rows that this batch added or changed.
     touched: Vec<SlotId>,
 }
 
 impl SideState {
-    fn new(side: Side, shape: &Shape) -> Result<Self> {
+    fn new(side: Side, shape: &Shape, resources: &Resources) -> Result<Self> {
         let values: Vec<FieldRef> = shape.side(side).schema.fields().iter().map(Arc::clone).collect();
         Ok(SideState {
             side,
-            table: Table::new(&shape.key_fields, &values)?,
-            rows: vec![],
+            table: Table::new(&shape.key_fields, &values, resources)?,
+            rows: Pages::default(),
             next: vec![0; KEY_GROUPS],
-            loaded: HashMap::new(),
             touched: vec![],
         })
     }
 
     pub(super) fn is_matched(&self, slot: SlotId) -> bool {
-        self.rows.get(slot.0 as usize).is_some_and(|row| row.matched)
+        self.rows.get(slot.0).is_some_and(|row| row.matched)
     }
 
     /// Notes that a row found a match. Whether it is its first.
     pub(super) fn mark(&mut self, slot: SlotId) -> bool {
-        match self.rows.get_mut(slot.0 as usize) {
+        match self.rows.get_mut(slot.0) {
             Some(row) => !std::mem::replace(&mut row.matched, true),
             None => false,
         }
@@ -101,63 +103,60 @@ impl SideState {
             let Some(next) = self.next.get_mut(group as usize) else { continue };
             let number = (group << GROUP_SHIFT) | *next;
             *next += 1;
-            self.set(slot, Row { number, matched, fresh: true });
+            self.rows.set(slot.0, Row { number, matched, fresh: true });
             self.touched.push(slot);
         }
+        self.table.holds_beside(self.rows.memory());
         Ok(())
     }
 
-    fn set(&mut self, slot: SlotId, row: Row) {
-        let place = slot.0 as usize;
-        if place >= self.rows.len() {
-            self.rows.resize(place + 1, Row { number: GONE, matched: false, fresh: false });
-        }
-        if let Some(known) = self.rows.get_mut(place) {
-            *known = row;
-        }
-    }
-
     fn is_fresh(&self, slot: SlotId) -> bool {
-        self.rows.get(slot.0 as usize).is_some_and(|row| row.fresh)
+        self.rows.get(slot.0).is_some_and(|row| row.fresh)
     }
 
     fn is_here(&self, slot: SlotId) -> bool {
-        self.rows.get(slot.0 as usize).is_some_and(|row| row.number != GONE)
+        self.rows.get(slot.0).is_some_and(|row| row.number != GONE)
     }
 
-    /// Takes rows away that have not reached their time. Gives the change, if files know of any.
-    pub(super) fn take_away(&mut self, slots: &[SlotId], spec: &StateSpec) -> Result<Option<RecordBatch>> {
+    /// Takes rows away that have not reached their time. Gives the changes, if files know of any.
+    pub(super) fn take_away(&mut self, slots: &[SlotId], spec: &StateSpec) -> Result<Vec<RecordBatch>> {
         let written: Vec<SlotId> = slots.iter().copied().filter(|slot| !self.is_fresh(*slot)).collect();
-        let change = match written.is_empty() {
-            true => None,
-            false => {
-                let (keys, id, times_us) = self.named(&written)?;
-                Some(spec.change(true, keys, id, &times_us, None)?)
-            }
+        let parts = self.table.bounded_ranges(&written, usize::MAX).into_iter();
+        let removal = |part| {
+            let (keys, id, times_us) = self.named(&written[part])?;
+            spec.change(true, keys, id, &times_us, None)
         };
-        self.forget(slots);
-        Ok(change)
+        let changes = parts.map(removal).collect::<Result<_>>()?;
+        self.forget(slots)?;
+        Ok(changes)
     }
 
     /// Drops rows without a word to the files: they have reached their time, which the commit tells.
-    pub(super) fn forget(&mut self, slots: &[SlotId]) {
-        for &slot in slots {
-            self.table.remove(slot);
-            self.set(slot, Row { number: GONE, matched: false, fresh: false });
-        }
+    pub(super) fn forget(&mut self, slots: &[SlotId]) -> Result<()> {
+        slots.iter().for_each(|slot| self.rows.clear(slot.0));
+        self.table.holds_beside(self.rows.memory());
+        self.table.remove(slots)
     }
 
     /// What this batch added or changed and is still here.
-    pub(super) fn changes(&mut self, spec: &StateSpec) -> Result<Option<RecordBatch>> {
+    pub(super) fn changes(&mut self, spec: &StateSpec) -> Result<Vec<RecordBatch>> {
         let mut slots = std::mem::take(&mut self.touched);
         slots.retain(|slot| self.is_here(*slot));
         slots.sort_unstable();
         slots.dedup();
-        if slots.is_empty() {
-            return Ok(None);
+        let parts = self.table.bounded_ranges(&slots, usize::MAX).into_iter();
+        let changes = parts.map(|part| self.change(&slots[part], spec)).collect::<Result<_>>()?;
+        for slot in slots {
+            if let Some(row) = self.rows.get_mut(slot.0) {
+                row.fresh = false;
+            }
         }
-        let (keys, id, times_us) = self.named(&slots)?;
-        let values = self.table.values(&slots)?;
+        Ok(changes)
+    }
+
+    fn change(&self, slots: &[SlotId], spec: &StateSpec) -> Result<RecordBatch> {
+        let (keys, id, times_us) = self.named(slots)?;
+        let values = self.table.values(slots)?;
         let matched: BooleanArray = slots.iter().map(|slot| Some(self.is_matched(*slot))).collect();
         let sides = spec.values.iter().take(2).zip([Side::Left, Side::Right]);
         let mut columns = sides
@@ -170,78 +169,62 @@ impl SideState {
             })
             .collect::<Result<Vec<ArrayRef>>>()?;
         columns.push(Arc::new(matched));
-        for slot in slots {
-            if let Some(row) = self.rows.get_mut(slot.0 as usize) {
-                row.fresh = false;
-            }
-        }
-        Ok(Some(spec.change(false, keys, id, &times_us, Some(columns))?))
+        spec.change(false, keys, id, &times_us, Some(columns))
     }
 
     /// What makes rows unique, and their times.
     fn named(&self, slots: &[SlotId]) -> Result<(Vec<ArrayRef>, Vec<ArrayRef>, Vec<i64>)> {
-        let numbers: UInt64Array =
-            slots.iter().map(|slot| self.rows.get(slot.0 as usize).map(|row| row.number)).collect();
+        let numbers: UInt64Array = slots.iter().map(|slot| self.rows.get(slot.0).map(|row| row.number)).collect();
         let sides = UInt8Array::from(vec![self.side.number(); slots.len()]);
         let times_us = slots.iter().map(|slot| self.table.time_us(*slot)).collect();
         Ok((self.table.keys(slots)?, vec![Arc::new(sides), Arc::new(numbers)], times_us))
     }
 
-    /// Takes in rows of this side from a file. The last change to a row counts.
-    fn load(&mut self, change: &RecordBatch, file: &FileColumns<'_>) -> Result<()> {
-        let mut last: HashMap<u64, u32> = HashMap::new();
-        for row in (0..change.num_rows()).filter(|row| file.sides.value(*row) == self.side.number()) {
-            let number = file.numbers.value(row);
-            last.insert(number, row as u32);
-            if let Some(next) = self.next.get_mut((number >> GROUP_SHIFT) as usize) {
-                *next = (*next).max((number & ((1 << GROUP_SHIFT) - 1)) + 1);
-            }
+    /// The number of a row that is read, whatever became of it: the count of its group goes on from there.
+    fn note(&mut self, number: u64) {
+        if let Some(next) = self.next.get_mut((number >> GROUP_SHIFT) as usize) {
+            *next = (*next).max((number & ((1 << GROUP_SHIFT) - 1)) + 1);
         }
-        let mut rows: Vec<u32> = last.into_values().collect();
-        rows.sort_unstable();
-        let (removed, put): (Vec<u32>, Vec<u32>) = rows.into_iter().partition(|row| file.removed.value(*row as usize));
-        for row in removed {
-            if let Some(slot) = self.loaded.remove(&file.numbers.value(row as usize)) {
-                self.forget(&[slot]);
-            }
+    }
+
+    /// Takes in the rows of this side from a file.
+    fn load(&mut self, file: &FileColumns<'_>, hashes: &[u64]) -> Result<()> {
+        let own: Vec<u32> =
+            (0..hashes.len() as u32).filter(|row| file.sides.value(*row as usize) == self.side.number()).collect();
+        if own.is_empty() {
+            return Ok(());
         }
-        let old: Vec<Option<SlotId>> =
-            put.iter().map(|row| self.loaded.get(&file.numbers.value(*row as usize)).copied()).collect();
-        let at = |row: &u32| *row as usize;
-        let times_us: Vec<i64> = put
-            .iter()
-            .map(|row| if file.times.is_valid(at(row)) { file.times.value(at(row)) } else { NEVER })
-            .collect();
-        let infos: Vec<(u64, bool)> = put
-            .iter()
-            .map(|row| (file.numbers.value(at(row)), file.matched.is_valid(at(row)) && file.matched.value(at(row))))
-            .collect();
-        let own = match self.side {
+        let at = own.iter().map(|row| *row as usize);
+        let times_us: Vec<i64> =
+            at.clone().map(|row| if file.times.is_valid(row) { file.times.value(row) } else { NEVER }).collect();
+        let hashes: Vec<u64> = at.clone().map(|row| hashes[row]).collect();
+        let rows = at.map(|row| Row {
+            number: file.numbers.value(row),
+            matched: file.matched.is_valid(row) && file.matched.value(row),
+            fresh: false,
+        });
+        let rows: Vec<Row> = rows.collect();
+        let values = match self.side {
             Side::Left => file.left,
             Side::Right => file.right,
         };
-        let put = UInt32Array::from(put);
-        let key_columns = take_arrays(file.keys, &put, None)?;
-        let hashes = hash_keys(&key_columns, put.len())?;
-        let keys = self.table.encode(&key_columns)?;
-        let own = take(own, &put, None)?;
-        let values = own.as_struct().columns().to_vec();
-        let slots = self.table.put(&old, NewRows { keys: &keys, hashes: &hashes, times_us: &times_us, values })?;
-        for (slot, (number, matched)) in slots.into_iter().zip(infos) {
-            self.set(slot, Row { number, matched, fresh: false });
-            self.loaded.insert(number, slot);
-        }
+        let own = UInt32Array::from(own);
+        let keys = self.table.encode(&take_arrays(file.keys, &own, None)?)?;
+        let values = take(values, &own, None)?.as_struct().columns().to_vec();
+        let new = NewRows { keys: &keys, hashes: &hashes, times_us: &times_us, values };
+        let slots = self.table.put(&vec![None; rows.len()], new)?;
+        slots.into_iter().zip(rows).for_each(|(slot, row)| self.rows.set(slot.0, row));
+        self.table.holds_beside(self.rows.memory());
         Ok(())
     }
 
     fn bytes(&self) -> usize {
-        self.table.bytes() + self.rows.capacity() * size_of::<Row>() + self.next.len() * size_of::<u64>()
+        self.table.bytes() + self.next.len() * size_of::<u64>()
     }
 }
 
 /// The columns of a file of changes.
 struct FileColumns<'a> {
-    removed: &'a BooleanArray,
     keys: &'a [ArrayRef],
     sides: &'a UInt8Array,
     numbers: &'a UInt64Array,
@@ -253,11 +236,10 @@ struct FileColumns<'a> {
 
 impl<'a> FileColumns<'a> {
     fn of(change: &'a RecordBatch) -> Option<Self> {
-        let (removed, rest) = change.columns().split_first()?;
+        let (_, rest) = change.columns().split_first()?;
         let (keys, rest) = rest.split_at_checked(rest.len().checked_sub(6)?)?;
         let [side, number, time, left, right, matched] = rest else { return None };
         Some(FileColumns {
-            removed: removed.as_boolean_opt()?,
             keys,
             sides: side.as_primitive_opt::<UInt8Type>()?,
             numbers: number.as_primitive_opt::<UInt64Type>()?,
@@ -277,8 +259,9 @@ pub(super) struct JoinState {
 }
 
 impl JoinState {
-    pub(super) fn new(shape: &Shape) -> Result<Self> {
-        Ok(JoinState { left: SideState::new(Side::Left, shape)?, right: SideState::new(Side::Right, shape)? })
+    pub(super) fn new(shape: &Shape, resources: &Resources) -> Result<Self> {
+        let side = |side| SideState::new(side, shape, resources);
+        Ok(JoinState { left: side(Side::Left)?, right: side(Side::Right)? })
     }
 
     /// A side and the other one.
@@ -288,21 +271,22 @@ impl JoinState {
             Side::Right => (&mut self.right, &mut self.left),
         }
     }
-
-    /// No more files are read: what served for that is let go.
-    pub(super) fn is_loaded(&mut self) {
-        self.left.loaded = HashMap::new();
-        self.right.loaded = HashMap::new();
-    }
 }
 
 impl PartitionState for JoinState {
-    fn load(&mut self, change: &RecordBatch) -> Result<()> {
-        let file = FileColumns::of(change).ok_or_else(|| -> DataFusionError {
+    fn note(&mut self, read: &RecordBatch) {
+        let Some(file) = FileColumns::of(read) else { return };
+        for (number, side) in file.numbers.values().iter().zip(file.sides.values()) {
+            if *side == Side::Left.number() { self.left.note(*number) } else { self.right.note(*number) }
+        }
+    }
+
+    fn load(&mut self, rows: &RecordBatch, hashes: &[u64]) -> Result<()> {
+        let file = FileColumns::of(rows).ok_or_else(|| -> DataFusionError {
             Error::damaged("a file of a join's state has other columns than a join writes").into()
         })?;
-        self.left.load(change, &file)?;
-        self.right.load(change, &file)
+        self.left.load(&file, hashes)?;
+        self.right.load(&file, hashes)
     }
 
     fn rows(&self) -> usize {

@@ -56,7 +56,8 @@ use crate::plan::node::session::SessionNode;
 use crate::query::OutputMode;
 use crate::query::window::values::stretches;
 use crate::state::key_hash::{can_be_key, not_a_key};
-use crate::state::{Counts, OperatorId, OperatorRun, PartitionState, StateSpec};
+use crate::state::sizes::{RowBytes, bounded_ranges};
+use crate::state::{Counts, OperatorId, OperatorRun, PartitionState, Resources, StateSpec};
 use crate::watermark::marks::is_event_time;
 use crate::watermark::{EventTime, WatermarkUse};
 
@@ -257,8 +258,8 @@ impl StatefulOperator for SessionWindowExec {
         }
     }
 
-    fn new_partition(&self) -> Result<Box<dyn PartitionState>> {
-        Ok(Box::new(SessionState::try_new(self.spec(), self.aggregates.clone(), self.bound()?)?))
+    fn new_partition(&self, resources: &Resources) -> Result<Box<dyn PartitionState>> {
+        Ok(Box::new(SessionState::try_new(self.spec(), self.aggregates.clone(), self.bound()?, resources)?))
     }
 
     fn watermark(&self) -> WatermarkUse {
@@ -324,15 +325,18 @@ impl ExecutionPlan for SessionWindowExec {
         let this = self.clone();
         Ok(when_done(Arc::clone(&self.schema), async move {
             let rows: Vec<_> = input.try_collect().await?;
-            let rows = this.rows_in(concat_batches(&this.input.schema(), &rows)?, &run)?;
             let mut state = run.state::<SessionState>(partition)?;
-            state.take_in(&rows, &run, partition)?;
+            let sizes = rows.iter().map(|rows| RowBytes::new(rows.columns()).of_rows(rows.num_rows()));
+            for part in bounded_ranges(sizes, usize::MAX, state.limits().block_bytes) {
+                let rows = this.rows_in(concat_batches(&this.input.schema(), &rows[part])?, &run)?;
+                state.take_in(&rows, &run, partition)?;
+            }
             if this.mode == OutputMode::Complete {
                 return state.rows_out(&state.all(), this.place, &this.schema);
             }
             let due = state.due(&run);
             let out = state.rows_out(&due, this.place, &this.schema)?;
-            state.evict(due, &run);
+            state.evict(&due, &run)?;
             Ok(out)
         }))
     }

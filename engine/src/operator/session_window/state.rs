@@ -3,7 +3,6 @@
 //! A key has any number of sessions, apart from each other; each is due at its end. Key and start name a session in the
 //! files: a row that comes before it or between two takes sessions away and puts another in their place.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, UInt32Array};
@@ -19,7 +18,7 @@ use crate::operator::aggregate::Aggregates;
 use crate::operator::output::{OUTPUT_ROWS, rows_of};
 use crate::query::window::values::{Micros, between};
 use crate::state::key_hash::hash_keys;
-use crate::state::{Counts, NewRows, OperatorRun, PartitionState, SlotId, StateSpec, Table};
+use crate::state::{Counts, Limits, NewRows, OperatorRun, Pages, PartitionState, Resources, SlotId, StateSpec, Table};
 
 /// Rows as sessions take them in.
 pub(super) struct SessionRows {
@@ -40,9 +39,7 @@ pub(super) struct SessionState {
     /// By key: the partial state of its sessions.
     table: Table,
     /// By slot of the table: where the session starts, in µs.
-    starts: Vec<i64>,
-    /// While files are read: hash of the key and start → slots, which are as many as keys with that hash.
-    loaded: HashMap<(u64, i64), Vec<SlotId>>,
+    starts: Pages<i64>,
     spec: StateSpec,
     aggregates: Aggregates,
     /// The type of a session's bounds.
@@ -50,15 +47,18 @@ pub(super) struct SessionState {
 }
 
 impl SessionState {
-    pub(super) fn try_new(spec: StateSpec, aggregates: Aggregates, bound: DataType) -> Result<Self> {
-        let table = Table::new(&spec.keys, &spec.values)?;
-        Ok(SessionState { table, starts: vec![], loaded: HashMap::new(), spec, aggregates, bound })
+    pub(super) fn try_new(
+        spec: StateSpec,
+        aggregates: Aggregates,
+        bound: DataType,
+        resources: &Resources,
+    ) -> Result<Self> {
+        let table = Table::new(&spec.keys, &spec.values, resources)?;
+        Ok(SessionState { table, starts: Pages::default(), spec, aggregates, bound })
     }
 
     /// Takes in the rows of a batch.
     pub(super) fn take_in(&mut self, rows: &SessionRows, run: &OperatorRun, partition: usize) -> Result<()> {
-        // No more files are read.
-        self.loaded = HashMap::new();
         if rows.stretches.is_empty() {
             return Ok(());
         }
@@ -132,24 +132,28 @@ impl SessionState {
         let ends: Vec<i64> = slots.iter().map(|slot| self.table.time_us(*slot)).collect();
         let id = vec![self.bounds(starts)];
         run.change(partition, self.spec.change(true, self.table.keys(&slots)?, id, &ends, None)?);
-        slots.into_iter().for_each(|slot| self.table.remove(slot));
-        Ok(())
+        self.forget(&slots)
+    }
+
+    fn forget(&mut self, slots: &[SlotId]) -> Result<()> {
+        slots.iter().for_each(|slot| self.starts.clear(slot.0));
+        self.table.holds_beside(self.starts.memory());
+        self.table.remove(slots)
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.table.limits()
     }
 
     fn put(&mut self, places: &[Option<SlotId>], starts: &[i64], rows: NewRows<'_>) -> Result<Vec<SlotId>> {
         let slots = self.table.put(places, rows)?;
-        for (slot, start) in slots.iter().zip(starts) {
-            let place = slot.0 as usize;
-            if place >= self.starts.len() {
-                self.starts.resize(place + 1, 0);
-            }
-            self.starts[place] = *start;
-        }
+        slots.iter().zip(starts).for_each(|(slot, start)| self.starts.set(slot.0, *start));
+        self.table.holds_beside(self.starts.memory());
         Ok(slots)
     }
 
     fn start_us(&self, slot: SlotId) -> i64 {
-        self.starts.get(slot.0 as usize).copied().unwrap_or(0)
+        self.starts.get(slot.0).copied().unwrap_or(0)
     }
 
     /// Times as a column of bounds.
@@ -162,22 +166,23 @@ impl SessionState {
     }
 
     /// The sessions that the watermark has passed. They must be [evicted](Self::evict).
-    pub(super) fn due(&mut self, run: &OperatorRun) -> Vec<SlotId> {
+    pub(super) fn due(&self, run: &OperatorRun) -> Vec<SlotId> {
         self.table.due(run.evict_us())
     }
 
     /// Forgets the sessions that are due.
-    pub(super) fn evict(&mut self, due: Vec<SlotId>, run: &OperatorRun) {
+    pub(super) fn evict(&mut self, due: &[SlotId], run: &OperatorRun) -> Result<()> {
         run.evicted(&[run.evict_us()]);
         run.count(Counts { rows_removed: due.len() as u64, ..Counts::default() });
-        due.into_iter().for_each(|slot| self.table.remove(slot));
+        self.forget(due)
     }
 
     /// Sessions as rows: keys, the session among them at `session`, then values.
     pub(super) fn rows_out(&self, slots: &[SlotId], session: usize, schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
-        slots
-            .chunks(OUTPUT_ROWS)
-            .map(|slots| {
+        let parts = self.table.bounded_ranges(slots, OUTPUT_ROWS).into_iter();
+        parts
+            .map(|part| {
+                let slots = &slots[part];
                 let starts: Vec<i64> = slots.iter().map(|slot| self.start_us(*slot)).collect();
                 let ends: Vec<i64> = slots.iter().map(|slot| self.table.time_us(*slot)).collect();
                 let mut columns = self.table.keys(slots)?;
@@ -212,51 +217,14 @@ fn number_keys(hashes: &[u64], keys: &Rows) -> (Vec<usize>, Vec<u32>) {
 }
 
 impl PartitionState for SessionState {
-    fn load(&mut self, change: &RecordBatch) -> Result<()> {
-        let keys = self.spec.keys.len();
-        let time = self.spec.time_column();
-        let columns = change.columns();
-        let removed = change.column(0).as_boolean();
-        let all_starts = change.column(1 + keys).as_primitive::<TimestampMicrosecondType>();
-        let all_times = change.column(time).as_primitive::<Int64Type>();
-        let all_hashes = hash_keys(&columns[1..=keys], change.num_rows())?;
+    fn load(&mut self, rows: &RecordBatch, hashes: &[u64]) -> Result<()> {
+        let (keys, time) = (self.spec.keys.len(), self.spec.time_column());
+        let columns = rows.columns();
+        let starts = rows.column(1 + keys).as_primitive::<TimestampMicrosecondType>().values().to_vec();
+        let times = rows.column(time).as_primitive::<Int64Type>().values().to_vec();
         let encoded = self.table.encode(&columns[1..=keys])?;
-
-        let mut rows: Vec<u32> = vec![];
-        let mut places: Vec<Option<SlotId>> = vec![];
-        for (row, &hash) in all_hashes.iter().enumerate() {
-            let named = (hash, all_starts.value(row));
-            let same = self.loaded.get_mut(&named);
-            let found = same.and_then(|slots| {
-                let place = slots.iter().position(|slot| self.table.has_key(*slot, encoded.row(row)))?;
-                Some(if removed.value(row) { slots.swap_remove(place) } else { slots[place] })
-            });
-            match (removed.value(row), found) {
-                (false, found) => {
-                    rows.push(row as u32);
-                    places.push(found);
-                }
-                (true, Some(slot)) => self.table.remove(slot),
-                (true, None) => {}
-            }
-        }
-        let starts: Vec<i64> = rows.iter().map(|&row| all_starts.value(row as usize)).collect();
-        let times: Vec<i64> = rows.iter().map(|&row| all_times.value(row as usize)).collect();
-        let hashes: Vec<u64> = rows.iter().map(|&row| all_hashes[row as usize]).collect();
-        let rows = UInt32Array::from(rows);
-        let taken = |columns: &[ArrayRef]| {
-            columns.iter().map(|column| Ok(take(column, &rows, None)?)).collect::<Result<Vec<ArrayRef>>>()
-        };
-        let encoded = self.table.encode(&taken(&columns[1..=keys])?)?;
-        let values = taken(&columns[time + 1..])?;
-        let new = NewRows { keys: &encoded, hashes: &hashes, times_us: &times, values };
-        let slots = self.put(&places, &starts, new)?;
-        for (((slot, place), hash), start) in slots.into_iter().zip(places).zip(hashes).zip(starts) {
-            if place.is_none() {
-                self.loaded.entry((hash, start)).or_default().push(slot);
-            }
-        }
-        Ok(())
+        let new = NewRows { keys: &encoded, hashes, times_us: &times, values: columns[time + 1..].to_vec() };
+        self.put(&vec![None; rows.num_rows()], &starts, new).map(|_| ())
     }
 
     fn rows(&self) -> usize {
@@ -264,6 +232,6 @@ impl PartitionState for SessionState {
     }
 
     fn bytes(&self) -> usize {
-        self.table.bytes() + self.starts.capacity() * size_of::<i64>()
+        self.table.bytes()
     }
 }

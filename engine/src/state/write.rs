@@ -1,0 +1,96 @@
+//! An entry of a commit, written row by row: one file, or several of bounded size.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::entry::{FileEntry, Part, part_name};
+use super::file::{self, Effort, FileBuilder};
+use super::sorted::SortedRows;
+use super::{NEVER, OperatorId, StateSpec, path};
+use crate::checkpoint::{CheckpointStore, Created};
+use crate::error::{Error, Result};
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct EntryWriter {
+    store: Arc<dyn CheckpointStore>,
+    operator: OperatorId,
+    spec: StateSpec,
+    name: String,
+    effort: Effort,
+    /// A file of so many bytes is full.
+    file_bytes: usize,
+    building: Option<FileBuilder>,
+    parts: Vec<Part>,
+    last_us: Vec<i64>,
+    /// Counts the bytes that went to storage.
+    written: Arc<AtomicU64>,
+}
+
+impl EntryWriter {
+    pub(crate) fn new(
+        store: &Arc<dyn CheckpointStore>,
+        operator: OperatorId,
+        spec: &StateSpec,
+        name: String,
+        (effort, file_bytes): (Effort, usize),
+        written: &Arc<AtomicU64>,
+    ) -> Self {
+        EntryWriter {
+            store: Arc::clone(store),
+            operator,
+            spec: spec.clone(),
+            name,
+            effort,
+            file_bytes,
+            building: None,
+            parts: vec![],
+            last_us: vec![i64::MIN; spec.sides],
+            written: Arc::clone(written),
+        }
+    }
+
+    /// Adds rows, which come after all before.
+    pub(crate) async fn add(&mut self, rows: &SortedRows) -> Result<()> {
+        file::note_last_times(&self.spec, &rows.rows, &mut self.last_us);
+        let building = match &mut self.building {
+            Some(building) => building,
+            None => self.building.insert(FileBuilder::new(&self.spec, self.effort)?),
+        };
+        building.add(rows)?;
+        if building.bytes() >= self.file_bytes {
+            self.end_file().await?;
+        }
+        Ok(())
+    }
+
+    /// Bytes that wait in memory.
+    pub(crate) fn memory(&self) -> usize {
+        self.building.as_ref().map_or(0, FileBuilder::bytes)
+    }
+
+    async fn end_file(&mut self) -> Result<()> {
+        let Some(building) = self.building.take() else { return Ok(()) };
+        let Some(group) = building.first_group() else { return Ok(()) };
+        let contents = building.finish()?;
+        let bytes = contents.len() as u64;
+        let path = path(self.operator, &part_name(&self.name, self.parts.len()));
+        self.written.fetch_add(bytes, Ordering::Relaxed);
+        if self.store.create(&path, contents).await? == Created::Exists {
+            return Err(Error::damaged("a file that only this run could have written is there already")
+                .file(self.store.full_name(&path))
+                .hint("something else writes to the checkpoint: give each query a folder of its own"));
+        }
+        self.parts.push(Part(bytes, group));
+        Ok(())
+    }
+
+    /// What a commit is to say of it; none if there were no rows.
+    pub(crate) async fn finish(mut self, level: u32) -> Result<Option<FileEntry>> {
+        self.end_file().await?;
+        let last_us = self.last_us.iter().map(|us| (*us != NEVER).then_some(*us)).collect();
+        let bytes = self.parts.iter().map(|part| part.0).sum();
+        let parts = if self.parts.len() > 1 { self.parts } else { vec![] };
+        Ok((bytes > 0).then_some(FileEntry { name: self.name, bytes, level, last_us, parts }))
+    }
+}
