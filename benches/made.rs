@@ -123,3 +123,12 @@ pub(crate) fn own_memory(line: &str) -> u64 {
     let kib = found.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }
+
+/// Seconds of CPU that the process has used, all threads together.
+pub(crate) fn cpu_s() -> Result<f64, Box<dyn std::error::Error>> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // The second field is the program's name in brackets, which may hold blanks. Ticks are hundredths of a second.
+    let (_, fields) = stat.rsplit_once(") ").ok_or("/proc/self/stat looks different")?;
+    let ticks: u64 = fields.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    Ok(ticks as f64 / 100.0)
+}

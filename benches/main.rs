@@ -1,8 +1,10 @@
 //! The figures of `benches/README.md`. Run one with `cargo bench --bench bench -- one_row`; without a name, those that
 //! take no more than minutes.
 
+mod files;
 mod kafka;
 mod made;
+mod many;
 mod one_row;
 mod scan;
 mod soak;
@@ -44,6 +46,12 @@ fn main() -> ExitCode {
     }
     if chosen("state") {
         show("state", state_cost::run());
+    }
+    if chosen("files") {
+        show("files", runtime.block_on(files::run()));
+    }
+    if chosen("many") {
+        show("many", runtime.block_on(many::run()));
     }
     // These need a broker, or long: only by their names.
     if wanted.iter().any(|name| name == "kafka") {

@@ -99,6 +99,8 @@ pub mod progress;
 
 mod calls;
 
+mod memory;
+
 pub mod executor;
 
 pub mod config;

@@ -35,6 +35,8 @@ mod key_types;
 
 mod kill;
 
+mod memory_limit;
+
 mod overtaken;
 mod planner_faults;
 

@@ -288,6 +288,7 @@ impl Driver {
             watermark_nodes: self.plan.watermark_delays_ms.len(),
             operators: operators.clone(),
             exchanges: exchanges(&self.plan.physical).into_iter().map(|exchange| exchange.partitions()).collect(),
+            runtime: Arc::clone(self.plan.session.runtime_env()),
             takes_dead_letters: self.sinks.takes_dead_letters(),
         };
         let context = Arc::new(BatchContext::new(batch, entry.time_ms, entry.watermark_ms, parts, self.calls.clone()));

@@ -28,7 +28,6 @@ use futures::{StreamExt, stream};
 
 use super::event_time::only_child;
 use crate::batch::BatchContext;
-use crate::executor::yield_now;
 use crate::state::key_hash::{hash_keys, partition_of};
 use crate::state::spelling::rows_without_slack;
 
@@ -178,13 +177,8 @@ impl ExecutionPlan for ExchangeExec {
 
     /// What the stage below has dealt to this partition.
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let dealt = BatchContext::of(&context)?.take_dealt(self.number, partition)?;
-        let rows = stream::iter(dealt.into_iter().enumerate()).then(async |(number, rows)| {
-            if number > 0 {
-                yield_now().await;
-            }
-            Ok(rows)
-        });
+        let dealt = BatchContext::of(&context)?.take_dealt(self.number, partition, &self.schema())?;
+        let rows = stream::iter(dealt).flatten();
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)))
     }
 }

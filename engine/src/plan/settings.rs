@@ -13,6 +13,7 @@ use super::run_to_the_end::RunToTheEnd;
 use super::stateful::RememberGroups;
 use super::static_sides::KeepStaticSides;
 use crate::error::Result;
+use crate::memory::with_limit;
 use crate::query::OutputMode;
 
 /// Switches off, for streams and for batches alike, what the planner gets wrong without a word.
@@ -67,8 +68,10 @@ pub(super) fn session_for_streams(
         Arc::new(RunToTheEnd) as _,
     ];
     physical_rules.extend(user.physical_optimizers().iter().cloned());
+    let runtime = with_limit(user.runtime_env())?;
     Ok(SessionStateBuilder::new_from_existing(user)
         .with_config(config)
+        .with_runtime_env(runtime)
         .with_optimizer_rules(logical_rules)
         .with_query_planner(Arc::new(StreamPlanner { mode, partitions }))
         .with_physical_optimizer_rules(physical_rules)

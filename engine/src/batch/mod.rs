@@ -1,14 +1,20 @@
 //! What is fixed before a batch runs, and what leaves and operators are told of it.
 
+mod dealt;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
-use datafusion::execution::TaskContext;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::ExecutionPlan;
 use parking_lot::Mutex;
 
+use self::dealt::{Dealt, Room, Rows};
 use crate::calls::{Calls, Cancel};
 use crate::error::{Error, Result};
 use crate::id::BatchId;
@@ -30,9 +36,11 @@ pub struct BatchContext {
     leaves: Vec<Leaf>,
     event_times: Vec<Mutex<EventTimeStats>>,
     operators: Vec<Arc<OperatorRun>>,
-    exchanges: Vec<Exchanged>,
+    exchanges: Vec<Dealt>,
+    /// Where rows wait that were dealt out.
+    room: Arc<Room>,
     /// Kept until the plan has run; none if the query has no sink for them.
-    dead_letters: Option<Mutex<Vec<RecordBatch>>>,
+    dead_letters: Option<(Mutex<Vec<RecordBatch>>, MemoryReservation)>,
     calls: Calls,
 }
 
@@ -47,14 +55,10 @@ pub(crate) struct BatchParts {
     pub(crate) operators: Vec<Arc<OperatorRun>>,
     /// By exchange: into how many partitions it deals.
     pub(crate) exchanges: Vec<usize>,
+    /// Its memory and disk are for the rows that exchanges have dealt out.
+    pub(crate) runtime: Arc<RuntimeEnv>,
     /// Whether the query has a sink for dead letters.
     pub(crate) takes_dead_letters: bool,
-}
-
-/// The rows that an exchange has dealt out: by target partition, what each producer gave.
-#[derive(Debug)]
-struct Exchanged {
-    partitions: Vec<Mutex<Vec<(usize, RecordBatch)>>>,
 }
 
 /// One place in the plan where rows of a source come in.
@@ -69,8 +73,8 @@ impl BatchContext {
     pub(crate) fn new(batch: BatchId, time_ms: i64, watermark_ms: i64, parts: BatchParts, calls: Calls) -> Self {
         let leaves = parts.leaves.into_iter().map(|bound| Leaf { bound, rows: AtomicU64::new(0) }).collect();
         let event_times = (0..parts.watermark_nodes).map(|_| Mutex::default()).collect();
-        let dealt = |partitions| Exchanged { partitions: (0..partitions).map(|_| Mutex::default()).collect() };
-        let exchanges = parts.exchanges.into_iter().map(dealt).collect();
+        let letters = MemoryConsumer::new("tidewater dead letters").register(&parts.runtime.memory_pool);
+        let exchanges = parts.exchanges.into_iter().map(Dealt::new).collect();
         BatchContext {
             batch,
             time_ms,
@@ -79,7 +83,8 @@ impl BatchContext {
             event_times,
             operators: parts.operators,
             exchanges,
-            dead_letters: parts.takes_dead_letters.then(Mutex::default),
+            room: Arc::new(Room::new(parts.runtime)),
+            dead_letters: parts.takes_dead_letters.then(|| (Mutex::default(), letters)),
             calls,
         }
     }
@@ -129,19 +134,28 @@ impl BatchContext {
 
     /// Deals rows of a producer to a partition behind an exchange.
     pub(crate) fn deal(&self, exchange: usize, partition: usize, producer: usize, rows: RecordBatch) -> Result<()> {
-        self.exchanged(exchange, partition)?.lock().push((producer, rows));
+        let dealt = self.dealt(exchange, partition)?;
+        // The producer is one task, so nobody else asks for its rows meanwhile, and others need not wait for the disk.
+        let mut own = dealt.lock().remove(&producer).unwrap_or_default();
+        own.push(rows, &self.room)?;
+        dealt.lock().insert(producer, own);
         Ok(())
     }
 
     /// Takes what was dealt to a partition: the rows of the first producer first.
-    pub(crate) fn take_dealt(&self, exchange: usize, partition: usize) -> Result<Vec<RecordBatch>> {
-        let mut dealt = std::mem::take(&mut *self.exchanged(exchange, partition)?.lock());
-        dealt.sort_by_key(|(producer, _)| *producer);
-        Ok(dealt.into_iter().map(|(_, rows)| rows).collect())
+    pub(crate) fn take_dealt(
+        &self,
+        exchange: usize,
+        partition: usize,
+        schema: &SchemaRef,
+    ) -> Result<Vec<SendableRecordBatchStream>> {
+        let dealt = std::mem::take(&mut *self.dealt(exchange, partition)?.lock());
+        let stream = |rows: Rows| rows.into_stream(Arc::clone(schema), Arc::clone(&self.room));
+        Ok(dealt.into_values().map(stream).collect())
     }
 
-    fn exchanged(&self, exchange: usize, partition: usize) -> Result<&Mutex<Vec<(usize, RecordBatch)>>> {
-        let found = self.exchanges.get(exchange).and_then(|exchange| exchange.partitions.get(partition));
+    fn dealt(&self, exchange: usize, partition: usize) -> Result<&Mutex<BTreeMap<usize, Rows>>> {
+        let found = self.exchanges.get(exchange).and_then(|exchange| exchange.partition(partition));
         found.ok_or_else(|| Error::internal("the plan has an exchange the batch does not know"))
     }
 
@@ -149,15 +163,15 @@ impl BatchContext {
     /// those of [`dead_letter_schema`]; [`DeadLetters`](crate::sink::DeadLetters) makes them. Any task may call this, as often
     /// as it likes.
     ///
-    /// Dead letters stay in memory until the plan has run. They are meant to be few: a batch of which no record can be read
-    /// is in memory whole.
+    /// Dead letters stay in memory until the plan has run, on account of the session's memory pool. They are meant to be few:
+    /// a batch of which no record can be read is in memory whole.
     ///
     /// # Errors
     ///
     /// If the columns are others, or if the query has no sink for dead letters, which a source that
-    /// [announces](crate::source::Source::has_dead_letters) them never meets.
+    /// [announces](crate::source::Source::has_dead_letters) them never meets; or if the memory pool has no room for them.
     pub fn dead_letter(&self, rows: RecordBatch) -> Result<()> {
-        let Some(dead_letters) = &self.dead_letters else {
+        let Some((dead_letters, memory)) = &self.dead_letters else {
             return Err(Error::internal("a source sent dead letters to a query that has no sink for them")
                 .hint("the source must announce them: `Source::has_dead_letters`"));
         };
@@ -166,14 +180,21 @@ impl BatchContext {
                 .hint("the source must give them the columns of `dead_letter_schema`"));
         }
         if rows.num_rows() > 0 {
-            dead_letters.lock().push(rows_without_slack(&rows)?);
+            let rows = rows_without_slack(&rows)?;
+            memory.try_grow(rows.get_array_memory_size()).map_err(|e| {
+                Error::from(e)
+                    .hint("too many records of the batch cannot be read to be kept: read fewer rows per batch")
+            })?;
+            dead_letters.lock().push(rows);
         }
         Ok(())
     }
 
     /// Takes the dead letters that have come so far.
     pub(crate) fn take_dead_letters(&self) -> Vec<RecordBatch> {
-        self.dead_letters.as_ref().map(|letters| std::mem::take(&mut *letters.lock())).unwrap_or_default()
+        let Some((dead_letters, memory)) = &self.dead_letters else { return vec![] };
+        memory.free();
+        std::mem::take(&mut *dead_letters.lock())
     }
 
     /// Fails if the query was asked to drop this batch. Tasks ask between record batches.
