@@ -245,7 +245,8 @@ async fn text_leaves_no_slack() {
                 query.checkpoint_store(local_checkpoint(folder.path())).partitions(2).trigger(Trigger::AvailableNow);
             let query = finish(query).await.unwrap_or_else(|e| panic!("{sql}: {e}"));
             let operator = query.last_progress().unwrap().state_operators[0].clone();
-            sizes.push((operator.change_bytes_written + operator.merge_bytes_written, operator.memory_used_bytes));
+            // How much is merged in the background before the run ends is luck.
+            sizes.push((operator.change_bytes_written, operator.memory_used_bytes));
         }
         let [(files, memory), (files_of_views, memory_of_views)] = sizes[..] else { panic!() };
         assert!(files_of_views < files + files / 4, "{sql}: {files_of_views} bytes were written for {files}");

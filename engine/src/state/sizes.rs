@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use arrow::array::{Array, ArrayRef, AsArray, OffsetSizeTrait};
+use arrow::array::{Array, ArrayRef, AsArray, OffsetSizeTrait, downcast_dictionary_array};
 use arrow::datatypes::DataType;
 
 /// The bytes of a value, where all values of the type have as many.
@@ -94,16 +94,11 @@ pub(crate) fn bytes_at(array: &dyn Array, row: usize) -> usize {
             let (count, lists) = (usize::try_from(*count).unwrap_or(0), array.as_fixed_size_list());
             items(lists.values(), row * count..(row + 1) * count)
         }
-        DataType::Dictionary(_, _) => {
-            // One row of it: codes are looked up for a whole array, and not at all where there are no values.
-            let one = array.slice(row, 1);
-            let coded = one.as_any_dictionary();
-            if one.is_null(0) || coded.values().is_empty() {
-                return 8;
-            }
-            let code = coded.normalized_keys().first().copied().unwrap_or(0);
-            8 + bytes_at(coded.values().as_ref(), code)
-        }
+        // One code is read: what arrow has for all of them at once panics where there are no values, and takes as long as all.
+        DataType::Dictionary(_, _) => downcast_dictionary_array!(
+            array => 8 + array.key(row).map_or(0, |code| bytes_at(array.values().as_ref(), code)),
+            _ => 8
+        ),
         other => fixed_bytes(other).unwrap_or(16),
     }
 }
@@ -131,7 +126,9 @@ pub(crate) fn bounded_ranges(sizes: impl IntoIterator<Item = usize>, rows: usize
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{Int32Array, ListArray, StringArray, StringViewArray};
+    use arrow::array::{
+        DictionaryArray, Int8Array, Int32Array, ListArray, StringArray, StringViewArray, new_null_array,
+    };
     use arrow::datatypes::Int32Type;
 
     use super::*;
@@ -152,6 +149,11 @@ mod tests {
             Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>([Some(vec![Some(1), Some(2)]), None]));
         let sizes = RowBytes::new([&numbers, &texts, &views, &lists]);
         assert_eq!((sizes.at(0), sizes.at(1)), (4 + 7 + 16 + 12, 4 + 4 + 40 + 4));
+        let codes: Int8Array = [Some(0), None].into_iter().collect();
+        let coded: ArrayRef = Arc::new(DictionaryArray::new(codes, Arc::new(StringArray::from(vec!["abc"]))));
+        let without_values: ArrayRef = new_null_array(coded.data_type(), 2);
+        let sizes = RowBytes::new([&coded, &without_values]);
+        assert_eq!((sizes.at(0), sizes.at(1)), (8 + 7 + 8, 8 + 8));
         let nested: ArrayRef = Arc::new(arrow::array::StructArray::from(vec![(
             Arc::new(arrow::datatypes::Field::new("t", DataType::Utf8, true)),
             texts,
