@@ -5,8 +5,9 @@
 //! ```
 //!
 //! A partition that has given what is wanted is read no further, and once the limit is full, nothing is read at all: neither is
-//! anything evaluated that could fail; nor is it below a DISTINCT that only the limit asks. What must see its whole input all the same, as the watermark must, stands below an
-//! [exchange](super::exchange) of its own ([`RunToTheEnd`](crate::plan::run_to_the_end)).
+//! anything evaluated that could fail. The same holds for what lies below a DISTINCT that only the limit reads. What must see its
+//! whole input all the same, as the watermark must, stands below an [exchange](super::exchange) of its own
+//! ([`RunToTheEnd`](crate::plan::run_to_the_end)).
 
 use std::fmt;
 use std::sync::Arc;
