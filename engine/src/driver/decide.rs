@@ -54,6 +54,10 @@ const WAIT_IS_ONE_IN: i64 = 20;
 /// All queries of an executor that look for data do so about so often in a second, together.
 const LOOKS_PER_SECOND: i64 = 1_000;
 
+/// Queries that look for data do so at the same moments, up to so far apart: threads that wake for each of a thousand looks
+/// spend more on waking and falling asleep than on the looks.
+const LONGEST_TICK_MS: i64 = 250;
+
 /// How long to wait before looking for data again, when there was none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Looks {
@@ -77,10 +81,20 @@ pub(super) fn delay_ms(looks: Looks) -> i64 {
     if looks.are_told {
         return looks.delay_ms.max(looks.longest_ms);
     }
-    let polling = i64::try_from(looks.polling_queries).unwrap_or(i64::MAX);
-    let fair_ms = polling.saturating_mul(1000) / LOOKS_PER_SECOND;
+    let fair_ms = fair_ms(looks.polling_queries);
     let cheap_ms = looks.took_ms.saturating_mul(LOOKS_TAKE_ONE_IN).min(looks.idle_ms / WAIT_IS_ONE_IN);
     looks.delay_ms.max(fair_ms).max(cheap_ms.min(looks.longest_ms))
+}
+
+/// The delay that leaves each of so many queries its share of the looks.
+fn fair_ms(polling_queries: usize) -> i64 {
+    i64::try_from(polling_queries).unwrap_or(i64::MAX).saturating_mul(1000) / LOOKS_PER_SECOND
+}
+
+/// The moment at or after `next_ms` at which so many queries look together.
+pub(super) fn together_ms(next_ms: i64, polling_queries: usize) -> i64 {
+    let tick_ms = fair_ms(polling_queries).clamp(1, LONGEST_TICK_MS);
+    next_ms.saturating_add(tick_ms - 1).div_euclid(tick_ms).saturating_mul(tick_ms)
 }
 
 #[cfg(test)]
@@ -106,6 +120,17 @@ mod tests {
         assert_eq!(delay_ms(Looks { polling_queries: 1_000, ..one }), 1_000);
         assert_eq!(delay_ms(Looks { delay_ms: 60_000, took_ms: 300, ..one }), 60_000, "never shorter than configured");
         assert_eq!(delay_ms(Looks { are_told: true, ..one }), 10_000);
+    }
+
+    #[test]
+    fn many_queries_look_at_the_same_moments() {
+        assert_eq!(together_ms(12_345, 0), 12_345);
+        assert_eq!(together_ms(12_345, 1), 12_345, "one alone does not wait for others");
+        assert_eq!(together_ms(12_345, 20), 12_360);
+        assert_eq!(together_ms(12_360, 20), 12_360);
+        assert_eq!(together_ms(12_345, 5_000), 12_500);
+        assert_eq!(together_ms(-7, 20), 0);
+        assert!(together_ms(i64::MAX, 5_000) > i64::MAX - 250, "no overflow");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use futures::future::{BoxFuture, select_all};
 
 use super::Driver;
-use super::decide::{Looks, delay_ms};
+use super::decide::{Looks, delay_ms, together_ms};
 use crate::error::Result;
 use crate::execution::runtime_is_gone;
 use crate::trigger::Trigger;
@@ -30,6 +30,8 @@ impl Driver {
             return self.runtimes.check();
         };
         let polls = news.is_none() && !is_rhythmic;
+        let is_alone = !polls || ran || !self.clock.runs_by_itself();
+        let next_ms = if is_alone { next_ms } else { together_ms(next_ms, looks.polling_queries) };
         let _polls = polls.then(|| self.executor.polls());
         let news = async {
             match news {
