@@ -19,7 +19,7 @@ use tidewater_book::events::Lcg;
 use crate::stateful::{Input, Job, Query, Reading, World};
 
 /// How many kinds of statements there are. A seed is of the kind that is left when it is divided by this.
-const KINDS: u64 = 8;
+const KINDS: u64 = 10;
 
 /// The watermark of a row with this time passes all others: the tenth of January 2030.
 const CLOSING_US: i64 = 1_893_456_000_000_000;
@@ -82,6 +82,36 @@ const PREDICATES: [&str; 9] = [
     "dk <> 'b'",
     "v >= (SELECT min(low) FROM limits)",
     "random() >= 0.0",
+];
+
+/// What may be grouped by where the time has a watermark. Rows come in the order of their times, so none is late by its own
+/// time; by most of these it would be.
+const TIMES: [&str; 14] = [
+    "ts",
+    "CAST(ts AS DATE)",
+    "TRY_CAST(ts AS DATE)",
+    "CAST(CAST(ts AS DATE) AS TIMESTAMP)",
+    "CAST(ts AS TIMESTAMP(0))",
+    "arrow_cast(ts, 'Timestamp(Second, None)')",
+    "arrow_cast(ts, 'Timestamp(Nanosecond, Some(\"UTC\"))')",
+    "CAST(ts AS VARCHAR)",
+    "CAST(ts AS BIGINT)",
+    "date_trunc('minute', ts)",
+    "date_bin(INTERVAL '4 seconds', ts)",
+    "ts - INTERVAL '1 hour'",
+    "CASE WHEN b THEN ts ELSE ts - INTERVAL '2 minutes' END",
+    "NULLIF(ts, ts)",
+];
+
+/// Times of the type of `ts` that a branch of a UNION may give, most of them earlier.
+const BRANCHES: [&str; 7] = [
+    "ts",
+    "ts AS t, k, v FROM s WHERE v > 2 UNION ALL SELECT ts",
+    "ts - INTERVAL '1 hour'",
+    "date_trunc('hour', ts)",
+    "arrow_cast(CAST(ts AS DATE), 'Timestamp(Microsecond, Some(\"UTC\"))')",
+    "arrow_cast(arrow_cast(ts, 'Timestamp(Second, None)'), 'Timestamp(Microsecond, Some(\"UTC\"))')",
+    "arrow_cast('2020-01-01T00:00:00Z', 'Timestamp(Microsecond, Some(\"UTC\"))')",
 ];
 
 /// A column of the base table, and what a level may put in its place, under its own name.
@@ -262,13 +292,48 @@ impl Dice {
                 );
                 (sql, OutputMode::Append, Reading::Rows)
             }
-            _ => {
+            7 => {
                 let having =
                     self.one_of(&["", " HAVING count(*) > 1", " HAVING max(CASE WHEN b THEN 1 ELSE 0.5 END) > 0.7"]);
                 let sql = format!(
                     "SELECT window.start AS w0, k, {aggregates} FROM {rows} GROUP BY window(ts, '6 seconds'), k{having}"
                 );
                 (sql, OutputMode::Append, Reading::Rows)
+            }
+            // What is computed from an event time is none.
+            8 => {
+                let key = self.one_of(&TIMES);
+                let sql = match self.below(3) {
+                    0 => format!("SELECT {key} AS g, k, {aggregates} FROM {rows} GROUP BY {key}, k"),
+                    1 => format!(
+                        "SELECT g, k, count(*), sum(v) FROM (SELECT {key} AS g, k, v FROM {rows}) i GROUP BY g, k"
+                    ),
+                    _ => {
+                        return (
+                            format!("SELECT DISTINCT {key} AS g, k FROM {rows}"),
+                            OutputMode::Append,
+                            Reading::Rows,
+                        );
+                    }
+                };
+                (sql, mode, reading(2))
+            }
+            // A UNION has event times where every branch has.
+            _ => {
+                let (one, other) = (self.one_of(&BRANCHES), self.one_of(&BRANCHES));
+                let both = format!("SELECT {one} AS t, k, v FROM s UNION ALL SELECT {other} AS t, k, v FROM {rows}");
+                let sql = match self.below(3) {
+                    0 => format!("SELECT t, k, count(*), sum(v), min(v) FROM ({both}) u GROUP BY t, k"),
+                    1 => {
+                        let sql = format!(
+                            "SELECT window.start AS w, k, count(*), sum(v) FROM ({both}) u \
+                             GROUP BY window(t, '6 seconds'), k"
+                        );
+                        return (sql, mode, reading(2));
+                    }
+                    _ => return (format!("SELECT DISTINCT t, k FROM ({both}) u"), OutputMode::Append, Reading::Rows),
+                };
+                (sql, mode, reading(2))
             }
         }
     }
@@ -374,4 +439,6 @@ kinds! {
     distinct_rows 5
     sessions_with_mixed_types 6
     windows_with_mixed_types 7
+    groups_by_computed_times 8
+    unions_of_times 9
 }

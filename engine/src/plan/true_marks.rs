@@ -28,9 +28,13 @@ pub(super) fn keep_true_marks(plan: LogicalPlan) -> Result<LogicalPlan> {
     })
 }
 
-/// The same for an optimised plan: DataFusion has turned functions (`arrow_cast`) into casts, which hand the mark on.
+/// The same for an optimised plan: DataFusion has turned functions (`arrow_cast`) into casts, which hand the mark on, and made
+/// unions anew of branches with such casts.
 pub(super) fn keep_true_marks_of_casts(plan: LogicalPlan) -> Result<LogicalPlan> {
-    rewrite(plan, unmark_expressions)
+    rewrite(plan, |node| match node {
+        LogicalPlan::Union(union) => unmark_union(union),
+        node => unmark_expressions(node),
+    })
 }
 
 fn rewrite(
@@ -147,6 +151,10 @@ fn unmark_union(union: Union) -> Result<Transformed<LogicalPlan>> {
         let fields: Vec<_> = fields.filter(|field| field.data_type() != &DataType::Null).collect();
         let differ = |of: &dyn Fn(usize) -> Option<i64>| (1..fields.len()).any(|branch| of(branch) != of(0));
         if !fields.iter().any(|field| is_event_time(field)) {
+            // `LogicalPlan::recompute_schema` leaves a union the fields that it had.
+            if is_event_time(union.schema.field(at)) {
+                none.insert(at);
+            }
             continue;
         }
         if fields.iter().any(|field| !is_event_time(field)) || differ(&|branch| window_us(fields[branch])) {
