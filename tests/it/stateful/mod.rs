@@ -129,7 +129,8 @@ impl World {
     /// Lets these adds arrive, in every source.
     pub(crate) fn feed(&self, adds: Range<usize>) {
         for (input, source) in self.job.inputs.iter().zip(&self.sources) {
-            for rows in &input.adds[adds.start..adds.end.min(input.adds.len())] {
+            let there = input.adds.len();
+            for rows in &input.adds[adds.start.min(there)..adds.end.min(there)] {
                 source.add(table::deal(rows, 2).unwrap()).unwrap();
             }
         }
