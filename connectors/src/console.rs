@@ -168,9 +168,9 @@ impl SinkWriter for ConsoleWriter {
 
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
         let total: u64 = receipts.iter().map(|receipt| receipt.rows).sum();
-        let first = receipts.into_iter().filter_map(Receipt::into_contents::<Vec<RecordBatch>>).flatten();
+        let first: Vec<Vec<RecordBatch>> = receipts.into_iter().map(Receipt::into_rows).collect::<Result<_>>()?;
         let (mut shown, mut left) = (vec![], self.sink.num_rows);
-        for rows in first {
+        for rows in first.into_iter().flatten() {
             let rows = rows.slice(0, left.min(rows.num_rows()));
             left -= rows.num_rows();
             shown.push(as_text(&self.schema, &rows, self.sink.truncate)?);
@@ -212,7 +212,7 @@ impl PartitionWriter for FirstRows {
     }
 
     async fn finish(self: Box<Self>) -> Result<Receipt> {
-        Ok(Receipt::new(self.rows, self.first))
+        Ok(Receipt::new(self.rows).with_rows(self.first))
     }
 }
 

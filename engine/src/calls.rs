@@ -68,9 +68,9 @@ impl Calls {
         Calls { timeout: None, ..self.clone() }
     }
 
-    /// Whether the query was asked to drop the batch.
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.cancel.is_set()
+    /// Fails if the query was asked to drop the batch.
+    pub(crate) fn check_cancelled(&self) -> Result<()> {
+        if self.cancel.is_set() { Err(Cancel::error()) } else { Ok(()) }
     }
 
     /// Calls `whose` code. See the [module](self).

@@ -1,7 +1,10 @@
 //! Errors for the person who must act.
 //!
 //! An [`Error`] says what happened, where (query, batch, partition, file), and what to do next. The [`ErrorKind`]
-//! is for programs: there are few, and each asks for a different reaction.
+//! is for programs: there are few, and each asks for a different reaction. An error can be serialised: of what is beneath it
+//! the words remain.
+
+mod causes;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,6 +12,7 @@ use std::sync::Arc;
 
 use datafusion::error::DataFusionError;
 use futures::FutureExt;
+use serde::{Deserialize, Serialize};
 
 use crate::id::{BatchId, PartitionId, QueryId};
 
@@ -16,7 +20,7 @@ use crate::id::{BatchId, PartitionId, QueryId};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What kind of reaction an [`Error`] asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The query, an option or a call is wrong: change it. Nothing was read or written.
@@ -81,10 +85,11 @@ impl fmt::Display for ErrorKind {
 ///     "bad input: line 3 is not JSON [file in/part-7.json]. What to do: mend the line and start the query again"
 /// );
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Error(Box<Inner>);
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Inner {
     kind: ErrorKind,
     message: String,
@@ -93,6 +98,7 @@ struct Inner {
     batch: Option<BatchId>,
     partition: Option<PartitionId>,
     file: Option<String>,
+    #[serde(with = "causes")]
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 

@@ -21,7 +21,8 @@ use tidewater_connectors::file::{CleanSource, FileSink, FileSource};
 
 use crate::flights::{airlines_schema, flights_schema, pipeline};
 use crate::job::{
-    DOUBLED, PARTITIONS, add, doubled, doubled_answer, json_events, local_checkpoint, memory_events, same, text,
+    DOUBLED, PARTITIONS, add, doubled, doubled_answer, json_events, local_checkpoint, memory_events, same, session,
+    text,
 };
 
 /// Runs a job from its checkpoint to its end, every boundary watched.
@@ -32,7 +33,7 @@ async fn drive(
     checkpoint: Arc<dyn CheckpointStore>,
     falls: &Falls,
 ) -> Result<()> {
-    let ctx = SessionContext::new();
+    let ctx = session();
     let stream = ctx.read_stream(FallingSource::new(source, falls)).await?;
     query(&ctx, stream)
         .await?

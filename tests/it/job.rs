@@ -7,12 +7,17 @@ use arrow::record_batch::RecordBatch;
 use datafusion::prelude::*;
 use tidewater::checkpoint::{CheckpointStore, open_store};
 use tidewater::prelude::*;
-use tidewater::testing::{batch_answer, difference, table};
+use tidewater::testing::{batch_answer, difference, serialised_batches, table};
 use tidewater_book::events::event_schema;
 use tidewater_connectors::file::FileSource;
 
 /// Of every stage, because one partition hides mistakes.
 pub(crate) const PARTITIONS: usize = 3;
+
+/// A session whose batches run as if their tasks were in another process: only data goes there and back.
+pub(crate) fn session() -> SessionContext {
+    SessionContext::new_with_config(serialised_batches(SessionConfig::new()))
+}
 
 /// A filter and two projections, for jobs whose query is not the point.
 pub(crate) fn doubled(events: DataFrame) -> Result<DataFrame> {

@@ -23,7 +23,7 @@ use tidewater_book::files::{Format, committed_rows, put_rows};
 use tidewater_connectors::file::{CleanSource, FileSink};
 
 use crate::job::{
-    DOUBLED, add, doubled, doubled_answer, finish, json_events, local_checkpoint, memory_events, same, text,
+    DOUBLED, add, doubled, doubled_answer, finish, json_events, local_checkpoint, memory_events, same, session, text,
 };
 use crate::stateful::{Job, World, jobs, settled};
 
@@ -87,7 +87,7 @@ async fn drive(
     checkpoint: Arc<dyn CheckpointStore>,
     falls: &Falls,
 ) -> Result<()> {
-    let stream = SessionContext::new().read_stream(FallingSource::new(source, falls)).await?;
+    let stream = session().read_stream(FallingSource::new(source, falls)).await?;
     let writer = doubled(stream)?
         .write_stream(FallingSink::new(sink, falls))
         .checkpoint_store(Arc::new(FallingStore::new(checkpoint, falls)))

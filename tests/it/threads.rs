@@ -181,7 +181,7 @@ impl PartitionWriter for Hangs {
     }
 
     async fn finish(self: Box<Self>) -> Result<Receipt> {
-        Ok(Receipt::new(0, ()))
+        Ok(Receipt::new(0))
     }
 }
 

@@ -231,9 +231,7 @@ impl SinkWriter for FileSinkWriter {
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
         let mut entries = vec![];
         for receipt in receipts {
-            let files: Vec<ManifestEntry> =
-                receipt.into_contents().ok_or_else(|| Error::internal("the file sink was given a foreign receipt"))?;
-            entries.extend(files);
+            entries.extend(receipt.json::<Vec<ManifestEntry>>()?);
         }
         self.manifest.lock().await.commit(batch, &entries).await
     }

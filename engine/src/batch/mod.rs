@@ -13,9 +13,10 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::ExecutionPlan;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use self::dealt::{Dealt, Room, Rows};
-use crate::calls::{Calls, Cancel};
+use crate::calls::Calls;
 use crate::error::{Error, Result};
 use crate::id::BatchId;
 use crate::sink::dead_letter_schema;
@@ -199,10 +200,7 @@ impl BatchContext {
 
     /// Fails if the query was asked to drop this batch. Tasks ask between record batches.
     pub fn check_cancelled(&self) -> Result<()> {
-        match self.calls.is_cancelled() {
-            true => Err(Cancel::error().batch(self.batch)),
-            false => Ok(()),
-        }
+        self.calls.check_cancelled().map_err(|e| e.batch(self.batch))
     }
 
     /// How code is called in this batch that is not the engine's own.
@@ -213,7 +211,7 @@ impl BatchContext {
 
 /// Event times seen: how many, the least, the greatest and their mean, in milliseconds since 1970; and how many were out of
 /// range.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct EventTimeStats {
     /// How many rows had an event time.
     pub count: u64,

@@ -10,13 +10,14 @@ use datafusion::physical_plan::ExecutionPlan;
 use crate::checkpoint::{BatchLog, CheckpointStore, CommitEntry, Created, check_version, sub_store, with_version};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::execution::{OperatorOutcome, OperatorWatermarks};
 use crate::executor::Executor;
 use crate::id::{BatchId, RunId};
 use crate::plan::stateful::operators;
 use crate::progress::StateOperatorProgress;
 use crate::state::{
-    FileEntry, Limits, OperatorId, OperatorRun, OperatorState, Resources, StateCommit, StateFiles, ToldSpec,
-    differences, load, other_versions, path,
+    FileEntry, Limits, OperatorId, OperatorState, Resources, StateCommit, StateFiles, ToldSpec, differences, load,
+    other_versions, path,
 };
 use crate::watermark::{WatermarkTree, is_due, propagate};
 
@@ -112,13 +113,15 @@ impl StateKeeper {
     }
 
     /// What each operator goes by in a batch whose watermark is `watermark_ms`, after one whose was `previous_ms`.
-    pub(super) fn begin(&self, previous_ms: i64, watermark_ms: i64) -> Vec<Arc<OperatorRun>> {
+    pub(super) fn watermarks(&self, previous_ms: i64, watermark_ms: i64) -> Vec<OperatorWatermarks> {
         let count = self.operators.len();
         let (late, evict) = (propagate(&self.tree, count, previous_ms), propagate(&self.tree, count, watermark_ms));
-        let run = |(number, state): (usize, &Arc<OperatorState>)| {
-            Arc::new(OperatorRun::new(late[number], evict[number], Arc::clone(state)))
-        };
-        self.operators.iter().enumerate().map(run).collect()
+        late.into_iter().zip(evict).map(|(late_ms, evict_ms)| OperatorWatermarks { late_ms, evict_ms }).collect()
+    }
+
+    /// The state of each operator.
+    pub(super) fn states(&self) -> Vec<Arc<OperatorState>> {
+        self.operators.clone()
     }
 
     /// Waits for merges where too many files of state wait for them. A merge takes the time it needs: this has no limit.
@@ -131,7 +134,7 @@ impl StateKeeper {
     }
 
     /// Writes what a batch changed. What is returned becomes part of its commit.
-    pub(super) async fn write(&mut self, batch: BatchId, runs: &[Arc<OperatorRun>]) -> Result<StateCommit> {
+    pub(super) async fn write(&mut self, batch: BatchId, outcomes: &[OperatorOutcome]) -> Result<StateCommit> {
         let schema = match &self.schema {
             Some(schema) => schema.clone(),
             None => {
@@ -142,8 +145,8 @@ impl StateKeeper {
             }
         };
         let mut operators = vec![];
-        for (files, run) in self.files.iter_mut().zip(runs) {
-            operators.push(files.add(batch, &run.changes(), &run.evicted_us()).await?);
+        for (files, outcome) in self.files.iter_mut().zip(outcomes) {
+            operators.push(files.add(batch, &outcome.changes, &outcome.evicted_us).await?);
         }
         Ok(StateCommit { schema, operators })
     }
@@ -156,31 +159,36 @@ impl StateKeeper {
     }
 
     /// What each operator did in a batch.
-    pub(super) fn progress(&self, runs: &[Arc<OperatorRun>], commit_ms: f64) -> Vec<StateOperatorProgress> {
-        let told = |(files, run): (&StateFiles, &Arc<OperatorRun>)| {
-            let (rows, bytes) = run.state.size();
-            let counts = run.counts();
+    pub(super) fn progress(
+        &self,
+        watermarks: &[OperatorWatermarks],
+        outcomes: &[OperatorOutcome],
+        commit_ms: f64,
+    ) -> Vec<StateOperatorProgress> {
+        let told = |(number, (watermarks, outcome)): (usize, (&OperatorWatermarks, &OperatorOutcome))| {
+            let (state, files) = (self.operators.get(number)?, self.files.get(number)?);
+            let counts = outcome.counts;
             let (changes, merges) = files.written();
-            StateOperatorProgress {
-                operator_name: run.state.spec.operator.to_owned(),
-                num_rows_total: rows as u64,
+            Some(StateOperatorProgress {
+                operator_name: state.spec.operator.to_owned(),
+                num_rows_total: outcome.rows,
                 num_rows_updated: counts.rows_updated,
                 num_rows_removed: counts.rows_removed,
                 num_rows_dropped_by_watermark: counts.rows_dropped_late,
                 num_dropped_duplicate_rows: counts.rows_dropped_duplicate,
                 num_rows_dropped_without_session: counts.rows_without_session,
-                memory_used_bytes: bytes as u64,
+                memory_used_bytes: outcome.bytes,
                 commit_time_ms: commit_ms,
-                num_shuffle_partitions: run.state.partitions() as u64,
-                late_watermark_ms: (run.late_ms != i64::MIN).then_some(run.late_ms),
-                watermark_ms: (run.evict_ms != i64::MIN).then_some(run.evict_ms),
+                num_shuffle_partitions: state.partitions() as u64,
+                late_watermark_ms: (watermarks.late_ms != i64::MIN).then_some(watermarks.late_ms),
+                watermark_ms: (watermarks.evict_ms != i64::MIN).then_some(watermarks.evict_ms),
                 change_bytes_written: changes,
                 merge_bytes_written: merges,
                 files: files.now().files.len() as u64,
                 merges_waited_for: files.waited(),
-            }
+            })
         };
-        self.files.iter().zip(runs).map(told).collect()
+        watermarks.iter().zip(outcomes).enumerate().filter_map(told).collect()
     }
 
     /// Deletes the files that the commit of batch `old` names, and neither the next one nor what this run has now: once a

@@ -23,7 +23,7 @@ use crate::checkpoint::{CheckpointStore, Epoch, OffsetEntry, certain, pinned_con
 use crate::clock::Clock;
 use crate::config::QueryConfig;
 use crate::error::{Error, ErrorKind, Result, guarded, guarded_call, words_of_panic};
-use crate::execution::{AtWork, Runtimes, at_work, runtime_is_gone};
+use crate::execution::{AtWork, Runtimes, SessionRunner, at_work, runtime_is_gone};
 use crate::executor::Executor;
 use crate::id::RunId;
 use crate::plan::{QueryPlan, plan_query};
@@ -168,6 +168,7 @@ impl Driver {
             shared,
             executor: start.executor.clone(),
             runtimes,
+            runner: SessionRunner::of(plan.session.config()),
             checkpoint_calls: calls.to_the_end(),
             calls,
             clock: Arc::clone(&start.clock),

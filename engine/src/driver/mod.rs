@@ -42,7 +42,6 @@ mod sinks;
 use std::sync::Arc;
 use std::time::Duration;
 
-use datafusion::execution::TaskContext;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use tracing::Instrument;
 
@@ -54,17 +53,15 @@ pub use self::restart::RestartPolicy;
 pub(crate) use self::shared::{Shared, State};
 use self::silence::Silences;
 use self::sinks::Sinks;
-use crate::batch::{BatchContext, BatchParts};
 use crate::calls::Calls;
 use crate::checkpoint::{Belongings, CommitEntry, Epoch, OffsetEntry};
 use crate::clock::Clock;
 use crate::config::QueryConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::execution::{self, Runtimes};
+use crate::execution::{BatchWork, Runner, Runtimes, Site, Writers};
 use crate::executor::Executor;
 use crate::id::{BatchId, RunId};
 use crate::plan::QueryPlan;
-use crate::plan::stateful::exchanges;
 use crate::plan::static_sides::Keep;
 use crate::progress::{Between, EventQueue, Phase, Stopwatch};
 use crate::source::{Latest, Offset, OffsetRange, ReadLimit, Source, SourceReader};
@@ -82,6 +79,7 @@ pub(crate) struct Driver {
     run_id: RunId,
     executor: Executor,
     runtimes: Runtimes,
+    runner: Arc<dyn Runner>,
     /// How sources and sinks are called, and how the checkpoint is.
     calls: Calls,
     checkpoint_calls: Calls,
@@ -282,33 +280,27 @@ impl Driver {
             leaves.iter().flatten().map(|plan| plan.output_partitioning().partition_count()).sum();
 
         watch.enter(Phase::QueryPlanning);
-        let operators = self.state.begin(self.previous_watermark_ms, entry.watermark_ms);
-        let parts = BatchParts {
-            leaves: leaves.clone(),
-            watermark_nodes: self.plan.watermark_delays_ms.len(),
-            operators: operators.clone(),
-            exchanges: exchanges(&self.plan.physical).into_iter().map(|exchange| exchange.partitions()).collect(),
-            runtime: Arc::clone(self.plan.session.runtime_env()),
-            takes_dead_letters: self.sinks.takes_dead_letters(),
-        };
-        let context = Arc::new(BatchContext::new(batch, entry.time_ms, entry.watermark_ms, parts, self.calls.clone()));
-        let task_context = self.prepare(&context).await?;
+        self.make_plan_fit().await?;
 
         watch.enter(Phase::AddBatch);
         let begun = self.sinks.begin(batch, &self.calls).await.map_err(|e| e.batch(batch))?;
-        let run = execution::Run {
+        let operators = self.state.watermarks(self.previous_watermark_ms, entry.watermark_ms);
+        let work = BatchWork {
+            query_id: self.shared.id,
             run_id: self.shared.run_id,
             batch,
-            first: self.plan.scalar_subqueries.plans().to_vec(),
-            plan: Arc::clone(&self.plan.physical),
-            context: task_context,
-            writers: begun.writers.clone(),
-            executor: self.executor.clone(),
-            calls: self.calls.clone(),
+            time_ms: entry.time_ms,
+            watermark_ms: entry.watermark_ms,
+            operators: operators.clone(),
+            begin: begun.writers.begin,
+            takes_dead_letters: self.sinks.takes_dead_letters(),
             parallel: bound_partitions > 1,
         };
-        let receipts = execution::run(Arc::new(run)).await.map_err(|e| e.batch(batch))?;
-        let filled = self.sinks.fill(&context, begun, receipts).await.map_err(|e| e.batch(batch))?;
+        let site = self.site(leaves.clone(), begun.writers.clone());
+        let mut outcome = self.runner.run(work, site).await.map_err(|e| e.batch(batch))?;
+        let (receipts, dead_letters) =
+            (std::mem::take(&mut outcome.receipts), std::mem::take(&mut outcome.dead_letters));
+        let filled = self.sinks.fill(begun, receipts, dead_letters).await.map_err(|e| e.batch(batch))?;
         self.runtimes.check().map_err(|e| e.batch(batch))?;
 
         let mut state = None;
@@ -320,17 +312,17 @@ impl Driver {
             };
             let room = self.calls.unless_cancelled(self.state.make_room(batch, waits)).await;
             room.map_err(|e| e.batch(batch))?;
-            let written = self.state.write(batch, &operators);
+            let written = self.state.write(batch, &outcome.operators);
             let written = self.checkpoint_calls.call(Phase::StateCommit, checkpoint, written).await;
             state = Some(written.map_err(|e| e.batch(batch))?);
             watch.enter(Phase::AddBatch);
         }
-        let rows = self.sinks.commit(&context, &self.epoch, filled).await.map_err(|e| e.batch(batch))?;
+        let rows = self.sinks.commit(&self.calls, &self.epoch, filled).await.map_err(|e| e.batch(batch))?;
         // `foreach_batch` may have run a plan of its own: whether it saw all rows is as uncertain.
         self.runtimes.check().map_err(|e| e.batch(batch))?;
 
         watch.enter(Phase::CommitOffsets);
-        for (node, seen) in context.event_times().iter().enumerate().filter(|(_, seen)| seen.count > 0) {
+        for (node, seen) in outcome.event_times.iter().enumerate().filter(|(_, seen)| seen.count > 0) {
             self.tracker.observe(node, seen.max_ms);
         }
         let commit = CommitEntry {
@@ -346,8 +338,8 @@ impl Driver {
         self.checkpoint_calls.call(Phase::CommitOffsets, checkpoint, committed).await.map_err(|e| e.batch(batch))?;
         watch.leave();
 
-        let operators = self.state.progress(&operators, watch.phase_ms(Phase::StateCommit));
-        self.report(started_ms, &entry, latest, &context, leaves, rows, operators, &watch);
+        let operators = self.state.progress(&operators, &outcome.operators, watch.phase_ms(Phase::StateCommit));
+        self.report(started_ms, &entry, latest, &outcome, leaves, rows, operators, &watch);
         self.previous_watermark_ms = entry.watermark_ms;
         self.ends = entry.ends;
         self.next = batch.next();
@@ -394,8 +386,8 @@ impl Driver {
         Ok(bound)
     }
 
-    /// Makes the plan fit to run again, and tells it of the batch.
-    async fn prepare(&mut self, context: &Arc<BatchContext>) -> Result<Arc<TaskContext>> {
+    /// Makes the plan fit to run again.
+    async fn make_plan_fit(&mut self) -> Result<()> {
         let now = self.clock.elapsed();
         let stale = match (self.config.static_refresh_ms, self.static_read) {
             (Some(every_ms), Some(read)) => now.saturating_sub(read).as_millis() as i64 >= every_ms,
@@ -410,21 +402,24 @@ impl Driver {
         }
         let join_reset_due = self.batches_run % BATCHES_PER_JOIN_RESET == BATCHES_PER_JOIN_RESET - 1;
         let keep = if join_reset_due { Keep::StaticRows } else { Keep::HashTables };
-        self.plan.reset(keep)?;
-        self.plan.clock.set_ms(context.time_ms);
-        self.plan.seed.set(self.shared.id, context.batch, context.time_ms);
-        let session = &self.plan.session;
-        let config = session.config().clone().with_extension(Arc::clone(context));
-        Ok(Arc::new(TaskContext::new(
-            None,
-            session.session_id().to_owned(),
-            config,
-            Default::default(),
-            Default::default(),
-            Default::default(),
-            Default::default(),
-            Arc::clone(session.runtime_env()),
-        )))
+        self.plan.reset(keep)
+    }
+
+    /// Where the tasks of a batch run that reads `leaves`.
+    fn site(&self, leaves: Vec<Option<Arc<dyn ExecutionPlan>>>, writers: Writers) -> Site {
+        Site {
+            first: self.plan.scalar_subqueries.plans().to_vec(),
+            plan: Arc::clone(&self.plan.physical),
+            session: Arc::clone(&self.plan.session),
+            clock: self.plan.clock.clone(),
+            seed: self.plan.seed.clone(),
+            watermark_nodes: self.plan.watermark_delays_ms.len(),
+            leaves,
+            states: self.state.states(),
+            writers,
+            executor: self.executor.clone(),
+            calls: self.calls.clone(),
+        }
     }
 }
 

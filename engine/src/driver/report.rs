@@ -9,8 +9,9 @@ use serde_json::Value;
 use super::Driver;
 use super::shared::Bound;
 use super::sinks::RowsGiven;
-use crate::batch::{BatchContext, EventTimeStats};
+use crate::batch::EventTimeStats;
 use crate::checkpoint::OffsetEntry;
+use crate::execution::Outcome;
 use crate::progress::{
     QueryEvent, QueryProgress, SinkProgress, SourceProgress, StateOperatorProgress, Stopwatch, rows_per_second,
     timestamp,
@@ -25,7 +26,7 @@ impl Driver {
         started_ms: i64,
         entry: &OffsetEntry,
         latest: &[Latest],
-        context: &BatchContext,
+        outcome: &Outcome,
         leaves: Vec<Option<Arc<dyn ExecutionPlan>>>,
         given: RowsGiven,
         state_operators: Vec<StateOperatorProgress>,
@@ -44,7 +45,7 @@ impl Driver {
             .enumerate()
             .map(|(number, source)| {
                 let leaves = self.plan.leaves.iter().filter(|leaf| leaf.source == number);
-                let rows = leaves.map(|leaf| context.rows_read(leaf.id)).sum();
+                let rows = leaves.map(|leaf| outcome.rows_read(leaf.id)).sum();
                 SourceProgress {
                     description: source.description(),
                     start_offset: json(self.ends.get(number).and_then(Option::as_ref)),
@@ -71,7 +72,7 @@ impl Driver {
             input_rows_per_second: rows_per_second(rows, since_last_ms),
             processed_rows_per_second: rows_per_second(rows, Some(took_ms)),
             duration_ms: self.between.durations_ms(watch),
-            event_time: self.event_time(entry.watermark_ms, &context.event_times()),
+            event_time: self.event_time(entry.watermark_ms, &outcome.event_times),
             state_operators,
             sources,
             sink: SinkProgress {

@@ -16,7 +16,6 @@ use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 
-use crate::batch::BatchContext;
 use crate::calls::Calls;
 use crate::checkpoint::Epoch;
 use crate::error::{Error, Result};
@@ -155,12 +154,16 @@ impl Sinks {
     }
 
     /// Takes what the plan has written into the output, and writes the dead letters that came of it.
-    pub(super) async fn fill(&self, context: &BatchContext, begun: Begun, receipts: Vec<Receipt>) -> Result<Filled> {
+    pub(super) async fn fill(
+        &self,
+        begun: Begun,
+        receipts: Vec<Receipt>,
+        dead_letters: Vec<RecordBatch>,
+    ) -> Result<Filled> {
         let output = Written { writers: begun.writers, receipts };
         let dead_letters = match begun.dead_letters {
             Some(writers) => {
-                let letters = context.take_dead_letters();
-                let write = write_dead_letters(&writers, letters);
+                let write = write_dead_letters(&writers, dead_letters);
                 let receipts = writers.calls.call(Phase::AddBatch, || writers.whose.clone(), write).await?;
                 Some(Written { writers, receipts })
             }
@@ -170,8 +173,8 @@ impl Sinks {
     }
 
     /// Makes the batch visible, first its dead letters, then its rows; neither, if the query was asked to drop it.
-    pub(super) async fn commit(&self, context: &BatchContext, epoch: &Epoch, filled: Filled) -> Result<RowsGiven> {
-        context.check_cancelled()?;
+    pub(super) async fn commit(&self, calls: &Calls, epoch: &Epoch, filled: Filled) -> Result<RowsGiven> {
+        calls.check_cancelled()?;
         let Filled { output, dead_letters } = filled;
         let rows = RowsGiven { output: output.rows(), dead_letters: dead_letters.as_ref().map(Written::rows) };
         if let (Some(sink), Some(written)) = (&self.dead_letters, dead_letters) {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use datafusion::physical_plan::ExecutionPlan;
 use futures::{FutureExt, StreamExt};
 
-use super::{Run, at_work};
+use super::at_work;
+use super::local::Run;
 use crate::batch::BatchContext;
 use crate::error::{Error, Result};
 use crate::id::PartitionId;
@@ -41,12 +42,12 @@ pub(super) async fn run_ahead(run: &Run, plan: &Arc<dyn ExecutionPlan>) -> Resul
 
 async fn guarded<T>(run: &Run, partition: PartitionId, work: impl Future<Output = Result<T>>) -> Result<T> {
     // After a panic nothing of the task is used again: its stream and its writer are dropped with it.
-    let done = AssertUnwindSafe(at_work(run.run_id, work)).catch_unwind().await;
+    let done = AssertUnwindSafe(at_work(run.work.run_id, work)).catch_unwind().await;
     done.unwrap_or_else(|panic| {
         let error = Error::panicked("code in the query", panic.as_ref());
         Err(error.hint("a function of the query is the likely cause; the batch is repeated at the next start"))
     })
-    .map_err(|error| error.batch(run.batch).partition(partition))
+    .map_err(|error| error.batch(run.work.batch).partition(partition))
 }
 
 async fn deal(run: &Run, exchange: &ExchangeExec, partition: PartitionId) -> Result<usize> {

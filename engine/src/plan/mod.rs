@@ -73,11 +73,11 @@ use datafusion::logical_expr::{Extension, LogicalPlan};
 use datafusion::physical_plan::{ExecutionPlan, displayable};
 
 use self::brings::{Brings, brings, queries_in};
-use self::clock::BatchClock;
+pub(crate) use self::clock::BatchClock;
 use self::names::Names;
 use self::node::join::{join_streams, unbounded_sides};
 use self::node::watermark::WatermarkNode;
-use self::random::BatchSeed;
+pub(crate) use self::random::BatchSeed;
 use self::scalar_subqueries::ScalarSubqueries;
 use self::settings::session_for_streams;
 use self::static_sides::{Keep, reset};

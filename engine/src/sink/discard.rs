@@ -72,6 +72,6 @@ impl PartitionWriter for Counter {
     }
 
     async fn finish(self: Box<Self>) -> Result<Receipt> {
-        Ok(Receipt::new(self.rows, ()))
+        Ok(Receipt::new(self.rows))
     }
 }

@@ -118,7 +118,7 @@ impl SinkWriter for ForeachBatchWriter {
 
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
         let mut partitions: Vec<Vec<RecordBatch>> =
-            receipts.into_iter().filter_map(Receipt::into_contents::<Vec<RecordBatch>>).collect();
+            receipts.into_iter().map(Receipt::into_rows).collect::<Result<_>>()?;
         if partitions.is_empty() {
             partitions.push(vec![]);
         }

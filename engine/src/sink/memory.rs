@@ -164,7 +164,8 @@ impl SinkWriter for MemoryWriter {
                 earlier.rows.clear();
             }
         }
-        let rows = receipts.into_iter().filter_map(Receipt::into_contents::<Vec<RecordBatch>>).flatten().collect();
+        let rows: Vec<Vec<RecordBatch>> = receipts.into_iter().map(Receipt::into_rows).collect::<Result<_>>()?;
+        let rows = rows.into_iter().flatten().collect();
         taken.insert(batch, Taken { by: self.own, rows });
         Ok(())
     }
@@ -182,6 +183,6 @@ impl PartitionWriter for Rows {
     }
 
     async fn finish(self: Box<Self>) -> Result<Receipt> {
-        Ok(Receipt::new(self.0.iter().map(|rows| rows.num_rows() as u64).sum(), self.0))
+        Ok(Receipt::new(self.0.iter().map(|rows| rows.num_rows() as u64).sum()).with_rows(self.0))
     }
 }

@@ -43,12 +43,15 @@ mod memory;
 
 mod receipt;
 
+pub(crate) mod rows_as_ipc;
+
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use datafusion::execution::SessionState;
+use serde::{Deserialize, Serialize};
 
 pub use self::dead_letters::{DeadLetter, DeadLetters, dead_letter_schema};
 pub use self::discard::DiscardSink;
@@ -164,7 +167,7 @@ pub struct SinkContext {
 }
 
 /// Whether a batch still has to be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Begin {
     /// Write it.
     Open,

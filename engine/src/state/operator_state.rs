@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arrow::record_batch::RecordBatch;
 use datafusion::error::Result;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
+use serde::{Deserialize, Serialize};
 
 use super::StateSpec;
 use crate::error::Error;
@@ -66,7 +67,7 @@ impl OperatorState {
 }
 
 /// What an operator did in a batch, in rows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {
     /// Rows of state that were added or changed.
     pub(crate) rows_updated: u64,

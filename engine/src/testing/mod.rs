@@ -8,6 +8,7 @@
 //! | a sink | [`sink_suite`]: every batch once, nothing visible before its commit, fenced by another run |
 //! | a job that must survive | [`falls`]: die at every call that crosses a boundary, start again, compare; [`FullDisk`] |
 //! | a job with much state | [`small_state`]: state in pieces so small that few rows fill many |
+//! | a sink | [`serialised_batches`]: what tasks give the driver is serialised on the way |
 //! | a job that two may run | [`overtaken`]: pause at every such call, let another take over, go on, compare |
 //!
 //! Rows are written down with [`table::rows`] and compared as multisets with [`assert_same_rows`].
@@ -24,6 +25,8 @@ pub mod overtaken;
 
 mod report;
 
+mod serialised;
+
 pub mod sink_suite;
 
 mod small_state;
@@ -39,5 +42,6 @@ pub use self::full_disk::FullDisk;
 pub use self::oracle::{assert_same_rows, batch_answer, batch_table, difference};
 pub use self::overtaken::{Overtaken, overtaken_at_every_moment};
 pub use self::report::Report;
+pub use self::serialised::serialised_batches;
 pub use self::small_state::small_state;
 pub use self::stream_test::StreamTest;

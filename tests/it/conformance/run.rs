@@ -107,7 +107,7 @@ impl<'a> World<'a> {
         Ok(World {
             case,
             settings,
-            ctx: SessionContext::new(),
+            ctx: crate::job::session(),
             sources,
             sink: MemorySink::new(),
             checkpoint: memory_store(),

@@ -25,7 +25,7 @@ use tidewater_connectors::kafka::{BadRecords, KafkaSink};
 use super::sinks::{Killed, Moment, Undead, Watched};
 use super::steps::{all_of, into};
 use super::{TOPIC_PARTITIONS, broker, new_topic, rows_of, settled};
-use crate::job::{PARTITIONS, finish, same, text};
+use crate::job::{PARTITIONS, finish, same, session, text};
 use crate::stateful::arrivals::{after_first, time};
 
 /// Records that are not the last one.
@@ -160,7 +160,7 @@ impl World {
             .bad_records(bad)
             .min_partitions(PARTITIONS)
             .max_offsets_per_trigger(PER_BATCH);
-        let records = SessionContext::new().read_stream(FallingSource::new(source, falls)).await?;
+        let records = session().read_stream(FallingSource::new(source, falls)).await?;
         let columns = ["at", "k", "v"].map(|name| col("value").field(name).alias(name));
         Ok(records.select(columns.to_vec())?)
     }

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use super::sinks::{Moment, Watched};
 use super::steps::{all_of, into};
 use super::{TOPIC_PARTITIONS, broker, new_topic, rows_of, settled};
-use crate::job::{PARTITIONS, finish, same, to_the_end};
+use crate::job::{PARTITIONS, finish, same, session, to_the_end};
 
 /// Records that are added together.
 const RECORDS: usize = 27;
@@ -82,7 +82,7 @@ impl Shared {
     async fn driver(&self, sink: impl Sink + 'static) -> Result<StreamWriter> {
         let source = all_of(self.broker, &self.input).min_partitions(PARTITIONS);
         let source = source.max_offsets_per_trigger(PER_BATCH as u64);
-        let records = SessionContext::new().read_stream(source).await?;
+        let records = session().read_stream(source).await?;
         let text = |name: &str| cast(col(name), DataType::Utf8);
         let copied = records
             .select(vec![text("key").alias("key"), concat(vec![text("value"), lit(", copied")]).alias("value")])?;

@@ -22,7 +22,7 @@ use tidewater_connectors::file::FileSink;
 
 use super::steps::{all_of, into, numbers, sorted, texts, values};
 use super::{TOPIC_PARTITIONS, broker, new_topic, settled};
-use crate::job::{finish, text};
+use crate::job::{finish, session, text};
 
 const PARTITIONS: usize = 2;
 
@@ -74,7 +74,7 @@ impl World {
             .commit_offsets_to_group(&self.group)
             .min_partitions(PARTITIONS)
             .max_offsets_per_trigger(PER_BATCH);
-        let records = SessionContext::new().read_stream(FallingSource::new(source, falls)).await?;
+        let records = session().read_stream(FallingSource::new(source, falls)).await?;
         let writer = records
             .select(vec![cast(col("value"), DataType::Utf8).alias("value")])?
             .write_stream(FallingSink::new(sink, falls))

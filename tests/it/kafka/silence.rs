@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
-use datafusion::prelude::SessionContext;
 use tidewater::prelude::*;
 use tidewater::source::Source;
 use tidewater::testing::source_suite::{self, SourceUnderTest};
@@ -12,7 +11,7 @@ use tidewater_book::kafka::{Broker, NewRecord, own_broker, unique_topic};
 use tidewater_connectors::kafka::{KafkaSource, StartingOffsets};
 
 use super::steps::{all_of, assert_says, numbers, run, sorted, start, stream, texts, until};
-use crate::job::{finish, to_the_end};
+use crate::job::{finish, session, to_the_end};
 
 struct Topic<'a> {
     broker: &'a Broker,
@@ -88,7 +87,7 @@ async fn seven_of_ten_records_are_unread() {
     broker.kill();
     let source = KafkaSource::subscribe(broker.bootstrap(), [&topic.name]).starting_offsets(StartingOffsets::Earliest);
     for trigger in [Trigger::Once, Trigger::AvailableNow] {
-        let stream = SessionContext::new().read_stream(source.clone()).await.unwrap();
+        let stream = session().read_stream(source.clone()).await.unwrap();
         let failed = finish(to_the_end(stream, sink.clone(), dir.path()).trigger(trigger)).await.unwrap_err();
         assert_says(&failed, ErrorKind::Unavailable, &[broker.bootstrap(), "no broker", "check that the broker runs"]);
         assert_eq!(read(), numbers(0..10));

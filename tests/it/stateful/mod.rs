@@ -18,7 +18,9 @@ use tidewater::checkpoint::{CheckpointStore, memory_store};
 use tidewater::prelude::*;
 use tidewater::sink::Sink;
 use tidewater::testing::oracle::row_lines;
-use tidewater::testing::{FallingSink, FallingSource, FallingStore, Falls, batch_table, small_state, table};
+use tidewater::testing::{
+    FallingSink, FallingSource, FallingStore, Falls, batch_table, serialised_batches, small_state, table,
+};
 
 use self::arrivals::AFTER_ALL_US;
 use crate::job::{finish, same};
@@ -110,7 +112,7 @@ impl World {
             sources: job.inputs.iter().map(source).collect(),
             sink: MemorySink::new(),
             checkpoint: memory_store(),
-            session: SessionConfig::new(),
+            session: serialised_batches(SessionConfig::new()),
         }
     }
 

@@ -234,6 +234,6 @@ impl PartitionWriter for FilesOfPartition {
         for folder in folders {
             self.finish_file(&folder).await?;
         }
-        Ok(Receipt::new(self.rows, std::mem::take(&mut self.finished)))
+        Receipt::new(self.rows).with_json(&self.finished)
     }
 }

@@ -60,13 +60,6 @@ struct Open {
     complete: bool,
 }
 
-/// What a partition hands over.
-enum Handed {
-    /// Its rows went out already.
-    Sent,
-    Kept(Vec<RecordBatch>),
-}
-
 impl KafkaWriter {
     /// Takes over from the run before, and finds out where it stopped.
     pub(super) fn open(sink: Checked, columns: Columns, context: &SinkContext) -> Result<Self> {
@@ -159,20 +152,15 @@ impl KafkaWriter {
     /// Sends what is still to be sent of a batch, then the marker: it is on its way while the rows are.
     fn complete(&self, open: &Open, receipts: Vec<Receipt>) -> Result<()> {
         let sender = &self.shared.sender;
-        let mut handed = vec![];
-        for receipt in receipts {
-            let contents: Option<Handed> = receipt.into_contents();
-            handed.push(contents.ok_or_else(|| Error::internal("the Kafka sink was given a foreign receipt"))?);
-        }
-        if open.sends && self.marker.is_some() && !handed.iter().any(|handed| matches!(handed, Handed::Sent)) {
+        // Rows that went out already are in no receipt.
+        let has_sent = receipts.iter().any(|receipt| !receipt.has_contents());
+        if open.sends && self.marker.is_some() && !has_sent {
             // They cannot be told apart from others in the transaction.
             sender.give_up()?;
             return Err(Error::internal("rows of a partition that was given up had gone out to Kafka already"));
         }
-        for handed in handed {
-            if let Handed::Kept(kept) = handed {
-                kept.iter().try_for_each(|rows| sender.send(&self.shared.columns, rows))?;
-            }
+        for receipt in receipts.into_iter().filter(Receipt::has_contents) {
+            receipt.into_rows()?.iter().try_for_each(|rows| sender.send(&self.shared.columns, rows))?;
         }
         match &self.marker {
             Some(marker) => sender.mark(&marker.offset(open.batch.0 + 1)?, marker.group()),
@@ -234,7 +222,11 @@ impl PartitionWriter for KafkaRows {
 
     async fn finish(self: Box<Self>) -> Result<Receipt> {
         let KafkaRows { rows, kept, .. } = *self;
-        Ok(Receipt::new(rows, kept.map_or(Handed::Sent, Handed::Kept)))
+        let receipt = Receipt::new(rows);
+        Ok(match kept {
+            Some(kept) => receipt.with_rows(kept),
+            None => receipt,
+        })
     }
 }
 
@@ -263,14 +255,14 @@ mod tests {
         }
     }
 
-    async fn receipt(writer: &KafkaWriter, batch: u64, partition: usize, rows: &[RecordBatch]) -> Handed {
+    async fn receipt(writer: &KafkaWriter, batch: u64, partition: usize, rows: &[RecordBatch]) -> Receipt {
         let mut partition = writer.partition(BatchId(batch), PartitionId(partition)).unwrap();
         for rows in rows {
             partition.write(rows.clone()).await.unwrap();
         }
         let receipt = partition.finish().await.unwrap();
         assert_eq!(receipt.rows, rows.iter().map(|rows| rows.num_rows() as u64).sum::<u64>());
-        receipt.into_contents().unwrap()
+        receipt
     }
 
     #[tokio::test]
@@ -278,10 +270,10 @@ mod tests {
         let writer = alone();
         assert_eq!(writer.begin(BatchId(3)).await.unwrap(), Begin::Open);
         let some = [rows(&["a", "b"]), rows(&["c"])];
-        assert!(matches!(receipt(&writer, 3, 1, &some).await, Handed::Kept(kept) if kept.len() == 2));
-        assert!(matches!(receipt(&writer, 2, 0, &some).await, Handed::Kept(_)), "of a batch that was not begun");
-        assert!(matches!(receipt(&writer, 3, 0, &[]).await, Handed::Sent));
-        assert!(matches!(receipt(&writer, 3, 0, &some).await, Handed::Kept(_)), "the second of its kind");
+        assert_eq!(receipt(&writer, 3, 1, &some).await.into_rows().unwrap().len(), 2);
+        assert!(receipt(&writer, 2, 0, &some).await.has_contents(), "of a batch that was not begun");
+        assert!(!receipt(&writer, 3, 0, &[]).await.has_contents());
+        assert!(receipt(&writer, 3, 0, &some).await.has_contents(), "the second of its kind");
     }
 
     #[tokio::test]
@@ -289,7 +281,7 @@ mod tests {
         let writer = alone();
         assert!(writer.commit(BatchId(0), vec![]).await.is_err());
         writer.begin(BatchId(0)).await.unwrap();
-        assert!(writer.commit(BatchId(0), vec![Receipt::new(1, "foreign")]).await.is_err());
+        assert!(writer.commit(BatchId(0), vec![Receipt::new(1).with_json(&"foreign").unwrap()]).await.is_err());
         writer.begin(BatchId(0)).await.unwrap();
         writer.commit(BatchId(0), vec![]).await.unwrap();
         writer.commit(BatchId(0), vec![]).await.unwrap();

@@ -8,7 +8,7 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit, TimestampMillisecondType};
 use arrow::record_batch::RecordBatch;
 use arrow::util::pretty::pretty_format_batches;
-use datafusion::prelude::{DataFrame, SessionContext};
+use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use serde_json::{Value, json};
 
 use super::{Configure, Step};
@@ -20,7 +20,7 @@ use crate::query::{StreamingContext, StreamingDataFrame, StreamingQuery};
 use crate::sink::MemorySink;
 use crate::source::MemorySource;
 use crate::testing::oracle::difference;
-use crate::testing::table;
+use crate::testing::{serialised_batches, table};
 
 /// Where the clock stands when a test begins: 2024-01-01T00:00:00 UTC.
 const START_MS: i64 = 1_704_067_200_000;
@@ -54,7 +54,7 @@ where
         sources: Vec<(String, Vec<(String, String)>)>,
         configure: Configure,
     ) -> Result<Self> {
-        let ctx = SessionContext::new();
+        let ctx = SessionContext::new_with_config(serialised_batches(SessionConfig::new()));
         let mut made = BTreeMap::new();
         for (name, columns) in sources {
             let columns: Vec<(&str, &str)> = columns.iter().map(|(c, t)| (c.as_str(), t.as_str())).collect();

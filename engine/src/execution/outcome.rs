@@ -1,0 +1,76 @@
+//! A batch after it ran.
+
+use arrow::record_batch::RecordBatch;
+use serde::{Deserialize, Serialize};
+
+use crate::batch::{BatchContext, EventTimeStats};
+use crate::sink::{Receipt, rows_as_ipc};
+use crate::source::LeafId;
+use crate::state::{Counts, OperatorRun};
+
+/// What came of a batch, as data.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Outcome {
+    /// Of the partitions that had rows, in partition order.
+    pub(crate) receipts: Vec<Receipt>,
+    /// By leaf: rows that came in.
+    rows_read: Vec<u64>,
+    /// By `with_watermark` node: the event times it saw.
+    pub(crate) event_times: Vec<EventTimeStats>,
+    /// By stateful operator.
+    pub(crate) operators: Vec<OperatorOutcome>,
+    /// Records that could not be read.
+    #[serde(with = "rows_as_ipc")]
+    pub(crate) dead_letters: Vec<RecordBatch>,
+}
+
+/// What a stateful operator did in a batch.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct OperatorOutcome {
+    /// What changed in its state, in the columns of its files; those of the first partition first.
+    #[serde(with = "rows_as_ipc")]
+    pub(crate) changes: Vec<RecordBatch>,
+    /// By side: up to when rows were evicted, in µs; `i64::MIN` for not at all.
+    pub(crate) evicted_us: Vec<i64>,
+    pub(crate) counts: Counts,
+    /// Rows of state, in all partitions.
+    pub(crate) rows: u64,
+    /// The memory that they take, in bytes.
+    pub(crate) bytes: u64,
+}
+
+impl Outcome {
+    /// What a batch that has run left behind. Its dead letters and changes are moved.
+    pub(super) fn of(
+        batch: &BatchContext,
+        leaves: usize,
+        operators: &[impl AsRef<OperatorRun>],
+        receipts: Vec<Receipt>,
+    ) -> Self {
+        Outcome {
+            receipts,
+            rows_read: (0..leaves).map(|leaf| batch.rows_read(LeafId(leaf))).collect(),
+            event_times: batch.event_times(),
+            operators: operators.iter().map(|run| OperatorOutcome::of(run.as_ref())).collect(),
+            dead_letters: batch.take_dead_letters(),
+        }
+    }
+
+    /// Rows that came in at a leaf.
+    pub(crate) fn rows_read(&self, leaf: LeafId) -> u64 {
+        self.rows_read.get(leaf.0).copied().unwrap_or(0)
+    }
+}
+
+impl OperatorOutcome {
+    fn of(run: &OperatorRun) -> Self {
+        let (rows, bytes) = run.state.size();
+        OperatorOutcome {
+            changes: run.changes(),
+            evicted_us: run.evicted_us(),
+            counts: run.counts(),
+            rows: rows as u64,
+            bytes: bytes as u64,
+        }
+    }
+}
