@@ -395,6 +395,7 @@ async fn progress_tells_all_time() {
     let progress = query.recent_progress();
     let told = |batch: usize, phase: &str| progress[batch].duration_ms.get(phase).copied().unwrap_or_default();
     assert_eq!((told(0, "loading"), told(0, "addBatch"), told(0, "triggerExecution")), (1_000.0, 100.0, 100.0));
+    assert!(progress[1].duration_ms.contains_key("merging"), "this query has state");
     assert!(progress[1].duration_ms.contains_key("cleanUp") && !progress[1].duration_ms.contains_key("loading"));
     let between = ["loading", "restarting", "cleanUp", "waiting", "triggerExecution"];
     let all: f64 = (0..progress.len()).flat_map(|batch| between.map(|phase| told(batch, phase))).sum();

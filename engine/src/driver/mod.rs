@@ -305,13 +305,14 @@ impl Driver {
 
         let mut state = None;
         if !self.state.is_empty() {
-            watch.enter(Phase::StateCommit);
+            watch.enter(Phase::Merging);
             let waits = || {
                 let what = format!("batch {batch} waits until files of its state are merged: storage does not keep up");
                 self.shared.say(what, true);
             };
             let room = self.calls.unless_cancelled(self.state.make_room(batch, waits)).await;
             room.map_err(|e| e.batch(batch))?;
+            watch.enter(Phase::StateCommit);
             let written = self.state.write(batch, &outcome.operators);
             let written = self.checkpoint_calls.call(Phase::StateCommit, checkpoint, written).await;
             state = Some(written.map_err(|e| e.batch(batch))?);

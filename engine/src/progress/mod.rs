@@ -40,9 +40,10 @@ pub struct QueryProgress {
     pub input_rows_per_second: f64,
     /// Rows read, per second of this batch.
     pub processed_rows_per_second: f64,
-    /// Milliseconds per phase, to the microsecond: `latestOffset`, `walCommit`, `getBatch`, `addBatch`, `stateCommit`, `commitOffsets`,
-    /// `triggerExecution`, which is the whole of these. What was between the batch before and this one comes on top of it: `cleanUp`
-    /// and `waiting`; before the first batch `loading`, or `restarting` after a failure, in the place of `cleanUp`.
+    /// Milliseconds per phase, to the microsecond: `latestOffset`, `walCommit`, `getBatch`, `addBatch`, `merging`, `stateCommit`,
+    /// `commitOffsets`, and `triggerExecution`, which is the whole of these. What was between the batch before and this one comes
+    /// on top of it: `cleanUp` and `waiting`; before the first batch `loading`, or `restarting` after a failure, in the place of
+    /// `cleanUp`.
     pub duration_ms: BTreeMap<String, f64>,
     /// `watermark`, and `min`, `max`, `avg` of the event times seen. Empty for a query without watermark. `outOfRange`, if
     /// there are any: how many rows had a time too far from 1970 to be told in microseconds, and so count as rows without.

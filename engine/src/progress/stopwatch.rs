@@ -21,6 +21,8 @@ pub(crate) enum Phase {
     AddBatch,
     /// Writing what the batch changed in the state of its operators. Spark has no name for it.
     StateCommit,
+    /// Waiting until files of state are merged, of which too many wait.
+    Merging,
     /// Writing `commits/N`.
     CommitOffsets,
     /// Before the first batch of a run: planning, reading the checkpoint, loading state, opening sources and sinks.
@@ -42,6 +44,7 @@ impl Phase {
             Phase::QueryPlanning => "queryPlanning",
             Phase::AddBatch => "addBatch",
             Phase::StateCommit => "stateCommit",
+            Phase::Merging => "merging",
             Phase::CommitOffsets => "commitOffsets",
             Phase::Loading => "loading",
             Phase::Restarting => "restarting",
