@@ -9,6 +9,7 @@
 //! | a job that must survive | [`falls`]: die at every call that crosses a boundary, start again, compare; [`FullDisk`] |
 //! | a job with much state | [`small_state`]: state in pieces so small that few rows fill many |
 //! | a sink | [`serialised_batches`]: what tasks give the driver is serialised on the way |
+//! | a job with little memory | [`limited_memory`]: a pool of so many bytes, which must be whole again when the job has ended |
 //! | a job that two may run | [`overtaken`]: pause at every such call, let another take over, go on, compare |
 //!
 //! Rows are written down with [`table::rows`] and compared as multisets with [`assert_same_rows`].
@@ -18,6 +19,8 @@
 pub mod falls;
 
 mod full_disk;
+
+mod limited_memory;
 
 pub mod oracle;
 
@@ -39,6 +42,7 @@ pub mod table;
 
 pub use self::falls::{FallingSink, FallingSource, FallingStore, Falls, every_fall};
 pub use self::full_disk::FullDisk;
+pub use self::limited_memory::limited_memory;
 pub use self::oracle::{assert_same_rows, batch_answer, batch_table, difference};
 pub use self::overtaken::{Overtaken, overtaken_at_every_moment};
 pub use self::report::Report;

@@ -13,13 +13,15 @@ use arrow::array::{ArrayRef, AsArray, BooleanArray, Float64Array};
 use arrow::compute::{cast, filter_record_batch};
 use arrow::datatypes::{DataType, Float64Type, SchemaRef, TimeUnit, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::*;
 use tidewater::checkpoint::{CheckpointStore, memory_store};
 use tidewater::prelude::*;
 use tidewater::sink::Sink;
 use tidewater::testing::oracle::row_lines;
 use tidewater::testing::{
-    FallingSink, FallingSource, FallingStore, Falls, batch_table, serialised_batches, small_state, table,
+    FallingSink, FallingSource, FallingStore, Falls, batch_table, limited_memory, serialised_batches, small_state,
+    table,
 };
 
 use self::arrivals::AFTER_ALL_US;
@@ -101,7 +103,12 @@ pub(crate) struct World {
     pub(crate) sink: MemorySink,
     pub(crate) checkpoint: Arc<dyn CheckpointStore>,
     session: SessionConfig,
+    /// Its memory is little, and what a run took it gives back, whichever way it ends.
+    runtime: Arc<RuntimeEnv>,
 }
+
+/// What the rows of a test and their state fit into many times. Each sort of DataFusion asks for 10 MB before it begins.
+const MEMORY_BYTES: usize = 64 << 20;
 
 impl World {
     /// One without rows yet.
@@ -113,6 +120,7 @@ impl World {
             sink: MemorySink::new(),
             checkpoint: memory_store(),
             session: serialised_batches(SessionConfig::new()),
+            runtime: limited_memory(MEMORY_BYTES).unwrap(),
         }
     }
 
@@ -145,7 +153,7 @@ impl World {
         partitions: usize,
         falls: &Falls,
     ) -> Result<StreamWriter> {
-        let ctx = SessionContext::new_with_config(self.session.clone());
+        let ctx = SessionContext::new_with_config_rt(self.session.clone(), Arc::clone(&self.runtime));
         let mut streams = vec![];
         for source in &self.sources {
             streams.push(ctx.read_stream(FallingSource::new(source.clone(), falls)).await?);
@@ -161,7 +169,9 @@ impl World {
 
     /// Runs the query until it has taken all there is.
     pub(crate) async fn run(&self, partitions: usize, falls: &Falls) -> Result<()> {
-        finish(self.writer(self.sink.clone(), partitions, falls).await?).await.map(|_| ())
+        let ended = finish(self.writer(self.sink.clone(), partitions, falls).await?).await.map(|_| ());
+        assert_eq!(self.runtime.memory_pool.reserved(), 0, "{} kept memory: {ended:?}", self.job.name);
+        ended
     }
 
     /// What came out so far.
