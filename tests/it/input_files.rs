@@ -169,3 +169,67 @@ async fn an_output_folder_that_moved_is_told_as_what_it_is() {
     assert_eq!(read().await.unwrap(), ["x 1", "x 3", "y 2", "z 4"]);
     assert_eq!(committed_rows(&path("moved"), Format::Json, &schema).await.unwrap().len(), 3);
 }
+
+/// Into a folder below, a file that was read there could not be told from one that was read before the move.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_that_could_not_be_told_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let read = async |from: &str, moved: Option<(&str, &str)>| {
+        let stream = SessionContext::new().read_stream(source(&path(from))).await.unwrap();
+        let writer = to_the_end(stream, FileSink::json(text(&path("out"))), &path("checkpoint"));
+        finish(match moved {
+            Some((from, to)) => writer.moved(uri(dir.path(), from), uri(dir.path(), to)),
+            None => writer,
+        })
+        .await
+    };
+    input(&path("in"));
+    read("in", None).await.unwrap();
+    std::fs::create_dir(path("in/sub")).unwrap();
+    std::fs::rename(path("in/a"), path("in/sub/a")).unwrap();
+    let refused = read("in/sub", Some(("in", "in/sub"))).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::IncompatibleCheckpoint, "{refused}");
+    assert!(refused.message().contains("lies within the other"), "{refused}");
+    // Beside it, it is as ever.
+    std::fs::create_dir(path("beside")).unwrap();
+    std::fs::rename(path("in/sub/a"), path("beside/a")).unwrap();
+    put_file(&path("beside"), "c", b"z,4\n").unwrap();
+    read("beside", Some(("in", "beside"))).await.unwrap();
+    let written = committed_rows(&path("out"), Format::Json, &table::schema(&COLUMNS).unwrap()).await.unwrap();
+    let expected = table::rows(&table::schema(&COLUMNS).unwrap(), &json!([["x", 1], ["y", 2], ["x", 3], ["z", 4]]));
+    assert_same_rows(&[expected.unwrap()], &written);
+}
+
+/// What was read by the log of a file sink is not read without it: files of batches that failed lie there, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_that_lost_its_log_is_not_listed_instead() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let stream = SessionContext::new().read_stream(input(&path("in"))).await.unwrap();
+    finish(to_the_end(stream, FileSink::csv(text(&path("middle"))), &path("checkpoint 1"))).await.unwrap();
+    put_file(&path("middle"), "part-stray.csv", b"stray,9\n").unwrap();
+    let read = async |trigger| {
+        let stream = SessionContext::new().read_stream(source(&path("middle"))).await.unwrap();
+        let writer = to_the_end(stream, FileSink::json(text(&path("out"))), &path("checkpoint 2"));
+        writer.trigger(trigger).start().await
+    };
+    let running = read(Trigger::AsFastAsPossible).await.unwrap();
+    running.process_all_available().await.unwrap();
+    std::fs::rename(path("middle/_spark_metadata"), path("log")).unwrap();
+    let told = running.process_all_available().await.unwrap_err();
+    assert!(told.to_string().contains("log of the file sink"), "{told}");
+    running.stop().await.unwrap();
+    let told = match read(Trigger::AvailableNow).await {
+        Ok(query) => query.await_termination().await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert_eq!(told.kind(), ErrorKind::Unavailable, "{told}");
+    assert!(told.file_name().unwrap().ends_with("/middle/_spark_metadata"), "{told}");
+    // Put back, it is as it was.
+    std::fs::rename(path("log"), path("middle/_spark_metadata")).unwrap();
+    read(Trigger::AvailableNow).await.unwrap().await_termination().await.unwrap();
+    let written = committed_rows(&path("out"), Format::Json, &table::schema(&COLUMNS).unwrap()).await.unwrap();
+    let expected = table::rows(&table::schema(&COLUMNS).unwrap(), &json!([["x", 1], ["y", 2], ["x", 3]])).unwrap();
+    assert_same_rows(&[expected], &written);
+}

@@ -173,6 +173,22 @@ mod tests {
         assert!(error.message().contains("another store"), "{error}");
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn an_archive_that_a_link_leads_into_the_input_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name).display().to_string();
+        std::fs::create_dir_all(at("in/old")).unwrap();
+        std::fs::create_dir_all(at("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(at("in/old"), at("link")).unwrap();
+        std::os::unix::fs::symlink(at("elsewhere"), at("in/away")).unwrap();
+        let check = |archive: &str| {
+            Cleaner::new(&CleanSource::Archive(at(archive)), &Pattern::parse(&at("in")).unwrap()).map(|_| ())
+        };
+        assert!(check("link").is_err() && check("link/new").is_err() && check("in/old").is_err());
+        check("elsewhere").unwrap();
+    }
+
     #[tokio::test]
     async fn a_file_keeps_its_whole_path_in_the_archive() {
         let root = tempfile::tempdir().unwrap();

@@ -11,6 +11,7 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::physical_plan::ExecutionPlan;
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::ObjectStoreExt;
+use tidewater::checkpoint::with_version;
 use tidewater::error::{Error, ErrorKind, Result};
 use tidewater::source::{
     FILE_NAME_COLUMN, Latest, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, SourceReader,
@@ -21,6 +22,7 @@ use super::clean::{CleanSource, Cleaner};
 use super::format::{Format, ParseMode};
 use super::left_out::LeftOut;
 use super::listing::{ListedFile, Listing, Pattern, Remembered};
+use super::manifest::MANIFEST_FOLDER;
 use super::place::root_of_place;
 use super::scan::parquet::{MIN_CUT_BYTES, ParquetOpener};
 use super::scan::problem::gone;
@@ -31,6 +33,9 @@ use super::seen::{Known, SeenFiles};
 use super::settings::Settings;
 use super::source_log::{FileEntry, SourceLog, log_offset, offset};
 use super::uri::FileLocation;
+
+/// The file in the source's log that says that the log of a file sink counts. Its name is no number: Spark passes it over.
+const SINK_LOG: &str = "tidewater.sink-log";
 
 /// How many files are asked for their size at a time.
 const HEADS_AT_ONCE: usize = 16;
@@ -60,6 +65,8 @@ pub(super) struct FileReader {
     recent: BTreeMap<u64, Vec<ListedFile>>,
     /// Whether a file sink writes the folder, so that its log counts; `None` until there is something to tell by.
     sink_log: Option<bool>,
+    /// Whether it is written down that the log counts: without it, files of batches that failed would be read, too.
+    reads_sink_log: bool,
     /// Whether the folder above all files has been there: it must be as long as the query.
     root_was_there: bool,
     cleaner: Option<Cleaner>,
@@ -97,15 +104,17 @@ impl FileReader {
         // Whoever has read files there, or names a folder and not a glob, knows that it was.
         let root_was_there = !pattern.is_glob() || log.latest().is_some();
         let former: Vec<String> = context.former_places.iter().map(|place| root_of_place(place)).collect();
-        let log = log.moved(&former, &root_of_place(&pattern.place()));
+        let deep = pattern.recursive || pattern.is_glob();
+        let log = log.moved(&former, &root_of_place(&pattern.place()), deep)?;
         let mut seen = SeenFiles::new(settings.effective_age_ms(), settings.by_name);
-        for entry in log.all().await? {
+        for entry in log.whole().await? {
             seen.add(&entry.path, entry.timestamp);
         }
         seen.purge();
         if cleaner.is_none() || !is_gone_after_reading(&pattern, &seen) {
             exists?;
         }
+        let reads_sink_log = context.log.read(SINK_LOG).await?.is_some();
         let reader = FileReader {
             pattern,
             format,
@@ -120,7 +129,8 @@ impl FileReader {
             left_out: LeftOut::default(),
             is_frozen: false,
             recent: BTreeMap::new(),
-            sink_log: None,
+            sink_log: reads_sink_log.then_some(true),
+            reads_sink_log,
             root_was_there,
             cleaner,
             clean_from: None,
@@ -147,6 +157,18 @@ impl FileReader {
         Ok(())
     }
 
+    fn lost_sink_log(&self) -> Error {
+        Error::new(
+            ErrorKind::Unavailable,
+            format!(
+                "the log of the file sink that writes `{}` is gone: which files count cannot be known",
+                self.pattern
+            ),
+        )
+        .file(format!("{}/{MANIFEST_FOLDER}", self.pattern.root().uri()))
+        .hint("put the folder back; to read whatever files lie there, start with a new checkpoint")
+    }
+
     /// The files that are there, but for those that `before` remembers.
     async fn list(&mut self, before: Remembered) -> Result<(Listing, Remembered)> {
         if self.cleaner.is_some() && is_gone_after_reading(&self.pattern, &self.seen) {
@@ -157,6 +179,10 @@ impl FileReader {
         }
         let mut found = match self.sink_log {
             Some(true) => {
+                self.pattern.check_still_there(&mut self.root_was_there)?;
+                if !self.pattern.has_sink_log(self.runtime()).await? {
+                    return Err(self.lost_sink_log());
+                }
                 let files = self.pattern.committed(self.runtime()).await?;
                 (Listing { files, is_whole: true, ..Listing::default() }, before)
             }
@@ -222,6 +248,10 @@ impl FileReader {
         let id = self.log.latest().map_or(0, |latest| latest + 1);
         let entry = |file: &ListedFile| FileEntry { path: file.uri.clone(), timestamp: file.modified_ms, batch_id: id };
         let entries: Vec<_> = files.iter().map(entry).collect();
+        if self.sink_log == Some(true) && !self.reads_sink_log {
+            self.context.log.create(SINK_LOG, with_version([]).into()).await?;
+            self.reads_sink_log = true;
+        }
         self.log.add(id, &entries).await?;
         self.log.purge().await;
         for file in &files {

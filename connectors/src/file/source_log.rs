@@ -3,6 +3,7 @@
 //! Entry N lists the files of source batch N and is written before `latest_offset` returns `{"logOffset":N}`. So a replay
 //! of a batch reads the same files, whatever has been added to the folder since.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -43,9 +44,24 @@ impl SourceLog {
 
     /// What the log has below one of the `former` folders is below `now`, which is what the log tells from here on. On disk it
     /// stays as it is.
-    pub(super) fn moved(mut self, former: &[String], now: &str) -> Self {
+    ///
+    /// Where files may be read in both, one within the other, it cannot be told which of the two an entry means: that is an
+    /// error. Only of a folder `now` that is not `deep`, a former one within it is never read.
+    pub(super) fn moved(mut self, former: &[String], now: &str, deep: bool) -> Result<Self> {
+        let within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
+        let both = |former: &str| within(now, former) || within(former, now) && (deep || former.contains('='));
+        if let Some(former) = former.iter().find(|former| both(former)) {
+            return Err(Error::new(
+                ErrorKind::IncompatibleCheckpoint,
+                format!(
+                    "the source was moved from `{former}` to `{now}`, and one lies within the other: a file that was read \
+                     could not be told from one that was not"
+                ),
+            )
+            .hint("move the files to a folder neither above nor below it, or start with a new checkpoint"));
+        }
         self.moved = former.iter().map(|former| (former.clone(), now.to_owned())).collect();
-        self
+        Ok(self)
     }
 
     fn at_home(&self, mut entry: FileEntry) -> FileEntry {
@@ -65,6 +81,17 @@ impl SourceLog {
     /// All files ever offered, oldest batch first.
     pub(super) async fn all(&self) -> Result<Vec<FileEntry>> {
         Ok(self.log.all().await?.into_iter().map(|entry| self.at_home(entry)).collect())
+    }
+
+    /// All files ever offered. No source batch is without a file: one that is has lost its lines.
+    pub(super) async fn whole(&self) -> Result<Vec<FileEntry>> {
+        let all = self.all().await?;
+        let told: HashSet<u64> = all.iter().map(|entry| entry.batch_id).collect();
+        match (0..self.latest().map_or(0, |latest| latest + 1)).find(|id| !told.contains(id)) {
+            Some(id) => Err(Error::damaged(format!("the file source's log names no file for source batch {id}"))
+                .hint("restore the `sources` folder of the checkpoint from a backup, or start with a new checkpoint")),
+            None => Ok(all),
+        }
     }
 
     /// What was added since the log was opened.
@@ -209,6 +236,37 @@ mod tests {
         let error = log.add(1, &[entry(1)]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::DamagedCheckpoint, "{error}");
         assert!(store.list("").await.unwrap().is_empty(), "nothing is written into the void");
+    }
+
+    #[tokio::test]
+    async fn a_source_batch_that_lost_its_lines_is_missed() {
+        let store = memory_store();
+        let mut log = SourceLog::open(Arc::clone(&store), 100).await.unwrap();
+        for id in 0..3 {
+            log.add(id, &[entry(id)]).await.unwrap();
+        }
+        assert_eq!(log.whole().await.unwrap().len(), 3);
+        store.delete("1").await.unwrap();
+        store.create("1", "v1".into()).await.unwrap();
+        let error = log.whole().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DamagedCheckpoint, "{error}");
+        assert!(error.message().contains("source batch 1"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn folders_within_each_other_cannot_be_told_apart() {
+        for (former, now, deep, fits) in [
+            ("file:///in", "file:///in2", true, true),
+            ("file:///in", "file:///in", true, true),
+            ("file:///in", "file:///in/sub", false, false),
+            ("file:///in/sub", "file:///in", false, true),
+            ("file:///in/sub", "file:///in", true, false),
+            ("file:///in/k=1", "file:///in", false, false),
+        ] {
+            let log = SourceLog::open(memory_store(), 100).await.unwrap();
+            let moved = log.moved(&[former.to_owned()], now, deep);
+            assert_eq!(moved.is_ok(), fits, "{former} {now} {deep}");
+        }
     }
 
     #[test]

@@ -113,19 +113,20 @@ impl Pattern {
         globs.fold(self.root().uri().trim_end_matches('/').to_owned(), |place, step| place + "/" + &text(step))
     }
 
+    /// The steps, links followed as far as names lead.
+    fn resolved_steps(&self) -> Vec<Step> {
+        let names = self.steps.iter().map_while(|step| match step {
+            Step::Name(name) => Some(name.clone()),
+            Step::Glob(_) => None,
+        });
+        let root: Vec<String> = names.collect();
+        let globs = self.steps.get(root.len()..).unwrap_or_default().to_vec();
+        resolved(&self.store, root).into_iter().map(Step::Name).chain(globs).collect()
+    }
+
     /// Whether the files of a sink would be listed here, links followed.
     pub(super) fn takes_files_of(&self, sink: &SinkFolder) -> bool {
-        let names = |steps: &[Step]| -> Vec<String> {
-            let names = steps.iter().map_while(|step| match step {
-                Step::Name(name) => Some(name.clone()),
-                Step::Glob(_) => None,
-            });
-            names.collect()
-        };
-        let root = names(&self.steps);
-        let globs = self.steps.get(root.len()..).unwrap_or_default();
-        let steps: Vec<Step> =
-            resolved(&self.store, root).into_iter().map(Step::Name).chain(globs.iter().cloned()).collect();
+        let steps = self.resolved_steps();
         let path = sink.path();
         if self.store != sink.store || steps.len() > path.len() {
             return false;
@@ -153,10 +154,11 @@ impl Pattern {
         self.steps.iter().any(|step| matches!(step, Step::Glob(_)))
     }
 
-    /// True if files put below `folder` might be taken for input.
+    /// True if files put below `folder` might be taken for input, links followed.
     pub(super) fn may_contain(&self, folder: &FileLocation) -> bool {
-        let names: Vec<_> = folder.path.parts().collect();
-        folder.store == self.store && self.steps.iter().zip(&names).all(|(step, name)| step.matches(name.as_ref()))
+        let names = folder.names().iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+        let names = resolved(&folder.store, names);
+        folder.store == self.store && self.resolved_steps().iter().zip(&names).all(|(step, name)| step.matches(name))
     }
 
     /// An error if the path names nothing. A glob may: its folders may come later. So may a prefix of an object store.
