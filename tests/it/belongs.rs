@@ -26,7 +26,12 @@ async fn run(folder: &Path, source: &MemorySource, sql: &str) -> Result<Vec<Stri
     // Structs whose fields can be asked for by name.
     let stream = ctx.read_stream(source.clone()).await?;
     ctx.register_table("plain", stream.into_view())?;
-    let t = "SELECT *, named_struct('a', v, 'b', id) AS st, named_struct('a', id) AS mp FROM plain";
+    for (table, first) in [("s1", 1), ("s2", 5)] {
+        let rows = format!("CREATE TABLE {table} AS VALUES ('a', {first}), ('A', {}), ('b', 3)", first + 1);
+        ctx.sql(&rows).await?.collect().await?;
+    }
+    let t = "SELECT *, named_struct('a', v, 'b', id) AS st, named_struct('a', id) AS mp, \
+             make_array(v, id) AS va, make_array(id, id + 1) AS vb FROM plain";
     ctx.register_table("t", ctx.sql(t).await?.into_view())?;
     let sink = MemorySink::new();
     finish(to_the_end(ctx.sql(sql).await?, sink.clone(), folder).output_mode(OutputMode::Update)).await?;
@@ -107,6 +112,30 @@ async fn state_is_continued_by_what_it_means() {
                 "SELECT a.k FROM t a JOIN t b ON a.k = b.k AND a.v < b.v",
             ],
         ),
+        // What a join keeps beside its keys.
+        (
+            "SELECT a.k, a.w FROM (SELECT k, v AS w FROM t) a JOIN t b ON a.k = b.k",
+            vec!["SELECT x.z, x.k FROM (SELECT k, v AS z FROM t) x JOIN t y ON x.k = y.k"],
+            vec![
+                "SELECT a.k, a.w FROM (SELECT k, id AS w FROM t) a JOIN t b ON a.k = b.k",
+                "SELECT a.k, a.w FROM (SELECT k, v + 1 AS w FROM t) a JOIN t b ON a.k = b.k",
+            ],
+        ),
+        (
+            "SELECT x, sum(v) AS s FROM (SELECT unnest(l) AS x, v FROM (SELECT va AS l, v FROM t)) GROUP BY x",
+            vec!["SELECT y, sum(v) AS s FROM (SELECT unnest(m) AS y, v FROM (SELECT va AS m, v FROM t)) GROUP BY y"],
+            vec!["SELECT x, sum(v) AS s FROM (SELECT unnest(l) AS x, v FROM (SELECT vb AS l, v FROM t)) GROUP BY x"],
+        ),
+        // Columns of the same name in two tables that do not stream.
+        (
+            "SELECT s1.column2 AS n, sum(v) AS s FROM t JOIN s1 ON k = s1.column1 JOIN s2 ON k = s2.column1 GROUP BY s1.column2",
+            vec![
+                "SELECT a.column2 AS m, sum(v) AS s FROM t JOIN s1 a ON k = a.column1 JOIN s2 b ON k = b.column1 GROUP BY a.column2",
+            ],
+            vec![
+                "SELECT s2.column2 AS n, sum(v) AS s FROM t JOIN s1 ON k = s1.column1 JOIN s2 ON k = s2.column1 GROUP BY s2.column2",
+            ],
+        ),
         (
             "SELECT k, sum(v) AS s FROM (SELECT k, v FROM t UNION ALL SELECT j, id FROM t) GROUP BY k",
             vec![],
@@ -127,6 +156,56 @@ async fn state_is_continued_by_what_it_means() {
             source.add(vec![rows()]).unwrap();
             run(dir.path(), &source, same).await.unwrap_or_else(|e| panic!("{sql}, then {same}: {e}"));
         }
+    }
+}
+
+/// Rows with times that are told by text, too.
+fn timed() -> arrow::record_batch::RecordBatch {
+    let schema = table::schema(&[("ts", "timestamp"), ("text", "string"), ("v", "long")]).unwrap();
+    let rows =
+        json!([["2024-01-01T00:01:00Z", "2024-01-01 23:30:00", 1], ["2024-01-01T00:12:00Z", "2024-01-02 01:00:00", 2]]);
+    table::rows(&schema, &rows).unwrap()
+}
+
+/// The same, of a statement over windows, in a time zone.
+async fn run_timed(folder: &Path, source: &MemorySource, sql: &str, mode: OutputMode, zone: &str) -> Result<()> {
+    let mut config = SessionConfig::new();
+    config.options_mut().execution.time_zone = Some(zone.to_owned());
+    let ctx = SessionContext::new_with_config(config);
+    let stream = ctx.read_stream(source.clone()).await?.with_watermark("ts", "5 minutes")?;
+    ctx.register_table("t", stream.into_view())?;
+    let query = ctx.streaming_sql(sql).await?;
+    finish(to_the_end(query, MemorySink::new(), folder).output_mode(mode)).await.map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn windows_and_what_the_session_decides_belong_to_the_meaning() {
+    use OutputMode::{Append, Complete, Update};
+    let sliding = "SELECT window.start, sum(v) AS s FROM t GROUP BY window(ts, '10 minutes', '5 minutes')";
+    let other_slide = "SELECT window.start, sum(v) AS s FROM t GROUP BY window(ts, '10 minutes', '2 minutes')";
+    let spelled = "SELECT window.start AS b, sum(v) AS x FROM t GROUP BY window(ts, '600 seconds', '300 seconds')";
+    let by_text =
+        "SELECT to_char(to_timestamp(text), '%d') AS d, sum(v) AS s FROM t GROUP BY to_char(to_timestamp(text), '%d')";
+    for (first, second, fits) in [
+        ((sliding, Update, "+00:00"), (spelled, Update, "+01:00"), true),
+        ((sliding, Update, "+00:00"), (other_slide, Update, "+00:00"), false),
+        ((by_text, Update, "+00:00"), (by_text, Update, "+00:00"), true),
+        ((by_text, Update, "+00:00"), (by_text, Update, "+05:00"), false),
+        ((sliding, Append, "+00:00"), (sliding, Update, "+00:00"), false),
+        ((sliding, Append, "+00:00"), (sliding, Complete, "+00:00"), false),
+        ((sliding, Update, "+00:00"), (sliding, Complete, "+00:00"), false),
+        ((sliding, Update, "+00:00"), (sliding, Append, "+00:00"), true),
+        ((sliding, Complete, "+00:00"), (sliding, Update, "+00:00"), true),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let source = MemorySource::new(timed().schema());
+        source.add(vec![timed()]).unwrap();
+        run_timed(dir.path(), &source, first.0, first.1, first.2).await.unwrap();
+        source.add(vec![timed()]).unwrap();
+        let went = run_timed(dir.path(), &source, second.0, second.1, second.2).await;
+        let refused = went.as_ref().is_err_and(|e| e.kind() == ErrorKind::IncompatibleCheckpoint);
+        assert_eq!(went.is_ok(), fits, "{first:?}, then {second:?}: {went:?}");
+        assert_eq!(refused, !fits, "{first:?}, then {second:?}: {went:?}");
     }
 }
 

@@ -37,6 +37,9 @@ pub(crate) struct Belongings {
     pub(crate) output: Option<Identity>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) dead_letters: Option<Identity>,
+    /// The output mode of a query that aggregates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) aggregated_in: Option<String>,
 }
 
 /// The setting that pins the watermark policy, under Spark's name.

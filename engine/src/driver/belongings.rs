@@ -5,15 +5,38 @@ use crate::checkpoint::Belongings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::Identity;
 use crate::plan::QueryPlan;
+use crate::query::OutputMode;
 use crate::sink::{Sink, SinkName};
 
 /// What the query reads and writes.
-pub(super) fn of(plan: &QueryPlan, output: &dyn Sink, dead_letters: Option<&dyn Sink>) -> Belongings {
+pub(super) fn of(plan: &QueryPlan, mode: OutputMode, output: &dyn Sink, dead_letters: Option<&dyn Sink>) -> Belongings {
     Belongings {
         sources: plan.sources.iter().map(|source| source.identity()).collect(),
         output: output.identity(),
         dead_letters: dead_letters.and_then(|sink| sink.identity()),
+        aggregated_in: plan.aggregates().then(|| mode.to_string()),
     }
+}
+
+/// An aggregation whose results went out in another mode. Each mode gives out, and forgets, at another time.
+pub(super) fn check_mode(old: &Belongings, now: &Belongings, forgets: bool) -> Result<()> {
+    let (Some(was), Some(is)) = (&old.aggregated_in, &now.aggregated_in) else { return Ok(()) };
+    let names = [OutputMode::Append, OutputMode::Update, OutputMode::Complete].map(|mode| mode.to_string());
+    let [append, update, complete] = &names;
+    let why = if was == is {
+        return Ok(());
+    } else if was == append && is == update {
+        "results that have waited for their end would come out only if they change"
+    } else if is == complete && (was == append || (was == update && forgets)) {
+        "results that are final are forgotten, and would be missing in the answer"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(
+        ErrorKind::IncompatibleCheckpoint,
+        format!("the query has aggregated in {was} mode and is to go on in {is} mode: {why}"),
+    )
+    .hint(format!("go on in {was} mode, or start with a new checkpoint")))
 }
 
 /// A sink that one of the sources reads would make the query read its own output, for ever.
@@ -112,6 +135,12 @@ fn differ(
             true => old.place == now.place || !others.iter().any(|other| other.place == now.place),
             false => old.place == now.place,
         };
+    if now.passing && old.passing && old.place != now.place {
+        tracing::warn!(
+            %what,
+            "the checkpoint was written with another source in memory: as much of this one as was read of that one counts as read"
+        );
+    }
     let (was, is) = (old.to_string(), now.to_string());
     let named = |name: &str, whole: &str, place: &Option<String>| {
         name == whole || (same_but_place && place.as_deref() == Some(name))
@@ -189,6 +218,21 @@ mod tests {
         assert!(compare(&old, &mut reading(&[memory("y1"), memory("y2")]), &[]).is_ok());
         assert!(compare(&old, &mut reading(&[memory("x1"), memory("x2")]), &[]).is_ok());
         assert!(compare(&old, &mut reading(&[memory("x2"), memory("x1")]), &[]).is_err());
+    }
+
+    #[test]
+    fn a_mode_that_would_miss_results_is_refused() {
+        let told = |mode: &OutputMode| Belongings { aggregated_in: Some(mode.to_string()), ..Belongings::default() };
+        let refused = |was, is, forgets| check_mode(&told(&was), &told(&is), forgets).is_err();
+        use OutputMode::{Append, Complete, Update};
+        for mode in [Append, Update, Complete] {
+            assert!(!refused(mode, mode, true));
+            assert!(check_mode(&Belongings::default(), &told(&mode), true).is_ok());
+        }
+        assert!(refused(Append, Update, true) && refused(Append, Complete, true) && refused(Update, Complete, true));
+        assert!(
+            !refused(Update, Complete, false) && !refused(Update, Append, true) && !refused(Complete, Update, true)
+        );
     }
 
     #[test]

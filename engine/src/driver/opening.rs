@@ -220,9 +220,11 @@ async fn open_with(
     run: RunId,
     epoch: &Arc<OnceLock<Epoch>>,
 ) -> Result<Opened> {
-    let mut belongings = belongings::of(plan, start.sink.as_ref(), start.dead_letters.as_deref());
+    let dead_letters = start.dead_letters.as_deref();
+    let mut belongings = belongings::of(plan, start.output_mode, start.sink.as_ref(), dead_letters);
     if let Some(old) = position.conf.as_ref().and_then(|logged| logged.belongings.as_ref()) {
         belongings::compare(old, &mut belongings, &start.moved)?;
+        belongings::check_mode(old, &belongings, !plan.watermark_delays_ms.is_empty())?;
     }
     let pool = &plan.session.runtime_env().memory_pool;
     let limits = plan.session.config().get_extension::<Limits>().map_or_else(Limits::default, |limits| *limits);

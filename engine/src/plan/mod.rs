@@ -87,6 +87,7 @@ use self::windows::{Sessions, mark_bounds, rewrite_windows};
 use crate::error::{ErrorKind, Result};
 use crate::query::OutputMode;
 use crate::source::{LeafId, ScanRequest, Source, StreamLeaf, scan_request};
+use crate::state::AGGREGATIONS;
 use crate::watermark::WatermarkTree;
 
 /// A query, planned.
@@ -154,6 +155,12 @@ impl QueryPlan {
     pub(crate) fn reset(&mut self, keep: Keep) -> Result<()> {
         self.physical = reset(Arc::clone(&self.physical), keep)?;
         Ok(self.scalar_subqueries.reset(|plan| reset(plan, keep))?)
+    }
+
+    /// Whether it remembers aggregates, whose results each output mode gives out at another time.
+    pub(crate) fn aggregates(&self) -> bool {
+        let operators = stateful::operators(&self.physical);
+        operators.iter().any(|operator| AGGREGATIONS.contains(&operator.spec().operator))
     }
 
     /// The plan that every batch runs, for people.

@@ -12,9 +12,9 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray};
+use arrow::array::{Array, ArrayRef, AsArray, StructArray};
 use arrow::buffer::Buffer;
-use arrow::datatypes::{Int64Type, Schema, SchemaRef, UInt8Type};
+use arrow::datatypes::{DataType, Fields, Int64Type, Schema, SchemaRef, UInt8Type};
 use arrow::error::ArrowError;
 use arrow::ipc::convert::fb_to_schema;
 use arrow::ipc::reader::{FileDecoder, FileReader, read_footer_length};
@@ -221,8 +221,32 @@ fn unless_it_panics<T>(file: &str, read: impl FnOnce() -> Result<T>) -> Result<T
 
 /// Older releases wrote dictionaries as they came.
 fn in_plain_types(wanted: &SchemaRef, rows: &RecordBatch) -> std::result::Result<RecordBatch, ArrowError> {
-    let columns = rows.columns().iter().map(plain).collect::<datafusion::error::Result<_>>();
-    RecordBatch::try_new(Arc::clone(wanted), columns.map_err(|e| ArrowError::from_external_error(Box::new(e)))?)
+    let columns = rows.columns().iter().map(plain).collect::<datafusion::error::Result<Vec<_>>>();
+    let columns = columns.map_err(|e| ArrowError::from_external_error(Box::new(e)))?;
+    let columns = columns.iter().zip(wanted.fields()).map(|(column, field)| renamed(column, field.data_type()));
+    RecordBatch::try_new(Arc::clone(wanted), columns.collect::<std::result::Result<_, _>>()?)
+}
+
+/// The parts of a struct go by their places: their names are those of the user's columns, which may change.
+fn renamed(column: &ArrayRef, wanted: &DataType) -> std::result::Result<ArrayRef, ArrowError> {
+    match (column.data_type(), wanted) {
+        (DataType::Struct(has), DataType::Struct(fields)) if has != fields && same_parts(has, fields) => {
+            let parts = column.as_struct();
+            let columns = parts.columns().to_vec();
+            Ok(Arc::new(StructArray::try_new_with_length(
+                fields.clone(),
+                columns,
+                parts.nulls().cloned(),
+                parts.len(),
+            )?))
+        }
+        _ => Ok(Arc::clone(column)),
+    }
+}
+
+/// Whether two structs are the same but for the names of their parts.
+fn same_parts(one: &Fields, other: &Fields) -> bool {
+    one.len() == other.len() && one.iter().zip(other).all(|(a, b)| plain_type(a.data_type()) == *b.data_type())
 }
 
 fn torn(file: &str) -> impl Fn(ArrowError) -> Error {
@@ -264,7 +288,10 @@ fn check_schema(spec: &StateSpec, schema: &Schema, file: &str) -> Result<&'stati
     }
     let wanted = spec.file_schema();
     let same = schema.fields().len() == wanted.fields().len()
-        && schema.fields().iter().zip(wanted.fields()).all(|(a, b)| plain_type(a.data_type()) == *b.data_type());
+        && schema.fields().iter().zip(wanted.fields()).all(|(a, b)| match (a.data_type(), b.data_type()) {
+            (DataType::Struct(has), DataType::Struct(wanted)) => same_parts(has, wanted),
+            (has, wanted) => plain_type(has) == *wanted,
+        });
     if !same {
         let types = |schema: &Schema| schema.fields().iter().map(|f| f.data_type().to_string()).collect::<Vec<_>>();
         let (has, keeps) = (types(schema).join(", "), types(&wanted).join(", "));

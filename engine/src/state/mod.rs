@@ -23,6 +23,7 @@
 //! - The first error ends a run, and with it what it had in memory: operators change their tables in place, and nothing
 //!   has to be undone. The next start loads the last committed version.
 
+mod compare;
 mod entry;
 
 mod file;
@@ -57,12 +58,13 @@ mod write;
 
 use std::fmt;
 
+pub(crate) use self::compare::{AGGREGATIONS, KEPT, differences, other_versions};
 pub(crate) use self::entry::{FileEntry, OperatorCommit, StateCommit};
 pub(crate) use self::files::StateFiles;
 pub(crate) use self::limits::{Limits, Resources};
 pub(crate) use self::load::load;
 pub(crate) use self::operator_state::{Counts, OperatorRun, OperatorState, PartitionState};
-pub(crate) use self::spec::{StateSpec, ToldSpec, differences, other_versions};
+pub(crate) use self::spec::{StateSpec, ToldSpec};
 pub(crate) use self::table::{NEVER, NewRows, Pages, SlotId, Table};
 
 /// The number of a stateful operator: its place in the plan, counted from the sink.

@@ -100,6 +100,11 @@ impl StreamJoinExec {
     pub(crate) fn condition(&self) -> Option<&Arc<dyn PhysicalExpr>> {
         self.shape.filter.as_ref()
     }
+
+    /// Of the left and of the right: what must hold of a row alone, and the column by whose time it is forgotten.
+    pub(crate) fn sides(&self) -> [(Option<&Arc<dyn PhysicalExpr>>, Option<usize>); 2] {
+        [&self.shape.left, &self.shape.right].map(|side| (side.gate.as_ref(), side.due.column()))
+    }
 }
 
 impl StatefulOperator for StreamJoinExec {

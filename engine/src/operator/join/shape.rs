@@ -62,6 +62,15 @@ pub(super) enum Due {
     Column(usize),
 }
 
+impl Due {
+    pub(super) fn column(&self) -> Option<usize> {
+        match self {
+            Due::Column(column) => Some(*column),
+            Due::Never | Due::Key(..) => None,
+        }
+    }
+}
+
 /// One side of a join.
 #[derive(Debug)]
 pub(super) struct SideShape {

@@ -16,6 +16,7 @@ mod words;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use arrow::datatypes::FieldRef;
 use datafusion::common::JoinType;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::physical_expr::PhysicalExpr;
@@ -25,7 +26,7 @@ use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec};
 use datafusion::physical_plan::projection::ProjectionExec;
-use datafusion::physical_plan::union::UnionExec;
+use datafusion::physical_plan::union::{InterleaveExec, UnionExec};
 
 use self::words::{call, name, shortened, without_numbers, words};
 use crate::operator::aggregate::StatefulAggregateExec;
@@ -34,12 +35,19 @@ use crate::operator::join::StreamJoinExec;
 use crate::operator::session_window::SessionWindowExec;
 use crate::operator::stateful;
 use crate::source::scan_request;
+use crate::state::KEPT;
 
 /// By stateful operator, from the sink: what its state means. `leaf_sources` tells the source of each leaf.
 pub(super) fn meanings(plan: &Arc<dyn ExecutionPlan>, leaf_sources: &[usize]) -> Vec<Vec<String>> {
-    let mut told = Telling { leaf_sources, columns: HashMap::new() };
+    let mut told = Telling { leaf_sources, tables: vec![], columns: HashMap::new() };
     let mut found = vec![];
-    // The closure never fails.
+    // The closures never fail.
+    let _ = plan.apply(|node| {
+        if node.children().is_empty() && scan_request(node.as_ref()).is_none() {
+            told.tables.push(Arc::as_ptr(node).cast());
+        }
+        Ok(TreeNodeRecursion::Continue)
+    });
     let _ = plan.apply(|node| {
         if stateful(node.as_ref()).is_some() {
             found.push(told.operator(node));
@@ -52,6 +60,8 @@ pub(super) fn meanings(plan: &Arc<dyn ExecutionPlan>, leaf_sources: &[usize]) ->
 /// What has been told so far.
 struct Telling<'a> {
     leaf_sources: &'a [usize],
+    /// The leaves that are no streams, in the order of the plan.
+    tables: Vec<*const ()>,
     /// By node, which lives as long as the plan, and column.
     columns: HashMap<(*const (), usize), String>,
 }
@@ -87,6 +97,13 @@ impl Telling<'_> {
                 };
                 format!("where {}", words(condition, of_pair))
             }));
+            for (name, input, (gate, due)) in [("left", left, join.sides()[0]), ("right", right, join.sides()[1])] {
+                let columns = 0..input.schema().fields().len();
+                let mut kept: Vec<String> = columns.map(|column| self.column(input, column)).collect();
+                kept.extend(due.map(|column| format!("until {}", self.column(input, column))));
+                kept.extend(gate.map(|gate| format!("where {}", self.expr(gate, input))));
+                told.extend(kept.into_iter().map(|told| format!("{KEPT}{name} {told}")));
+            }
             return told;
         }
         vec![]
@@ -177,7 +194,7 @@ impl Telling<'_> {
                 None => self.unknown(node, 0),
             };
         }
-        if node.is::<UnionExec>() {
+        if node.is::<UnionExec>() || node.is::<InterleaveExec>() {
             let inputs = node.children().into_iter().map(Arc::clone).collect::<Vec<_>>();
             let told: Vec<String> = inputs.iter().map(|input| self.column(input, column)).collect();
             return call("union", &told);
@@ -221,12 +238,28 @@ impl Telling<'_> {
         if let Some(told) = told {
             return told.get(column).map_or_else(|| self.unknown(node, column), |told| key_or_value(told));
         }
-        // What is left lets columns through, or adds some at the end.
+        // What is left lets columns through, moves them, or makes some of them new.
         let children = node.children();
         match children[..] {
-            [input] if passes(node, input, column) => self.column(input, column),
+            [input] => match passed(node, input, column) {
+                Some(column) => self.column(input, column),
+                None => self.made_of(node, input, column),
+            },
             _ => self.unknown(node, column),
         }
+    }
+
+    /// A column that a node makes of those of its input that it does not let through.
+    fn made_of(&mut self, node: &Arc<dyn ExecutionPlan>, input: &Arc<dyn ExecutionPlan>, column: usize) -> String {
+        let (above, below) = (node.schema().fields().len(), input.schema().fields().len());
+        let passing: Vec<Option<usize>> = (0..above).map(|column| passed(node, input, column)).collect();
+        let used: Vec<usize> = (0..below).filter(|column| !passing.contains(&Some(*column))).collect();
+        if used.is_empty() {
+            return self.unknown(node, column);
+        }
+        let number = passing.iter().take(column).filter(|passed| passed.is_none()).count();
+        let used: Vec<String> = used.into_iter().map(|column| self.column(input, column)).collect();
+        format!("{}({number} of {})", name(node.name()), used.join(", "))
     }
 
     fn of_pair(&mut self, node: &Arc<dyn ExecutionPlan>, how: JoinType, column: usize) -> String {
@@ -260,7 +293,11 @@ impl Telling<'_> {
         let column = schema.fields().get(column).map_or("?", |field| field.name().as_str());
         let inputs: Vec<String> = node.children().iter().map(|input| name(input.name())).collect();
         match inputs.is_empty() {
-            true => format!("table.{}", name(&without_numbers(column))),
+            true => {
+                let number =
+                    self.tables.iter().position(|table| *table == Arc::as_ptr(node).cast()).unwrap_or_default();
+                format!("table{number}.{}", name(&without_numbers(column)))
+            }
             false => format!("{}.{}", name(node.name()), name(&without_numbers(column))),
         }
     }
@@ -271,11 +308,14 @@ fn key_or_value(told: &str) -> String {
     told.strip_prefix("by ").unwrap_or(told).to_owned()
 }
 
-/// Whether a column of a node is that of its input at the same place.
-fn passes(node: &Arc<dyn ExecutionPlan>, input: &Arc<dyn ExecutionPlan>, column: usize) -> bool {
+/// The column of the input that a column of a node is, as far as names and types tell: at the same place, or the only one.
+fn passed(node: &Arc<dyn ExecutionPlan>, input: &Arc<dyn ExecutionPlan>, column: usize) -> Option<usize> {
     let (above, below) = (node.schema(), input.schema());
-    match (above.fields().get(column), below.fields().get(column)) {
-        (Some(above), Some(below)) => above.name() == below.name() && above.data_type() == below.data_type(),
-        _ => false,
+    let wanted = above.fields().get(column)?;
+    let same = |field: &FieldRef| field.name() == wanted.name() && field.data_type() == wanted.data_type();
+    if below.fields().get(column).is_some_and(same) {
+        return Some(column);
     }
+    let mut found = (0..below.fields().len()).filter(|&column| below.fields().get(column).is_some_and(same));
+    found.next().filter(|_| found.next().is_none())
 }

@@ -84,7 +84,14 @@ pub(super) fn words(expr: &Arc<dyn PhysicalExpr>, column: &mut dyn FnMut(usize) 
         // It changes no value.
         words(value, column)
     } else if let Some(function) = known!(ScalarFunctionExpr) {
-        call(&name(function.fun().name()), &all(&function.args().iter().collect::<Vec<_>>()))
+        let told = call(&name(function.fun().name()), &all(&function.args().iter().collect::<Vec<_>>()));
+        // The session's time zone decides what a text without one means.
+        match function.return_type() {
+            DataType::Timestamp(_, Some(zone)) if function.fun().name().starts_with("to_timestamp") => {
+                format!("{told} in {}", name(zone))
+            }
+            _ => told,
+        }
     } else {
         call(&name(&without_numbers(&expr.to_string())), &all(&expr.children()))
     };
