@@ -121,6 +121,15 @@ async fn state_is_continued_by_what_it_means() {
                 "SELECT a.k, a.w FROM (SELECT k, v + 1 AS w FROM t) a JOIN t b ON a.k = b.k",
             ],
         ),
+        // The sides of a stream that is joined with itself.
+        (
+            "SELECT a.k, count(*) AS n FROM t a JOIN t b ON a.v = b.v AND a.id <= b.id GROUP BY a.k",
+            vec!["SELECT x.k AS l, count(*) AS m FROM t x JOIN t y ON x.v = y.v AND x.id <= y.id GROUP BY x.k"],
+            vec![
+                "SELECT b.k, count(*) AS n FROM t a JOIN t b ON a.v = b.v AND a.id <= b.id GROUP BY b.k",
+                "SELECT a.k, count(*) AS n FROM t a JOIN t b ON a.v = b.v AND b.id <= a.id GROUP BY a.k",
+            ],
+        ),
         (
             "SELECT x, sum(v) AS s FROM (SELECT unnest(l) AS x, v FROM (SELECT va AS l, v FROM t)) GROUP BY x",
             vec!["SELECT y, sum(v) AS s FROM (SELECT unnest(m) AS y, v FROM (SELECT va AS m, v FROM t)) GROUP BY y"],

@@ -101,9 +101,14 @@ impl StreamJoinExec {
         self.shape.filter.as_ref()
     }
 
-    /// Of the left and of the right: what must hold of a row alone, and the column by whose time it is forgotten.
-    pub(crate) fn sides(&self) -> [(Option<&Arc<dyn PhysicalExpr>>, Option<usize>); 2] {
-        [&self.shape.left, &self.shape.right].map(|side| (side.gate.as_ref(), side.due.column()))
+    /// What must hold of a row of the left alone, and of the right.
+    pub(crate) fn gates(&self) -> [Option<&Arc<dyn PhysicalExpr>>; 2] {
+        [&self.shape.left, &self.shape.right].map(|side| side.gate.as_ref())
+    }
+
+    /// The columns by whose times rows of the left are forgotten, and rows of the right.
+    pub(crate) fn times(&self) -> [Option<usize>; 2] {
+        [&self.shape.left, &self.shape.right].map(|side| side.due.column())
     }
 }
 

@@ -93,11 +93,12 @@ impl Telling<'_> {
             told.extend(join.condition().map(|condition| {
                 let of_pair = &mut |column: usize| match column.checked_sub(columns) {
                     None => self.column(left, column),
-                    Some(column) => self.column(right, column),
+                    Some(column) => self.of_right(left, right, column),
                 };
                 format!("where {}", words(condition, of_pair))
             }));
-            for (name, input, (gate, due)) in [("left", left, join.sides()[0]), ("right", right, join.sides()[1])] {
+            let sides = [("left", left), ("right", right)].into_iter().zip(join.gates()).zip(join.times());
+            for (((name, input), gate), due) in sides {
                 let columns = 0..input.schema().fields().len();
                 let mut kept: Vec<String> = columns.map(|column| self.column(input, column)).collect();
                 kept.extend(due.map(|column| format!("until {}", self.column(input, column))));
@@ -275,8 +276,29 @@ impl Telling<'_> {
             LeftMark | RightMark => "whether it matches".to_owned(),
             Inner | Left | Right | Full => match column.checked_sub(columns) {
                 None => self.below(node, 0, column),
-                Some(column) => self.below(node, 1, column),
+                Some(column) => match node.children()[..] {
+                    [left, right] => self.of_right(left, right, column),
+                    _ => self.unknown(node, column),
+                },
             },
+        }
+    }
+
+    /// A column of the right of a join. Where both sides read one stream, it tells that it is not that of the left.
+    fn of_right(&mut self, left: &Arc<dyn ExecutionPlan>, right: &Arc<dyn ExecutionPlan>, column: usize) -> String {
+        let told = self.column(right, column);
+        let of_right = self.sources_below(right);
+        match self.sources_below(left).iter().filter(|source| of_right.contains(source)).count() {
+            0 => told,
+            shared => format!("right{shared} {told}"),
+        }
+    }
+
+    /// The source of each leaf that is a stream.
+    fn sources_below(&self, node: &Arc<dyn ExecutionPlan>) -> Vec<usize> {
+        match scan_request(node.as_ref()) {
+            Some((leaf, _)) => self.leaf_sources.get(leaf.0).copied().into_iter().collect(),
+            None => node.children().into_iter().flat_map(|input| self.sources_below(input)).collect(),
         }
     }
 
