@@ -121,6 +121,16 @@ async fn state_is_continued_by_what_it_means() {
                 "SELECT a.k, a.w FROM (SELECT k, v + 1 AS w FROM t) a JOIN t b ON a.k = b.k",
             ],
         ),
+        // DataFusion builds another side of the joins for the second.
+        (
+            "SELECT a.column1, count(*) AS n FROM t JOIN s1 a ON k = a.column1 JOIN s1 b ON v = b.column2 GROUP BY a.column1",
+            vec![
+                "SELECT x.column1, count(*) AS m FROM t JOIN s1 x ON k = x.column1 JOIN s1 y ON v = y.column2 GROUP BY x.column1",
+            ],
+            vec![
+                "SELECT b.column1, count(*) AS n FROM t JOIN s1 a ON k = a.column1 JOIN s1 b ON v = b.column2 GROUP BY b.column1",
+            ],
+        ),
         // The sides of a stream that is joined with itself.
         (
             "SELECT a.k, count(*) AS n FROM t a JOIN t b ON a.v = b.v AND a.id <= b.id GROUP BY a.k",

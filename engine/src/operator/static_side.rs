@@ -42,28 +42,40 @@ pub(crate) struct StaticSideExec {
     input: Arc<dyn ExecutionPlan>,
     /// None where rows are computed anew by every batch.
     kept: Option<Arc<Kept>>,
+    /// Which of the plan's static sides it is, counted before DataFusion changes the sides of joins.
+    number: usize,
     properties: Arc<PlanProperties>,
 }
 
 impl StaticSideExec {
     /// Keeps the rows of `input`.
     pub(crate) fn keeping(input: Arc<dyn ExecutionPlan>) -> Self {
-        Self::new(input, Some(Arc::default()))
+        Self::new(input, Some(Arc::default()), 0)
     }
 
     /// Keeps nothing of `input`, which depends on the batch.
     pub(crate) fn of_batch(input: Arc<dyn ExecutionPlan>) -> Self {
-        Self::new(input, None)
+        Self::new(input, None, 0)
     }
 
-    fn new(input: Arc<dyn ExecutionPlan>, kept: Option<Arc<Kept>>) -> Self {
+    /// The same, with its number.
+    pub(crate) fn numbered(self, number: usize) -> Self {
+        StaticSideExec { number, ..self }
+    }
+
+    /// Which of the plan's static sides it is.
+    pub(crate) fn number(&self) -> usize {
+        self.number
+    }
+
+    fn new(input: Arc<dyn ExecutionPlan>, kept: Option<Arc<Kept>>, number: usize) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(input.schema()),
             Partitioning::UnknownPartitioning(1),
             input.pipeline_behavior(),
             input.boundedness(),
         );
-        StaticSideExec { input, kept, properties: Arc::new(properties) }
+        StaticSideExec { input, kept, number, properties: Arc::new(properties) }
     }
 
     /// Whether the rows are the same in every batch.
@@ -128,7 +140,7 @@ impl ExecutionPlan for StaticSideExec {
         _options: ReplaceChildrenOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         // A reset between batches rebuilds the nodes above and below: what is kept belongs to the table, not to them.
-        Ok(Arc::new(StaticSideExec::new(only_child(children)?, self.kept.clone())))
+        Ok(Arc::new(StaticSideExec::new(only_child(children)?, self.kept.clone(), self.number)))
     }
 
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {

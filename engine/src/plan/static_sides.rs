@@ -74,6 +74,7 @@ pub(super) struct KeepStaticSides;
 
 impl PhysicalOptimizerRule for KeepStaticSides {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        let mut numbers = 0..;
         plan.transform_up(|plan| {
             let children: Vec<Arc<dyn ExecutionPlan>> = plan.children().into_iter().map(Arc::clone).collect();
             if children.len() < 2 || children.iter().all(is_streaming) || !children.iter().any(is_streaming) {
@@ -81,10 +82,13 @@ impl PhysicalOptimizerRule for KeepStaticSides {
             }
             let children = children
                 .into_iter()
-                .map(|child| match (is_streaming(&child), depends_on_batch(&child)) {
-                    (true, _) => Ok(child),
-                    (false, false) => Ok(Arc::new(StaticSideExec::keeping(child)) as _),
-                    (false, true) => Ok(Arc::new(StaticSideExec::of_batch(keep_below(child)?)) as _),
+                .map(|child| {
+                    let side = match (is_streaming(&child), depends_on_batch(&child)) {
+                        (true, _) => return Ok(child),
+                        (false, false) => StaticSideExec::keeping(child),
+                        (false, true) => StaticSideExec::of_batch(keep_below(child)?),
+                    };
+                    Ok(Arc::new(side.numbered(numbers.next().unwrap_or_default())) as _)
                 })
                 .collect::<Result<_>>()?;
             let options = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute);

@@ -34,20 +34,16 @@ use crate::operator::deduplicate::DeduplicateExec;
 use crate::operator::join::StreamJoinExec;
 use crate::operator::session_window::SessionWindowExec;
 use crate::operator::stateful;
+use crate::operator::static_side::StaticSideExec;
 use crate::source::scan_request;
 use crate::state::KEPT;
 
 /// By stateful operator, from the sink: what its state means. `leaf_sources` tells the source of each leaf.
 pub(super) fn meanings(plan: &Arc<dyn ExecutionPlan>, leaf_sources: &[usize]) -> Vec<Vec<String>> {
-    let mut told = Telling { leaf_sources, tables: vec![], columns: HashMap::new() };
+    let mut told = Telling { leaf_sources, tables: HashMap::new(), columns: HashMap::new() };
+    number_tables(plan, None, &mut told.tables);
     let mut found = vec![];
-    // The closures never fail.
-    let _ = plan.apply(|node| {
-        if node.children().is_empty() && scan_request(node.as_ref()).is_none() {
-            told.tables.push(Arc::as_ptr(node).cast());
-        }
-        Ok(TreeNodeRecursion::Continue)
-    });
+    // The closure never fails.
     let _ = plan.apply(|node| {
         if stateful(node.as_ref()).is_some() {
             found.push(told.operator(node));
@@ -60,10 +56,22 @@ pub(super) fn meanings(plan: &Arc<dyn ExecutionPlan>, leaf_sources: &[usize]) ->
 /// What has been told so far.
 struct Telling<'a> {
     leaf_sources: &'a [usize],
-    /// The leaves that are no streams, in the order of the plan.
-    tables: Vec<*const ()>,
+    /// The leaves that are no streams: the static side that each is of, and which one there.
+    tables: HashMap<*const (), (usize, usize)>,
     /// By node, which lives as long as the plan, and column.
     columns: HashMap<(*const (), usize), String>,
+}
+
+/// Numbers the tables by the static sides that they are of: DataFusion may have exchanged the sides of joins since.
+fn number_tables(node: &Arc<dyn ExecutionPlan>, side: Option<usize>, tables: &mut HashMap<*const (), (usize, usize)>) {
+    let side = side.or_else(|| node.downcast_ref::<StaticSideExec>().map(StaticSideExec::number));
+    let children = node.children();
+    if children.is_empty() && scan_request(node.as_ref()).is_none() {
+        let side = side.unwrap_or_default();
+        let before = tables.values().filter(|(of, _)| *of == side).count();
+        tables.entry(Arc::as_ptr(node).cast()).or_insert((side, before));
+    }
+    children.into_iter().for_each(|input| number_tables(input, side, tables));
 }
 
 /// The aggregation of a batch, below an operator that merges what it gives.
@@ -316,9 +324,12 @@ impl Telling<'_> {
         let inputs: Vec<String> = node.children().iter().map(|input| name(input.name())).collect();
         match inputs.is_empty() {
             true => {
-                let number =
-                    self.tables.iter().position(|table| *table == Arc::as_ptr(node).cast()).unwrap_or_default();
-                format!("table{number}.{}", name(&without_numbers(column)))
+                let place = self.tables.get(&Arc::as_ptr(node).cast()).copied().unwrap_or_default();
+                let table = match place {
+                    (side, 0) => format!("table{side}"),
+                    (side, number) => format!("table{side}_{number}"),
+                };
+                format!("{table}.{}", name(&without_numbers(column)))
             }
             false => format!("{}.{}", name(node.name()), name(&without_numbers(column))),
         }
