@@ -36,7 +36,7 @@ async fn survives(job: Job) {
     let expected: Vec<RecordBatch> = job.expected().await;
     let outcome = every_fall(
         || World::with_all_rows(&job).with_small_state(),
-        async |world: &World, falls: &Falls| world.run(PARTITIONS, falls).await,
+        async |world: &World, falls: &Falls| world.run_alone(PARTITIONS, falls).await,
         async |world: &World| world.check(&expected),
     )
     .await;
@@ -161,8 +161,8 @@ async fn a_fall_while_the_state_is_loaded() {
         || World::with_all_rows(&job),
         async |world: &World, falls: &Falls| {
             let first = Falls::at(quiet.moments() * 2 / 3);
-            let _ = world.run(PARTITIONS, &first).await;
-            world.run(PARTITIONS, falls).await
+            let _ = world.run_alone(PARTITIONS, &first).await;
+            world.run_alone(PARTITIONS, falls).await
         },
         async |world: &World| world.check(&expected),
     )

@@ -416,7 +416,7 @@ async fn seed(seed: u64) -> Result<Tried, String> {
         let next = (fed + 1 + dice.below(3)).min(job.adds());
         world.feed(fed..next);
         let partitions = 1 + dice.below(4);
-        match world.run(partitions, &Falls::quiet()).await {
+        match world.run_alone(partitions, &Falls::quiet()).await {
             Ok(()) => {}
             Err(e) if fed == 0 && e.kind() == ErrorKind::Unsupported => return Ok(Tried::Refused(said(e.to_string()))),
             Err(e) => return Err(said(format!("the stream failed: {e}"))),

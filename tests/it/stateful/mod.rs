@@ -169,7 +169,12 @@ impl World {
 
     /// Runs the query until it has taken all there is.
     pub(crate) async fn run(&self, partitions: usize, falls: &Falls) -> Result<()> {
-        let ended = finish(self.writer(self.sink.clone(), partitions, falls).await?).await.map(|_| ());
+        finish(self.writer(self.sink.clone(), partitions, falls).await?).await.map(|_| ())
+    }
+
+    /// The same where no other run is at work: whichever way it ends, it gives back the memory that it took.
+    pub(crate) async fn run_alone(&self, partitions: usize, falls: &Falls) -> Result<()> {
+        let ended = self.run(partitions, falls).await;
         assert_eq!(self.runtime.memory_pool.reserved(), 0, "{} kept memory: {ended:?}", self.job.name);
         ended
     }
