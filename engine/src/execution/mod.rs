@@ -6,9 +6,10 @@
 //!                          Site   the query's plan, its state, its sink, where the tasks run
 //! ```
 //!
-//! Both ways only data goes: numbers, times, rows. So the [`Runner`] is a boundary that tasks could cross to another process,
-//! which makes the query's plan by itself. Today there is the [`LocalRunner`]; the testing kit has one that serialises what
-//! crosses, so that nothing comes to rely on shared memory.
+//! Work and outcome are data: numbers, times, rows. So the [`Runner`] is a boundary that tasks could cross to another process,
+//! which makes the query's plan by itself. What cannot cross yet is part of the site: above all what the sources bound for the
+//! batch. Today there is the [`LocalRunner`]; the testing kit has one that serialises work and outcome, so that nothing in them
+//! comes to rely on shared memory.
 
 mod at_work;
 

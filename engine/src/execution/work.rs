@@ -44,7 +44,8 @@ pub(crate) struct OperatorWatermarks {
     pub(crate) evict_ms: i64,
 }
 
-/// Where the tasks of a query run: what is there for every batch, and cannot be sent.
+/// Where the tasks of a batch run: the query's plan and state there, what was bound and begun for the batch, and nothing that
+/// could be sent.
 #[derive(Clone)]
 pub(crate) struct Site {
     /// What runs to its end before the first stage, and gives no rows.
