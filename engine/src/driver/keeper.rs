@@ -16,8 +16,8 @@ use crate::id::{BatchId, RunId};
 use crate::plan::stateful::operators;
 use crate::progress::StateOperatorProgress;
 use crate::state::{
-    FileEntry, Limits, OperatorId, OperatorState, Resources, StateCommit, StateFiles, ToldSpec, differences, load,
-    other_versions, path,
+    ChangeFiles, FileEntry, Limits, OperatorId, OperatorState, Resources, StateCommit, StateFiles, ToldSpec,
+    differences, load, other_versions, path,
 };
 use crate::watermark::{WatermarkTree, is_due, propagate};
 
@@ -79,7 +79,7 @@ impl StateKeeper {
             let owner = format!("operator {id} ({})", operator.spec().operator);
             let resources = Resources::new(limits, pool, owner);
             let partitions = (0..partitions).map(|_| operator.new_partition(&resources)).collect::<Result<_, _>>()?;
-            let state = Arc::new(OperatorState::new(operator.spec(), partitions));
+            let state = Arc::new(OperatorState::new(operator.spec(), resources.clone(), partitions));
             let now = known.and_then(|known| known.operators.get(number)).cloned().unwrap_or_default();
             load(id, &state, &now, &store, &resources, executor).await?;
             let store = Arc::clone(&store);
@@ -133,8 +133,13 @@ impl StateKeeper {
         Ok(())
     }
 
-    /// Writes what a batch changed. What is returned becomes part of its commit.
-    pub(super) async fn write(&mut self, batch: BatchId, outcomes: &[OperatorOutcome]) -> Result<StateCommit> {
+    /// What the tasks of a batch write their changes with, by operator.
+    pub(super) fn changes(&self) -> Vec<ChangeFiles> {
+        self.files.iter().map(StateFiles::changes).collect()
+    }
+
+    /// Takes in what the tasks of a batch have written of its changes. What is returned becomes part of its commit.
+    pub(super) async fn commit(&mut self, batch: BatchId, outcomes: &[OperatorOutcome]) -> Result<StateCommit> {
         let schema = match &self.schema {
             Some(schema) => schema.clone(),
             None => {
@@ -144,11 +149,10 @@ impl StateKeeper {
                 name
             }
         };
-        let mut operators = vec![];
-        for (files, outcome) in self.files.iter_mut().zip(outcomes) {
-            operators.push(files.add(batch, &outcome.changes, &outcome.evicted_us).await?);
-        }
-        Ok(StateCommit { schema, operators })
+        let add = |(files, outcome): (&mut StateFiles, &OperatorOutcome)| {
+            files.add(batch, outcome.changes.clone(), &outcome.evicted_us)
+        };
+        Ok(StateCommit { schema, operators: self.files.iter_mut().zip(outcomes).map(add).collect() })
     }
 
     /// Cuts off what is being merged in the background: once this returns, the run writes no more state.

@@ -298,6 +298,7 @@ impl Driver {
         };
         let site = self.site(leaves.clone(), begun.writers.clone());
         let mut outcome = self.runner.run(work, site).await.map_err(|e| e.batch(batch))?;
+        watch.was_in(Phase::StateCommit, outcome.state_commit);
         let (receipts, dead_letters) =
             (std::mem::take(&mut outcome.receipts), std::mem::take(&mut outcome.dead_letters));
         let filled = self.sinks.fill(begun, receipts, dead_letters).await.map_err(|e| e.batch(batch))?;
@@ -313,7 +314,7 @@ impl Driver {
             let room = self.calls.unless_cancelled(self.state.make_room(batch, waits)).await;
             room.map_err(|e| e.batch(batch))?;
             watch.enter(Phase::StateCommit);
-            let written = self.state.write(batch, &outcome.operators);
+            let written = self.state.commit(batch, &outcome.operators);
             let written = self.checkpoint_calls.call(Phase::StateCommit, checkpoint, written).await;
             state = Some(written.map_err(|e| e.batch(batch))?);
             watch.enter(Phase::AddBatch);
@@ -417,9 +418,11 @@ impl Driver {
             watermark_nodes: self.plan.watermark_delays_ms.len(),
             leaves,
             states: self.state.states(),
+            changes: self.state.changes(),
             writers,
             executor: self.executor.clone(),
             calls: self.calls.clone(),
+            checkpoint_calls: self.checkpoint_calls.clone(),
         }
     }
 }

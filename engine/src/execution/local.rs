@@ -23,6 +23,7 @@ use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use futures::FutureExt;
 use futures::future::join_all;
 
+use super::changes::write_changes;
 use super::task::{run_ahead, run_exchange_task, run_task};
 use super::{BatchWork, Outcome, Runner, Site, Writers};
 use crate::batch::{BatchContext, BatchParts};
@@ -32,11 +33,12 @@ use crate::executor::{Executor, Task};
 use crate::id::PartitionId;
 use crate::operator::exchange::ExchangeExec;
 use crate::plan::stateful::exchanges;
+use crate::progress::Phase;
 use crate::sink::Receipt;
 use crate::state::OperatorRun;
 
 /// Fewer rows than this are not worth another thread.
-const ROWS_WORTH_A_THREAD: usize = 4096;
+pub(super) const ROWS_WORTH_A_THREAD: usize = 4096;
 
 /// How long tasks that were cancelled are waited for. One that is computing ends between two record batches; one that blocks
 /// its thread, in a function of the user, may not end at all.
@@ -80,8 +82,13 @@ impl Runner for LocalRunner {
             calls: site.calls,
             work,
         };
-        let receipts = run_stages(Arc::new(run)).await?;
-        Ok(Outcome::of(&batch, leaves, &operators, receipts))
+        let run = Arc::new(run);
+        let receipts = run_stages(&run).await?;
+        let began = run.calls.clock().elapsed();
+        let write = write_changes(&run, &operators, &site.changes);
+        let files = site.checkpoint_calls.call(Phase::StateCommit, || "the checkpoint".to_owned(), write).await?;
+        let took = run.calls.clock().elapsed().saturating_sub(began);
+        Ok(Outcome::of(&batch, leaves, &operators, (files, took), receipts))
     }
 }
 
@@ -111,26 +118,31 @@ pub(super) struct Run {
 
 /// Runs every stage of the plan. Returns the receipts of the partitions that had rows, in partition order, or the first
 /// error. When it returns, no task of the batch is left, unless one [blocks its thread](PATIENCE).
-async fn run_stages(run: Arc<Run>) -> Result<Vec<Receipt>> {
+async fn run_stages(run: &Arc<Run>) -> Result<Vec<Receipt>> {
     for plan in &run.first {
-        run.calls.unless_cancelled(run_ahead(&run, plan)).await?;
+        run.calls.unless_cancelled(run_ahead(run, plan)).await?;
     }
     let mut parallel = run.work.parallel;
     for exchange in exchanges(&run.plan) {
         let partitions = exchange.input().output_partitioning().partition_count();
         let exchange: Arc<ExchangeExec> = Arc::new(exchange.clone());
-        let task = |partition| run_exchange_task(Arc::clone(&run), Arc::clone(&exchange), PartitionId(partition));
-        let dealt: usize = each(&run, partitions, parallel, task).await?.into_iter().sum();
+        let task = |partition| run_exchange_task(Arc::clone(run), Arc::clone(&exchange), PartitionId(partition));
+        let dealt: usize = each(run, partitions, parallel, task).await?.into_iter().sum();
         parallel = run.work.parallel || dealt >= ROWS_WORTH_A_THREAD;
     }
     let partitions = run.plan.output_partitioning().partition_count();
-    let task = |partition| run_task(Arc::clone(&run), PartitionId(partition));
-    let receipts = each(&run, partitions, parallel, task).await?;
+    let task = |partition| run_task(Arc::clone(run), PartitionId(partition));
+    let receipts = each(run, partitions, parallel, task).await?;
     Ok(receipts.into_iter().flatten().collect())
 }
 
 /// What the tasks of a stage gave, by partition; or the first error, or that of a query that is to drop its batch.
-async fn each<T, W>(run: &Run, partitions: usize, parallel: bool, work: impl Fn(usize) -> W) -> Result<Vec<T>>
+pub(super) async fn each<T, W>(
+    run: &Run,
+    partitions: usize,
+    parallel: bool,
+    mut work: impl FnMut(usize) -> W,
+) -> Result<Vec<T>>
 where
     T: Send + 'static,
     W: Future<Output = Result<T>> + Send + 'static,

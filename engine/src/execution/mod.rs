@@ -13,6 +13,8 @@
 
 mod at_work;
 
+mod changes;
+
 mod local;
 
 mod outcome;

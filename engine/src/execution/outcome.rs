@@ -1,12 +1,14 @@
 //! A batch after it ran.
 
+use std::time::Duration;
+
 use arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{BatchContext, EventTimeStats};
 use crate::sink::{Receipt, rows_as_ipc};
 use crate::source::LeafId;
-use crate::state::{Counts, OperatorRun};
+use crate::state::{Counts, FileEntry, OperatorRun};
 
 /// What came of a batch, as data.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -19,6 +21,8 @@ pub(crate) struct Outcome {
     pub(crate) event_times: Vec<EventTimeStats>,
     /// By stateful operator.
     pub(crate) operators: Vec<OperatorOutcome>,
+    /// How long it took to write what changed in the state of the operators.
+    pub(crate) state_commit: Duration,
     /// Records that could not be read.
     #[serde(with = "rows_as_ipc")]
     pub(crate) dead_letters: Vec<RecordBatch>,
@@ -27,9 +31,8 @@ pub(crate) struct Outcome {
 /// What a stateful operator did in a batch.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct OperatorOutcome {
-    /// What changed in its state, in the columns of its files; those of the first partition first.
-    #[serde(with = "rows_as_ipc")]
-    pub(crate) changes: Vec<RecordBatch>,
+    /// The file of what changed in its state; none if nothing did.
+    pub(crate) changes: Option<FileEntry>,
     /// By side: up to when rows were evicted, in µs; `i64::MIN` for not at all.
     pub(crate) evicted_us: Vec<i64>,
     pub(crate) counts: Counts,
@@ -40,18 +43,24 @@ pub(crate) struct OperatorOutcome {
 }
 
 impl Outcome {
-    /// What a batch that has run left behind. Its dead letters and changes are moved.
+    /// What a batch that has run left behind. Its dead letters are moved.
     pub(super) fn of(
         batch: &BatchContext,
         leaves: usize,
         operators: &[impl AsRef<OperatorRun>],
+        (changes, state_commit): (Vec<Option<FileEntry>>, Duration),
         receipts: Vec<Receipt>,
     ) -> Self {
         Outcome {
             receipts,
             rows_read: (0..leaves).map(|leaf| batch.rows_read(LeafId(leaf))).collect(),
             event_times: batch.event_times(),
-            operators: operators.iter().map(|run| OperatorOutcome::of(run.as_ref())).collect(),
+            operators: operators
+                .iter()
+                .zip(changes)
+                .map(|(run, file)| OperatorOutcome::of(run.as_ref(), file))
+                .collect(),
+            state_commit,
             dead_letters: batch.take_dead_letters(),
         }
     }
@@ -63,10 +72,10 @@ impl Outcome {
 }
 
 impl OperatorOutcome {
-    fn of(run: &OperatorRun) -> Self {
+    fn of(run: &OperatorRun, changes: Option<FileEntry>) -> Self {
         let (rows, bytes) = run.state.size();
         OperatorOutcome {
-            changes: run.changes(),
+            changes,
             evicted_us: run.evicted_us(),
             counts: run.counts(),
             rows: rows as u64,

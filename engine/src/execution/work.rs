@@ -13,7 +13,7 @@ use crate::executor::Executor;
 use crate::id::{BatchId, PartitionId, QueryId, RunId};
 use crate::plan::{BatchClock, BatchSeed};
 use crate::sink::{Begin, PartitionWriter, SinkWriter, discarding_writer};
-use crate::state::OperatorState;
+use crate::state::{ChangeFiles, OperatorState};
 
 /// A batch as data: all that has to be known of it where its tasks run, beside the plan of the query.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,9 +61,13 @@ pub(crate) struct Site {
     pub(crate) leaves: Vec<Option<Arc<dyn ExecutionPlan>>>,
     /// By stateful operator.
     pub(crate) states: Vec<Arc<OperatorState>>,
+    /// By stateful operator: what its changes are written with.
+    pub(crate) changes: Vec<ChangeFiles>,
     pub(crate) writers: Writers,
     pub(crate) executor: Executor,
     pub(crate) calls: Calls,
+    /// How the checkpoint is called.
+    pub(crate) checkpoint_calls: Calls,
 }
 
 impl fmt::Debug for Site {

@@ -31,7 +31,7 @@ use super::late_rows::in_time;
 use super::output::when_done;
 use crate::batch::BatchContext;
 use crate::state::key_hash::hash_keys;
-use crate::state::{Counts, NEVER, NewRows, OperatorId, OperatorRun, PartitionState, Resources, StateSpec, Table};
+use crate::state::{Counts, NEVER, NewRows, OperatorId, OperatorRun, PartitionState, Resources, StateSpec, StateStore};
 use crate::watermark::{EventTime, WatermarkUse};
 
 /// How long a key is remembered.
@@ -99,7 +99,7 @@ impl StatefulOperator for DeduplicateExec {
 
     fn new_partition(&self, resources: &Resources) -> Result<Box<dyn PartitionState>> {
         let spec = self.spec();
-        Ok(Box::new(SeenKeys { table: Table::new(&spec.keys, &[], resources)?, spec }))
+        Ok(Box::new(SeenKeys { table: resources.store(&spec.keys, &[])?, spec }))
     }
 
     fn watermark(&self) -> WatermarkUse {
@@ -117,7 +117,7 @@ impl StatefulOperator for DeduplicateExec {
 /// The keys seen, and until when they are remembered.
 #[derive(Debug)]
 struct SeenKeys {
-    table: Table,
+    table: Box<dyn StateStore>,
     spec: StateSpec,
 }
 
@@ -160,7 +160,7 @@ impl DeduplicateExec {
         let hashes = hash_keys(&keys, count)?;
         let encoded = seen.table.encode(&keys)?;
         let all: Vec<u32> = (0..count as u32).collect();
-        let known = seen.table.find_all(&hashes, &encoded, &all);
+        let known = seen.table.find_all(&hashes, &encoded, &all)?;
         let mut index: HashTable<(u64, u32)> = HashTable::with_capacity(count);
         let mut firsts: Vec<u32> = vec![];
         for (row, &hash) in hashes.iter().enumerate() {
@@ -191,7 +191,7 @@ impl DeduplicateExec {
         let keys = keys.iter().map(|key| Ok(take(key, &firsts, None)?)).collect::<Result<Vec<ArrayRef>>>()?;
         let hashes: Vec<u64> = firsts.values().iter().map(|&row| hashes[row as usize]).collect();
         let encoded = seen.table.encode(&keys)?;
-        run.change(partition, seen.spec.change(false, keys, vec![], &until, Some(vec![]))?);
+        run.change(partition, seen.spec.change(false, keys, vec![], &until, Some(vec![]))?)?;
         let rows = NewRows { keys: &encoded, hashes: &hashes, times_us: &until, values: vec![] };
         seen.table.put(&vec![None; new], rows)?;
         Ok(out)
@@ -201,7 +201,7 @@ impl DeduplicateExec {
         if self.remember == Remember::Always {
             return Ok(());
         }
-        let due = seen.table.due(run.evict_us());
+        let due = seen.table.due(run.evict_us())?;
         run.evicted(&[run.evict_us()]);
         run.count(Counts { rows_removed: due.len() as u64, ..Counts::default() });
         seen.table.remove(&due)

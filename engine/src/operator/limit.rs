@@ -181,7 +181,7 @@ impl ExecutionPlan for StreamLimitExec {
             if passed.0 > before {
                 let key: ArrayRef = Arc::new(UInt8Array::from(vec![0]));
                 let count: ArrayRef = Arc::new(Int64Array::from(vec![passed.0 as i64]));
-                run.change(partition, this.spec().change(false, vec![key], vec![], &[NEVER], Some(vec![count]))?);
+                run.change(partition, this.spec().change(false, vec![key], vec![], &[NEVER], Some(vec![count]))?)?;
                 run.count(Counts { rows_updated: 1, ..Counts::default() });
             }
             Ok(out)

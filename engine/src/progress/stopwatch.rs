@@ -79,6 +79,14 @@ impl Stopwatch {
         self.running = Some((phase, self.clock.elapsed()));
     }
 
+    /// Says that so much of the time of the phase that runs belongs to another.
+    pub(crate) fn was_in(&mut self, phase: Phase, duration: Duration) {
+        if let Some((_, since)) = &mut self.running {
+            *since += duration;
+            *self.phases.entry(phase).or_default() += duration;
+        }
+    }
+
     /// Ends the phase that runs.
     pub(crate) fn leave(&mut self) {
         if let Some((phase, since)) = self.running.take() {

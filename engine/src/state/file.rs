@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use super::StateSpec;
 use super::sorted::SortedRows;
 use super::spelling::{plain, plain_type};
-use super::table::NEVER;
+use super::store::NEVER;
 use crate::error::{Error, ErrorKind, Result, words_of_panic};
 
 const VERSION_KEY: &str = "tidewater.state";
@@ -76,6 +76,9 @@ impl FileBuilder {
     /// Adds rows, which come after all that are there.
     pub(crate) fn add(&mut self, rows: &SortedRows) -> Result<()> {
         let (Some(first), Some(last)) = (rows.orders.first(), rows.orders.last()) else { return Ok(()) };
+        if self.index.last().is_some_and(|before| before.1 > first.group()) {
+            return Err(Error::internal("rows of state were to be written out of the order of their key groups"));
+        }
         let start = self.bytes();
         self.writer.write(&RecordBatch::try_new(Arc::clone(&self.schema), rows.rows.columns().to_vec())?)?;
         let checksum = crc32fast::hash(self.writer.get_ref().get(start..).unwrap_or_default());

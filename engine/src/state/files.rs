@@ -18,8 +18,8 @@
 //! has a merge of its own, so those of small files go on beside it, and of each level only those files wait that came since its
 //! merge began: the list grows with the number of levels. That is why it stands in each commit as a whole, and there is no
 //! manifest with edits to it, whose entries would have to be put together at each start and kept for each commit that is.
-//! Where merges cannot keep up at all and one level has [four times sixteen](Limits::most_entries_per_level), a batch waits for the merge before it writes
-//! its changes, and its progress says so; a merge that goes on failing ends the query then, rather than to let its commits
+//! Where merges cannot keep up at all and one level has [four times sixteen](Limits::most_entries_per_level), a batch waits for the merge before it is
+//! committed, and its progress says so; a merge that goes on failing ends the query then, rather than to let its commits
 //! grow.
 
 use std::ops::Range;
@@ -27,16 +27,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use arrow::record_batch::RecordBatch;
 use futures::FutureExt;
 use futures::future::join_all;
 
+use super::changes::ChangeFiles;
 use super::entry::{FileEntry, OperatorCommit};
 use super::file::Effort;
 use super::limits::{Limits, Resources};
 use super::merge::{Keeps, MergedRows};
 use super::read::EntryReader;
-use super::sorted::sort;
 use super::write::EntryWriter;
 use super::{OperatorId, StateSpec};
 use crate::checkpoint::CheckpointStore;
@@ -69,7 +68,7 @@ pub(crate) struct StateFiles {
     /// How many merges batches have waited for.
     waited: u64,
     /// Bytes that went to storage: while batches waited, and in the background.
-    changes_written: Arc<AtomicU64>,
+    changes_written: u64,
     merges_written: Arc<AtomicU64>,
 }
 
@@ -106,7 +105,7 @@ impl StateFiles {
             merges: 0,
             no_merge_before: 0,
             waited: 0,
-            changes_written: Arc::default(),
+            changes_written: 0,
             merges_written: Arc::default(),
         }
     }
@@ -118,7 +117,7 @@ impl StateFiles {
 
     /// Bytes written so far: changes and merges.
     pub(crate) fn written(&self) -> (u64, u64) {
-        (self.changes_written.load(Ordering::Relaxed), self.merges_written.load(Ordering::Relaxed))
+        (self.changes_written, self.merges_written.load(Ordering::Relaxed))
     }
 
     /// How many merges batches have waited for so far.
@@ -152,38 +151,34 @@ impl StateFiles {
         Ok(())
     }
 
-    /// Writes what batch `batch` changed. Returns the operator's part of the commit.
-    pub(crate) async fn add(
-        &mut self,
-        batch: BatchId,
-        changes: &[RecordBatch],
-        evicted_us: &[i64],
-    ) -> Result<OperatorCommit> {
+    /// What the tasks of a batch write their changes with.
+    pub(crate) fn changes(&self) -> ChangeFiles {
+        ChangeFiles {
+            operator: self.operator,
+            spec: self.spec.clone(),
+            store: Arc::clone(&self.store),
+            resources: self.resources.clone(),
+            run: self.run,
+        }
+    }
+
+    /// Adds what batch `batch` has written of its changes. Returns the operator's part of the commit.
+    pub(crate) fn add(&mut self, batch: BatchId, changes: Option<FileEntry>, evicted_us: &[i64]) -> OperatorCommit {
         let known = self.now.bounds_us(self.spec.sides);
         let bounds: Vec<i64> = known.iter().zip(evicted_us).map(|(known, new)| *known.max(new)).collect();
         self.now.evicted_us = bounds.iter().map(|us| (*us != i64::MIN).then_some(*us)).collect();
-        if !changes.is_empty() {
-            let name = format!("{batch}.{}", self.run.short());
-            let mut writer = self.writer(name, Effort::Fast);
-            for rows in sort(&self.spec, changes, (0, u8::MAX), self.resources.limits)? {
-                writer.add(&rows).await?;
-            }
-            self.now.files.extend(writer.finish(0).await?);
-        }
+        self.changes_written += changes.as_ref().map_or(0, |file| file.bytes);
+        self.now.files.extend(changes);
         self.now.files.retain(|file| !file.is_behind(&bounds));
         if batch.0 >= self.no_merge_before {
             self.begin_merges(batch);
         }
-        Ok(self.now.clone())
+        self.now.clone()
     }
 
-    fn writer(&self, name: String, effort: Effort) -> EntryWriter {
-        let written = match effort {
-            Effort::Fast => &self.changes_written,
-            Effort::Small => &self.merges_written,
-        };
-        let how = (effort, self.resources.limits.file_bytes);
-        EntryWriter::new(&self.store, self.operator, &self.spec, name, how, written)
+    fn merge_writer(&self, name: String) -> EntryWriter {
+        let how = (Effort::Small, self.resources.limits.file_bytes);
+        EntryWriter::new(&self.store, self.operator, &self.spec, name, how, &self.merges_written)
     }
 
     /// Puts finished merges in the place of their parts. A failed one is tried again later.
@@ -230,7 +225,7 @@ impl StateFiles {
             let keeps = Keeps { bounds_us: self.now.bounds_us(self.spec.sides), nothing_older: range.start == 0 };
             let merge = Merge {
                 rows: MergedRows::new(self.spec.clone(), parts.iter().map(reader).collect(), keeps, &self.resources),
-                writer: self.writer(name, Effort::Small),
+                writer: self.merge_writer(name),
                 resources: self.resources.clone(),
                 level: level + 1,
                 cut_off: Arc::clone(&cut_off),

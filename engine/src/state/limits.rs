@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use arrow::datatypes::FieldRef;
 use datafusion::error::DataFusionError;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
 
+use super::store::StateStore;
+use super::table::Table;
 use crate::error::{Error, ErrorKind};
 
 /// Bounds on what lies or travels in one piece, so that nothing grows with the state: no array of values comes near the 2 GiB
@@ -62,6 +65,11 @@ impl Resources {
     /// A claim on the pool, of nothing so far.
     pub(crate) fn reservation(&self) -> MemoryReservation {
         MemoryConsumer::new(format!("tidewater: state of {}", self.owner)).register(&self.pool)
+    }
+
+    /// An empty store of rows with these keys and values.
+    pub(crate) fn store(&self, keys: &[FieldRef], values: &[FieldRef]) -> Result<Box<dyn StateStore>, DataFusionError> {
+        Ok(Box::new(Table::new(keys, values, self)?))
     }
 
     /// The pool gives no more.

@@ -1,15 +1,15 @@
 //! What outlives a batch, beside offsets and watermark.
 //!
-//! A stateful operator (an aggregation, say) keeps a [`Table`] of rows per partition: found by key, evicted by time, held in
-//! Arrow columns. A batch costs what it touches, however much lies there:
+//! A stateful operator (an aggregation, say) keeps a [store](StateStore) of rows per partition: found by key, evicted by time,
+//! held in Arrow columns. A batch costs what it touches, however much lies there:
 //!
 //! ```text
 //! batch N ──▶ operator ──▶ rows out
 //!               │  ▲
 //!        puts,  │  │ finds                     state/0/…   the files of operator 0, named by commits/N
 //!      removals ▼  │                              ▲
-//!             Table of the partition              │ one file of changes per batch
-//!               └── StateSpec::change ──▶ OperatorRun ──▶ StateFiles
+//!             store of the partition              │ one file of changes per batch
+//!               └── StateSpec::change ──▶ OperatorRun ──▶ ChangeFiles ──▶ StateFiles
 //! ```
 //!
 //! - Which partition owns a key follows from the key alone ([`key_hash`]), so a query may be started again with any number
@@ -23,7 +23,10 @@
 //! - The first error ends a run, and with it what it had in memory: operators change their tables in place, and nothing
 //!   has to be undone. The next start loads the last committed version.
 
+mod changes;
+
 mod compare;
+
 mod entry;
 
 mod file;
@@ -50,6 +53,8 @@ mod spec;
 
 pub(crate) mod spelling;
 
+mod store;
+
 pub(crate) mod table;
 
 mod type_names;
@@ -58,6 +63,7 @@ mod write;
 
 use std::fmt;
 
+pub(crate) use self::changes::ChangeFiles;
 pub(crate) use self::compare::{AGGREGATIONS, KEPT, differences, other_versions};
 pub(crate) use self::entry::{FileEntry, OperatorCommit, StateCommit};
 pub(crate) use self::files::StateFiles;
@@ -65,7 +71,8 @@ pub(crate) use self::limits::{Limits, Resources};
 pub(crate) use self::load::load;
 pub(crate) use self::operator_state::{Counts, OperatorRun, OperatorState, PartitionState};
 pub(crate) use self::spec::{StateSpec, ToldSpec};
-pub(crate) use self::table::{NEVER, NewRows, Pages, SlotId, Table};
+pub(crate) use self::store::{NEVER, NewRows, SlotId, StateStore};
+pub(crate) use self::table::Pages;
 
 /// The number of a stateful operator: its place in the plan, counted from the sink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

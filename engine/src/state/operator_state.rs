@@ -9,7 +9,9 @@ use datafusion::error::Result;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
-use super::StateSpec;
+use datafusion::execution::memory_pool::MemoryReservation;
+
+use super::{Resources, StateSpec};
 use crate::error::Error;
 
 /// What an operator keeps for one partition.
@@ -32,12 +34,13 @@ pub(crate) trait PartitionState: Any + Send + Debug {
 #[derive(Debug)]
 pub(crate) struct OperatorState {
     pub(crate) spec: StateSpec,
+    resources: Resources,
     partitions: Vec<Mutex<Box<dyn PartitionState>>>,
 }
 
 impl OperatorState {
-    pub(crate) fn new(spec: StateSpec, partitions: Vec<Box<dyn PartitionState>>) -> Self {
-        OperatorState { spec, partitions: partitions.into_iter().map(Mutex::new).collect() }
+    pub(crate) fn new(spec: StateSpec, resources: Resources, partitions: Vec<Box<dyn PartitionState>>) -> Self {
+        OperatorState { spec, resources, partitions: partitions.into_iter().map(Mutex::new).collect() }
     }
 
     pub(crate) fn partitions(&self) -> usize {
@@ -92,17 +95,24 @@ pub(crate) struct OperatorRun {
     told: Mutex<Told>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Told {
     /// By partition, in the order of the calls.
-    changes: Vec<(usize, RecordBatch)>,
+    changes: Vec<Vec<RecordBatch>>,
+    /// The memory of the changes.
+    claimed: MemoryReservation,
     evicted_us: Vec<i64>,
     counts: Counts,
 }
 
 impl OperatorRun {
     pub(crate) fn new(late_ms: i64, evict_ms: i64, state: Arc<OperatorState>) -> Self {
-        let told = Mutex::new(Told { evicted_us: vec![i64::MIN; state.spec.sides], ..Told::default() });
+        let told = Mutex::new(Told {
+            changes: vec![vec![]; state.partitions()],
+            claimed: state.resources.reservation(),
+            evicted_us: vec![i64::MIN; state.spec.sides],
+            counts: Counts::default(),
+        });
         OperatorRun { late_ms, evict_ms, state, told }
     }
 
@@ -125,10 +135,20 @@ impl OperatorRun {
     }
 
     /// Adds to what the batch changes in the state.
-    pub(crate) fn change(&self, partition: usize, change: RecordBatch) {
-        if change.num_rows() > 0 {
-            self.told.lock().changes.push((partition, change));
+    pub(crate) fn change(&self, partition: usize, change: RecordBatch) -> Result<()> {
+        if change.num_rows() == 0 {
+            return Ok(());
         }
+        let mut told = self.told.lock();
+        let bytes = change.get_array_memory_size();
+        told.claimed.try_grow(bytes).map_err(|e| self.state.resources.refused(told.claimed.size() + bytes, e))?;
+        match told.changes.get_mut(partition) {
+            Some(changes) => changes.push(change),
+            None => {
+                return Err(Error::internal("an operator changed state of a partition that it does not have").into());
+            }
+        }
+        Ok(())
     }
 
     /// Says up to when rows were evicted, in µs, by side.
@@ -149,12 +169,11 @@ impl OperatorRun {
         counts.rows_without_session += more.rows_without_session;
     }
 
-    /// All changes, those of the first partition first.
-    pub(crate) fn changes(&self) -> Vec<RecordBatch> {
+    /// All changes, by partition. They are moved.
+    pub(crate) fn take_changes(&self) -> Vec<Vec<RecordBatch>> {
         let mut told = self.told.lock();
-        let mut changes = std::mem::take(&mut told.changes);
-        changes.sort_by_key(|(partition, _)| *partition);
-        changes.into_iter().map(|(_, change)| change).collect()
+        told.claimed.free();
+        std::mem::take(&mut told.changes)
     }
 
     /// By side: up to when rows were evicted, in µs; `i64::MIN` for not at all.

@@ -19,7 +19,7 @@ use datafusion::error::Result;
 use serde::{Deserialize, Serialize};
 
 use super::spelling::{one_spelling, plain, plain_type, without_slack};
-use super::table::NEVER;
+use super::store::NEVER;
 use super::type_names::type_name;
 
 /// See the [module](self).

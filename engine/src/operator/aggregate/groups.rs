@@ -7,7 +7,7 @@ use datafusion::error::Result;
 use hashbrown::HashTable;
 
 use crate::state::sizes::RowBytes;
-use crate::state::{SlotId, Table};
+use crate::state::{SlotId, StateStore};
 
 /// One record batch of partial state.
 pub(super) struct Incoming {
@@ -29,7 +29,7 @@ pub(super) struct Groups<'a> {
 }
 
 impl<'a> Groups<'a> {
-    pub(super) fn of(rows: &'a [Incoming], table: &Table) -> Self {
+    pub(super) fn of(rows: &'a [Incoming], table: &dyn StateStore) -> Result<Self> {
         let count = rows.iter().map(|rows| rows.hashes.len()).sum();
         let mut index: HashTable<(u64, u32)> = HashTable::with_capacity(count);
         let (mut firsts, mut of_row): (Vec<(usize, usize)>, Vec<Vec<usize>>) = (vec![], vec![]);
@@ -57,9 +57,9 @@ impl<'a> Groups<'a> {
         let mut slots = Vec::with_capacity(firsts.len());
         for (batch, own) in rows.iter().enumerate() {
             let new: Vec<u32> = firsts.iter().filter(|first| first.0 == batch).map(|first| first.1 as u32).collect();
-            slots.extend(table.find_all(&own.hashes, &own.encoded, &new));
+            slots.extend(table.find_all(&own.hashes, &own.encoded, &new)?);
         }
-        Groups { rows, of_row, firsts, slots }
+        Ok(Groups { rows, of_row, firsts, slots })
     }
 
     pub(super) fn count(&self) -> usize {
@@ -72,7 +72,7 @@ impl<'a> Groups<'a> {
     }
 
     /// By group: the bytes of its rows and of what is known of it.
-    pub(super) fn bytes(&self, table: &Table) -> Vec<usize> {
+    pub(super) fn bytes(&self, table: &dyn StateStore) -> Vec<usize> {
         let known = self.slots.iter().map(|slot| slot.map_or(0, |slot| table.bytes_of(slot)));
         let mut bytes: Vec<usize> = known.collect();
         for (own, groups) in self.rows.iter().zip(&self.of_row) {

@@ -215,14 +215,14 @@ impl ExecutionPlan for StatefulAggregateExec {
             let touched = state.merge(&rows, &run, partition)?;
             match mode {
                 OutputMode::Append => {
-                    let due = state.due(run.evict_us());
+                    let due = state.due(run.evict_us())?;
                     let out = state.rows_out(&due, &schema)?;
                     state.evict(&due, &run)?;
                     Ok(out)
                 }
                 OutputMode::Update => {
                     let out = state.touched_out(touched, &schema)?;
-                    let due = state.due(run.evict_us());
+                    let due = state.due(run.evict_us())?;
                     state.evict(&due, &run)?;
                     Ok(out)
                 }

@@ -15,7 +15,7 @@ use crate::operator::output::{OUTPUT_ROWS, rows_of};
 use crate::state::key_hash::hash_keys;
 use crate::state::sizes::bounded_ranges;
 use crate::state::spelling::one_spelling;
-use crate::state::{Counts, NEVER, NewRows, OperatorRun, PartitionState, Resources, SlotId, StateSpec, Table};
+use crate::state::{Counts, NEVER, NewRows, OperatorRun, PartitionState, Resources, SlotId, StateSpec, StateStore};
 
 /// The groups that a batch touched, and their state after it.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) struct Touched {
 
 #[derive(Debug)]
 pub(super) struct AggregateState {
-    table: Table,
+    table: Box<dyn StateStore>,
     spec: StateSpec,
     time_key: Option<usize>,
     /// There are no keys: the only group has a made-up one.
@@ -43,7 +43,7 @@ impl AggregateState {
         aggregates: Aggregates,
         resources: &Resources,
     ) -> Result<Self> {
-        let table = Table::new(&spec.keys, &spec.values, resources)?;
+        let table = resources.store(&spec.keys, &spec.values)?;
         Ok(AggregateState { table, spec, time_key, global, aggregates })
     }
 
@@ -56,10 +56,10 @@ impl AggregateState {
     ) -> Result<Vec<Touched>> {
         let batches = batches.iter().filter(|rows| rows.num_rows() > 0);
         let rows = batches.map(|rows| self.incoming(rows)).collect::<Result<Vec<Incoming>>>()?;
-        let groups = Groups::of(&rows, &self.table);
+        let groups = Groups::of(&rows, self.table.as_ref())?;
         run.count(Counts { rows_updated: groups.count() as u64, ..Counts::default() });
         // However many groups a batch touches and however large they are: what is brought together in one array is bounded.
-        let parts = bounded_ranges(groups.bytes(&self.table), usize::MAX, self.table.limits().block_bytes);
+        let parts = bounded_ranges(groups.bytes(self.table.as_ref()), usize::MAX, self.table.limits().block_bytes);
         parts.into_iter().map(|part| self.merge_groups(&groups, part, run, partition)).collect()
     }
 
@@ -107,7 +107,7 @@ impl AggregateState {
         let times = self.times(&keys, total)?;
         let hashes: Vec<u64> = order.iter().map(|&group| groups.hash(group)).collect();
         let encoded = self.table.encode(&keys)?;
-        run.change(partition, self.spec.change(false, keys.clone(), vec![], &times, Some(values.clone()))?);
+        run.change(partition, self.spec.change(false, keys.clone(), vec![], &times, Some(values.clone()))?)?;
         let rows = NewRows { keys: &encoded, hashes: &hashes, times_us: &times, values: values.clone() };
         self.table.put(&slots, rows)?;
         Ok(Touched { keys: if self.global { vec![] } else { keys }, values, groups: total })
@@ -122,12 +122,12 @@ impl AggregateState {
     }
 
     pub(super) fn all(&self) -> Vec<SlotId> {
-        self.table.slots().collect()
+        self.table.slots()
     }
 
     /// The groups that are final.
-    pub(super) fn due(&self, bound_us: i64) -> Vec<SlotId> {
-        if self.time_key.is_some() { self.table.due(bound_us) } else { vec![] }
+    pub(super) fn due(&self, bound_us: i64) -> Result<Vec<SlotId>> {
+        if self.time_key.is_some() { self.table.due(bound_us) } else { Ok(vec![]) }
     }
 
     /// Forgets groups that are due.

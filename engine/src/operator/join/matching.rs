@@ -154,7 +154,7 @@ impl Probe {
     /// Goes on until there are rows to give out; `None` when all new rows have met all others.
     pub(super) fn next(&mut self, shape: &Shape, other: &mut SideState) -> Result<Option<RecordBatch>> {
         loop {
-            let (rows, slots) = self.candidates(shape, other);
+            let (rows, slots) = self.candidates(shape, other)?;
             if slots.is_empty() {
                 return Ok(None);
             }
@@ -165,10 +165,10 @@ impl Probe {
     }
 
     /// The next pairs with equal keys: new rows, and rows of the other side.
-    fn candidates(&mut self, shape: &Shape, other: &SideState) -> (Vec<u32>, Vec<SlotId>) {
+    fn candidates(&mut self, shape: &Shape, other: &SideState) -> Result<(Vec<u32>, Vec<SlotId>)> {
         let (mut rows, mut slots) = (vec![], vec![]);
         if other.table.len() == 0 {
-            return (rows, slots);
+            return Ok((rows, slots));
         }
         // Where rows of one side come out at their first match, further ones are of no interest.
         let (first_only, skip_matched) = match shape.gives {
@@ -183,7 +183,7 @@ impl Probe {
                 let Some(&hash) = self.hashes.get(row) else { break };
                 self.next_row += 1;
                 let can = self.can_match.as_ref().is_none_or(|can| can.is_valid(row));
-                self.candidate = if can { other.table.find(hash, self.keys.row(row)) } else { None };
+                self.candidate = if can { other.table.find(hash, self.keys.row(row))? } else { None };
                 continue;
             };
             let enough = first_only && shape.filter.is_none();
@@ -194,7 +194,7 @@ impl Probe {
                 slots.push(slot);
             }
         }
-        (rows, slots)
+        Ok((rows, slots))
     }
 
     fn is_matched(&self, row: usize) -> bool {

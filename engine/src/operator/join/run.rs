@@ -130,7 +130,7 @@ impl Running {
         }
         let ended = probe.end(&self.shape, own, other, &self.spec, final_us)?;
         self.ready.extend(ended.output);
-        ended.changes.into_iter().for_each(|change| self.run.change(self.partition, change));
+        ended.changes.into_iter().try_for_each(|change| self.run.change(self.partition, change))?;
         self.counts.rows_updated += ended.kept;
         self.counts.rows_removed += ended.removed;
         Ok(Step::Read(side))
@@ -139,7 +139,7 @@ impl Running {
     fn due(&self, side: Side) -> Result<Step> {
         let mut state = self.run.state::<JoinState>(self.partition)?;
         let (own, _) = state.sides(side);
-        Ok(Step::Evict(side, own.table.due(self.final_us(side)).into()))
+        Ok(Step::Evict(side, own.table.due(self.final_us(side))?.into()))
     }
 
     fn evict(&mut self, side: Side, mut due: VecDeque<SlotId>) -> Result<Step> {
@@ -171,7 +171,7 @@ impl Running {
         let mut state = self.run.state::<JoinState>(self.partition)?;
         for side in [Side::Left, Side::Right] {
             let (own, _) = state.sides(side);
-            own.changes(&self.spec)?.into_iter().for_each(|change| self.run.change(self.partition, change));
+            own.changes(&self.spec)?.into_iter().try_for_each(|change| self.run.change(self.partition, change))?;
         }
         self.run.evicted(&[self.final_us(Side::Left), self.final_us(Side::Right)]);
         self.run.count(self.counts);

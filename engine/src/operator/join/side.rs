@@ -19,7 +19,7 @@ use datafusion::error::{DataFusionError, Result};
 use super::shape::{Shape, Side};
 use crate::error::Error;
 use crate::state::key_hash::KEY_GROUPS;
-use crate::state::{NEVER, NewRows, Pages, PartitionState, Resources, SlotId, StateSpec, Table};
+use crate::state::{NEVER, NewRows, Pages, PartitionState, Resources, SlotId, StateSpec, StateStore};
 
 /// The upper bits of a row's number are its key group.
 const GROUP_SHIFT: u32 = 56;
@@ -56,7 +56,7 @@ pub(super) struct Kept<'a> {
 #[derive(Debug)]
 pub(super) struct SideState {
     side: Side,
-    pub(super) table: Table,
+    pub(super) table: Box<dyn StateStore>,
     /// By slot.
     rows: Pages<Row>,
     /// By key group: the count of its next row.
@@ -70,7 +70,7 @@ impl SideState {
         let values: Vec<FieldRef> = shape.side(side).schema.fields().iter().map(Arc::clone).collect();
         Ok(SideState {
             side,
-            table: Table::new(&shape.key_fields, &values, resources)?,
+            table: resources.store(&shape.key_fields, &values)?,
             rows: Pages::default(),
             next: vec![0; KEY_GROUPS],
             touched: vec![],

@@ -334,7 +334,7 @@ impl ExecutionPlan for SessionWindowExec {
             if this.mode == OutputMode::Complete {
                 return state.rows_out(&state.all(), this.place, &this.schema);
             }
-            let due = state.due(&run);
+            let due = state.due(&run)?;
             let out = state.rows_out(&due, this.place, &this.schema)?;
             state.evict(&due, &run)?;
             Ok(out)

@@ -18,7 +18,9 @@ use crate::operator::aggregate::Aggregates;
 use crate::operator::output::{OUTPUT_ROWS, rows_of};
 use crate::query::window::values::{Micros, between};
 use crate::state::key_hash::hash_keys;
-use crate::state::{Counts, Limits, NewRows, OperatorRun, Pages, PartitionState, Resources, SlotId, StateSpec, Table};
+use crate::state::{
+    Counts, Limits, NewRows, OperatorRun, Pages, PartitionState, Resources, SlotId, StateSpec, StateStore,
+};
 
 /// Rows as sessions take them in.
 pub(super) struct SessionRows {
@@ -37,7 +39,7 @@ pub(super) struct SessionRows {
 #[derive(Debug)]
 pub(super) struct SessionState {
     /// By key: the partial state of its sessions.
-    table: Table,
+    table: Box<dyn StateStore>,
     /// By slot of the table: where the session starts, in µs.
     starts: Pages<i64>,
     spec: StateSpec,
@@ -53,7 +55,7 @@ impl SessionState {
         bound: DataType,
         resources: &Resources,
     ) -> Result<Self> {
-        let table = Table::new(&spec.keys, &spec.values, resources)?;
+        let table = resources.store(&spec.keys, &spec.values)?;
         Ok(SessionState { table, starts: Pages::default(), spec, aggregates, bound })
     }
 
@@ -67,8 +69,8 @@ impl SessionState {
         let (key_of_row, first_rows) = number_keys(&hashes, &encoded);
         let mut slots: Vec<SlotId> = vec![];
         let mut known: Vec<Stretch> = vec![];
-        for (key, &row) in first_rows.iter().enumerate() {
-            let mut next = self.table.find(hashes[row as usize], encoded.row(row as usize));
+        let newest = self.table.find_all(&hashes, &encoded, &first_rows)?;
+        for (key, mut next) in newest.into_iter().enumerate() {
             while let Some(slot) = next {
                 known.push(Stretch { key, start: self.start_us(slot), end: self.table.time_us(slot) });
                 slots.push(slot);
@@ -117,7 +119,7 @@ impl SessionState {
         let ends: Vec<i64> = merged.sessions.iter().map(|session| session.end).collect();
         let id = vec![self.bounds(starts.clone())];
         let encoded = self.table.encode(&keys)?;
-        run.change(partition, self.spec.change(false, keys, id, &ends, Some(states.clone()))?);
+        run.change(partition, self.spec.change(false, keys, id, &ends, Some(states.clone()))?)?;
         run.count(Counts { rows_updated: total as u64, ..Counts::default() });
         self.put(&places, &starts, NewRows { keys: &encoded, hashes: &hashes, times_us: &ends, values: states })?;
         Ok(())
@@ -131,7 +133,7 @@ impl SessionState {
         let (slots, starts): (Vec<SlotId>, Vec<i64>) = gone.iter().copied().unzip();
         let ends: Vec<i64> = slots.iter().map(|slot| self.table.time_us(*slot)).collect();
         let id = vec![self.bounds(starts)];
-        run.change(partition, self.spec.change(true, self.table.keys(&slots)?, id, &ends, None)?);
+        run.change(partition, self.spec.change(true, self.table.keys(&slots)?, id, &ends, None)?)?;
         self.forget(&slots)
     }
 
@@ -162,11 +164,11 @@ impl SessionState {
     }
 
     pub(super) fn all(&self) -> Vec<SlotId> {
-        self.table.slots().collect()
+        self.table.slots()
     }
 
     /// The sessions that the watermark has passed. They must be [evicted](Self::evict).
-    pub(super) fn due(&self, run: &OperatorRun) -> Vec<SlotId> {
+    pub(super) fn due(&self, run: &OperatorRun) -> Result<Vec<SlotId>> {
         self.table.due(run.evict_us())
     }
 

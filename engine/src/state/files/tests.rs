@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
 
+use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::execution::memory_pool::{MemoryPool, MemoryReservation};
@@ -95,6 +96,15 @@ struct Fixture {
     expected: BTreeMap<(i64, i64), String>,
 }
 
+/// Writes the changes of a batch, as its tasks do, and takes them in.
+async fn add(files: &mut StateFiles, batch: u64, changes: &[RecordBatch]) -> Result<OperatorCommit> {
+    // What a batch holds for it is not what a merge does.
+    let resources = Resources::unbounded(files.resources.limits);
+    let writer = ChangeFiles { resources, ..files.changes() };
+    let written = writer.write(BatchId(batch), &[writer.sort(changes)?]).await?;
+    Ok(files.add(BatchId(batch), written, &[i64::MIN]))
+}
+
 impl Fixture {
     fn new(is_meant: fn(&str) -> bool, fails: bool, limits: Limits) -> Self {
         Fixture::with(is_meant, fails, Resources::unbounded(limits))
@@ -124,7 +134,7 @@ impl Fixture {
         let gone = (batch as i64 % 50, 0, 1, "");
         let changes = [change(false, &rows), change(true, &[gone])];
         self.files.make_room(BatchId(batch), || ()).await?;
-        let added = self.files.add(BatchId(batch), &changes, &[i64::MIN]).await?;
+        let added = add(&mut self.files, batch, &changes).await?;
         self.expected.extend(rows.iter().map(|row| ((row.0, row.1), value.clone())));
         self.expected.remove(&(gone.0, gone.1));
         Ok(added)
@@ -290,7 +300,7 @@ async fn a_merge_holds_a_bounded_part() {
         let rows: Vec<(i64, i64, i64, &str)> =
             texts.iter().enumerate().map(|(row, text)| (row as i64, batch, 1, text.as_str())).collect();
         let changes = [change(false, &rows)];
-        fixture.files.add(BatchId(batch as u64), &changes, &[i64::MIN]).await.unwrap();
+        add(&mut fixture.files, batch as u64, &changes).await.unwrap();
         let rows = rows.iter().map(|row| ((row.0, row.1), row.3.to_owned()));
         fixture.expected.extend(rows);
     }

@@ -1,4 +1,4 @@
-//! What one partition of an operator remembers: rows, found by key and by time, kept in columns.
+//! The [store](super::store) in memory: rows found by key and by time, kept in columns.
 //!
 //! ```text
 //! key ─ hash ─▶ index ─▶ slot ─▶ (chunk, row)      chunk 0 │ keys │ slots │ value columns │
@@ -47,14 +47,8 @@ pub(crate) use self::pages::Pages;
 use super::limits::{Limits, Resources};
 use super::sizes::{RowBytes, bounded_ranges, fixed_bytes};
 use super::spelling::{one_spelling, plain, plain_type, without_slack};
+use super::store::{NEVER, NewRows, SlotId, StateStore};
 use crate::error::{Error, ErrorKind};
-
-/// A row of the table, wherever its value lies at the moment. Never used for another row while this one lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct SlotId(pub(crate) u32);
-
-/// The time of a row that is never due.
-pub(crate) const NEVER: i64 = i64::MAX;
 
 const NONE: u32 = u32::MAX;
 
@@ -80,17 +74,7 @@ impl Default for Slot {
     }
 }
 
-/// Rows to be put into a table: as many keys, hashes, times and values each.
-pub(crate) struct NewRows<'a> {
-    pub(crate) keys: &'a Rows,
-    /// [`hash_keys`](super::key_hash::hash_keys) of the keys.
-    pub(crate) hashes: &'a [u64],
-    /// When each is due, in µs since 1970; or [`NEVER`].
-    pub(crate) times_us: &'a [i64],
-    pub(crate) values: Vec<ArrayRef>,
-}
-
-/// See the [module](self).
+/// The columnar table: the store in memory.
 #[derive(Debug)]
 pub(crate) struct Table {
     resources: Resources,
@@ -140,24 +124,23 @@ impl Table {
             rewritten: 0,
         })
     }
+}
 
-    pub(crate) fn limits(&self) -> Limits {
+impl StateStore for Table {
+    fn limits(&self) -> Limits {
         self.resources.limits
     }
 
-    /// The keys, encoded so that equal ones have equal bytes.
-    pub(crate) fn encode(&self, keys: &[ArrayRef]) -> Result<Rows> {
+    fn encode(&self, keys: &[ArrayRef]) -> Result<Rows> {
         Ok(self.converter.convert_columns(&one_spelling(keys)?)?)
     }
 
-    /// The newest row of this key.
-    pub(crate) fn find(&self, hash: u64, key: Row<'_>) -> Option<SlotId> {
-        self.index.find(hash, |slot| self.key_of(slot) == Some(key.as_ref())).map(SlotId)
+    fn find(&self, hash: u64, key: Row<'_>) -> Result<Option<SlotId>> {
+        Ok(self.find_one(hash, key))
     }
 
-    /// For each of these rows of `keys`: the newest row of its key. The same as [`find`](Self::find) one by one, but memory
-    /// is waited for once per step rather than once per row: in a large table that is what takes the time.
-    pub(crate) fn find_all(&self, hashes: &[u64], keys: &Rows, rows: &[u32]) -> Vec<Option<SlotId>> {
+    fn find_all(&self, hashes: &[u64], keys: &Rows, rows: &[u32]) -> Result<Vec<Option<SlotId>>> {
+        // Memory is waited for once per step rather than once per row: in a large table that is what takes the time.
         let hash_of = |row: u32| hashes[row as usize];
         let candidates: Vec<u32> =
             rows.iter().map(|&row| self.index.find(hash_of(row), |_| true).unwrap_or(NONE)).collect();
@@ -170,29 +153,21 @@ impl Table {
             match self.chunks.get(chunk)?.keys.get(place as usize) == key.as_ref() {
                 true => Some(SlotId(id)),
                 // Another key has the same hash.
-                false => self.find(hash_of(row), key),
+                false => self.find_one(hash_of(row), key),
             }
         };
-        rows.iter().zip(&candidates).zip(&places).map(check).collect()
+        Ok(rows.iter().zip(&candidates).zip(&places).map(check).collect())
     }
 
-    fn key_of(&self, slot: u32) -> Option<&[u8]> {
-        let slot = self.slots.get(slot)?;
-        Some(self.chunks.get(slot.chunk)?.keys.get(slot.row as usize))
-    }
-
-    /// The next older row of the same key.
-    pub(crate) fn older(&self, slot: SlotId) -> Option<SlotId> {
+    fn older(&self, slot: SlotId) -> Option<SlotId> {
         self.slots.get(slot.0).filter(|slot| slot.older != NONE).map(|slot| SlotId(slot.older))
     }
 
-    /// When the row is due.
-    pub(crate) fn time_us(&self, slot: SlotId) -> i64 {
+    fn time_us(&self, slot: SlotId) -> i64 {
         self.slots.get(slot.0).map_or(NEVER, |slot| slot.time_us)
     }
 
-    /// Row i of `rows` becomes the value of `slots[i]`, whose key it has; without a slot, a further row of its key.
-    pub(crate) fn put(&mut self, slots: &[Option<SlotId>], rows: NewRows<'_>) -> Result<Vec<SlotId>> {
+    fn put(&mut self, slots: &[Option<SlotId>], rows: NewRows<'_>) -> Result<Vec<SlotId>> {
         let count = slots.len();
         let fits = rows.keys.num_rows() == count
             && rows.hashes.len() == count
@@ -223,6 +198,57 @@ impl Table {
         self.compact(count)?;
         self.claim()?;
         Ok(found)
+    }
+
+    fn remove(&mut self, ids: &[SlotId]) -> Result<()> {
+        ids.iter().for_each(|id| self.remove_one(id.0));
+        self.compact(ids.len())?;
+        self.claim()
+    }
+
+    fn keys(&self, slots: &[SlotId]) -> Result<Vec<ArrayRef>> {
+        self.read_keys(slots)
+    }
+
+    fn values(&self, slots: &[SlotId]) -> Result<Vec<ArrayRef>> {
+        self.read_values(slots)
+    }
+
+    fn bytes_of(&self, slot: SlotId) -> usize {
+        self.row_bytes(slot)
+    }
+
+    fn due(&self, bound_us: i64) -> Result<Vec<SlotId>> {
+        let mut due: Vec<SlotId> = self.by_time.due(&self.slots, bound_us).into_iter().map(SlotId).collect();
+        due.sort_unstable_by_key(|slot| (self.time_us(*slot), slot.0));
+        Ok(due)
+    }
+
+    fn slots(&self) -> Vec<SlotId> {
+        self.slots.numbers().map(SlotId).collect()
+    }
+
+    fn len(&self) -> usize {
+        self.alive
+    }
+
+    fn holds_beside(&mut self, bytes: usize) {
+        self.beside = bytes;
+    }
+
+    fn bytes(&self) -> usize {
+        self.beside + self.chunks.memory() + self.index.memory() + self.slots.memory() + self.by_time.memory()
+    }
+}
+
+impl Table {
+    fn find_one(&self, hash: u64, key: Row<'_>) -> Option<SlotId> {
+        self.index.find(hash, |slot| self.key_of(slot) == Some(key.as_ref())).map(SlotId)
+    }
+
+    fn key_of(&self, slot: u32) -> Option<&[u8]> {
+        let slot = self.slots.get(slot)?;
+        Some(self.chunks.get(slot.chunk)?.keys.get(slot.row as usize))
     }
 
     /// Puts a range of rows, as one chunk.
@@ -303,13 +329,6 @@ impl Table {
         self.alive += 1;
     }
 
-    /// Takes rows away. Nothing happens to those that are gone.
-    pub(crate) fn remove(&mut self, ids: &[SlotId]) -> Result<()> {
-        ids.iter().for_each(|id| self.remove_one(id.0));
-        self.compact(ids.len())?;
-        self.claim()
-    }
-
     fn remove_one(&mut self, id: u32) {
         let Some(slot) = self.slots.get(id).filter(|slot| slot.chunk != NONE) else { return };
         let Slot { hash, chunk, older, newer, .. } = *slot;
@@ -328,32 +347,6 @@ impl Table {
         self.slots.clear(id);
         self.alive -= 1;
         self.chunks.row_died(chunk);
-    }
-
-    /// The rows due at `bound_us` or before, in the order of their times.
-    pub(crate) fn due(&self, bound_us: i64) -> Vec<SlotId> {
-        let mut due: Vec<SlotId> = self.by_time.due(&self.slots, bound_us).into_iter().map(SlotId).collect();
-        due.sort_unstable_by_key(|slot| (self.time_us(*slot), slot.0));
-        due
-    }
-
-    /// All rows, in no particular order.
-    pub(crate) fn slots(&self) -> impl Iterator<Item = SlotId> {
-        self.slots.numbers().map(SlotId)
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.alive
-    }
-
-    /// Tells how much memory is held for its rows elsewhere.
-    pub(crate) fn holds_beside(&mut self, bytes: usize) {
-        self.beside = bytes;
-    }
-
-    /// Memory held, in bytes.
-    pub(crate) fn bytes(&self) -> usize {
-        self.beside + self.chunks.memory() + self.index.memory() + self.slots.memory() + self.by_time.memory()
     }
 
     /// Tells the pool what is held now.

@@ -1,7 +1,5 @@
 //! Keys and values of a table's rows, in columns.
 
-use std::ops::Range;
-
 use arrow::array::{Array, ArrayRef};
 use arrow::compute::interleave;
 use arrow::row::Row;
@@ -10,20 +8,15 @@ use datafusion::error::Result;
 
 use super::chunks::Chunk;
 use super::{NONE, SlotId, Table};
-use crate::state::sizes::{bounded_ranges, bytes_at};
+use crate::state::sizes::bytes_at;
 use crate::state::spelling::in_type;
 
 /// The chunks that hold some rows, and for each row its chunk among these and its place there.
 type Places<'a> = (Vec<&'a Chunk>, Vec<(usize, usize)>);
 
 impl Table {
-    /// Cuts rows into ranges whose values can be brought together in one array: at most so many rows, and bounded bytes.
-    pub(crate) fn bounded_ranges(&self, slots: &[SlotId], rows: usize) -> Vec<Range<usize>> {
-        bounded_ranges(slots.iter().map(|slot| self.bytes_of(*slot)), rows, self.resources.limits.block_bytes)
-    }
-
     /// The bytes of a row, key included.
-    pub(crate) fn bytes_of(&self, slot: SlotId) -> usize {
+    pub(super) fn row_bytes(&self, slot: SlotId) -> usize {
         if self.varying.is_empty() && self.keys_are_fixed {
             return self.fixed;
         }
@@ -35,7 +28,7 @@ impl Table {
     }
 
     /// The values of these rows, a column each.
-    pub(crate) fn values(&self, slots: &[SlotId]) -> Result<Vec<ArrayRef>> {
+    pub(super) fn read_values(&self, slots: &[SlotId]) -> Result<Vec<ArrayRef>> {
         let (chunks, places) = self.places(slots)?;
         self.value_types
             .iter()
@@ -51,7 +44,7 @@ impl Table {
     }
 
     /// The keys of these rows, a column each.
-    pub(crate) fn keys(&self, slots: &[SlotId]) -> Result<Vec<ArrayRef>> {
+    pub(super) fn read_keys(&self, slots: &[SlotId]) -> Result<Vec<ArrayRef>> {
         let parser = self.converter.parser();
         let rows: Option<Vec<Row<'_>>> = slots.iter().map(|slot| Some(parser.parse(self.key_of(slot.0)?))).collect();
         let Some(rows) = rows else { return internal_err!("a row that is gone was asked for its key") };

@@ -34,7 +34,7 @@ fn put(table: &mut Table, rows: &[(i64, i64, i64)], replace: bool) -> Vec<SlotId
     let hashes = hash_keys(&[Arc::clone(&keys)], rows.len()).unwrap();
     let keys = table.encode(&[keys]).unwrap();
     let slots: Vec<Option<SlotId>> =
-        (0..rows.len()).map(|i| if replace { table.find(hashes[i], keys.row(i)) } else { None }).collect();
+        (0..rows.len()).map(|i| if replace { table.find(hashes[i], keys.row(i)).unwrap() } else { None }).collect();
     let times: Vec<i64> = rows.iter().map(|r| r.1).collect();
     let values: Vec<ArrayRef> = vec![
         Arc::new(rows.iter().map(|r| Some(r.2)).collect::<Int64Array>()),
@@ -44,7 +44,7 @@ fn put(table: &mut Table, rows: &[(i64, i64, i64)], replace: bool) -> Vec<SlotId
 }
 
 fn contents(table: &Table) -> Vec<(i64, i64, i64)> {
-    let slots: Vec<SlotId> = table.slots().collect();
+    let slots: Vec<SlotId> = table.slots();
     let (keys, values) = (table.keys(&slots).unwrap(), table.values(&slots).unwrap());
     let (keys, numbers) = (keys[0].as_primitive::<Int64Type>(), values[0].as_primitive::<Int64Type>());
     let texts = values[1].as_string_view();
@@ -131,7 +131,7 @@ fn what_is_evicted_gives_its_memory_back() {
         }
         let full = table.bytes();
         assert_eq!(table.claimed.size(), full);
-        let due = table.due(17_500_000);
+        let due = table.due(17_500_000).unwrap();
         assert_eq!(due.len(), 90_000);
         table.remove(&due).unwrap();
         check(&table);
@@ -140,9 +140,9 @@ fn what_is_evicted_gives_its_memory_back() {
             contents(&table),
             numbered(90_000..100_000, 0).iter().map(|r| (r.0, r.0 / 5000 * 1_000_000, r.2)).collect::<Vec<_>>()
         );
-        let due = table.due(NEVER - 1);
+        let due = table.due(NEVER - 1).unwrap();
         table.remove(&due).unwrap();
-        assert_eq!((table.len(), table.chunks.places(), table.slots().count()), (0, 0, 0));
+        assert_eq!((table.len(), table.chunks.places(), table.slots().len()), (0, 0, 0));
         assert!(
             table.bytes() < empty + 40_000,
             "{} were {empty}: {} {} {} {}",
@@ -181,7 +181,7 @@ fn large_values_are_never_in_one_array() {
             let keys = table.encode(&[keys]).unwrap();
             let texts: StringViewArray = (0..100).map(|row| Some(format!("{round} {row} ").repeat(20))).collect();
             let values = vec![arrow::compute::cast(&texts, &of_type).unwrap()];
-            let slots = table.find_all(&hashes, &keys, &(0..100).collect::<Vec<u32>>());
+            let slots = table.find_all(&hashes, &keys, &(0..100).collect::<Vec<u32>>()).unwrap();
             table.put(&slots, NewRows { keys: &keys, hashes: &hashes, times_us: &[NEVER; 100], values }).unwrap();
         }
         assert_eq!(table.len(), 100);
@@ -190,7 +190,7 @@ fn large_values_are_never_in_one_array() {
             assert!(bytes <= limits.chunk_bytes, "{bytes}");
             assert!(chunk.values[0].get_buffer_memory_size() <= 2 * limits.chunk_bytes);
         }
-        let slots: Vec<SlotId> = table.slots().collect();
+        let slots: Vec<SlotId> = table.slots();
         let parts = table.bounded_ranges(&slots, usize::MAX);
         assert!(parts.len() > 4);
         for part in parts {
@@ -240,12 +240,12 @@ proptest! {
                     let keys: ArrayRef = Arc::new(Int64Array::from(vec![key]));
                     let hash = hash_keys(&[Arc::clone(&keys)], 1).unwrap()[0];
                     let encoded = table.encode(&[keys]).unwrap();
-                    let found = table.find(hash, encoded.row(0));
+                    let found = table.find(hash, encoded.row(0)).unwrap();
                     prop_assert_eq!(found.is_some(), model.remove(&key).is_some());
                     found.into_iter().for_each(|slot| table.remove(&[slot]).unwrap());
                 }
                 _ => {
-                    let due = table.due(time);
+                    let due = table.due(time).unwrap();
                     prop_assert_eq!(due.len(), model.values().filter(|row| row.0 <= time).count());
                     table.remove(&due).unwrap();
                     model.retain(|_, row| row.0 > time);

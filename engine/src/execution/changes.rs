@@ -1,0 +1,33 @@
+//! What the tasks of a batch changed in the state of their operators becomes files.
+
+use std::sync::Arc;
+
+use arrow::record_batch::RecordBatch;
+use futures::future::try_join_all;
+
+use super::local::{ROWS_WORTH_A_THREAD, Run, each};
+use crate::error::{Result, guarded_call};
+use crate::state::{ChangeFiles, FileEntry, OperatorRun};
+
+/// Writes the changes of all operators: sorted by partition, each partition by a task of its own, then written at the same time.
+/// By operator: the file; none if nothing changed.
+pub(super) async fn write_changes(
+    run: &Run,
+    operators: &[Arc<OperatorRun>],
+    files: &[ChangeFiles],
+) -> Result<Vec<Option<FileEntry>>> {
+    let mut sorted = vec![];
+    for (operator, files) in operators.iter().zip(files) {
+        // Taken out one by one: each is let go of as soon as it is sorted.
+        let mut changes: Vec<Option<Vec<RecordBatch>>> = operator.take_changes().into_iter().map(Some).collect();
+        let rows: usize = changes.iter().flatten().flatten().map(RecordBatch::num_rows).sum();
+        let partitions = changes.len();
+        let sort = |partition: usize| {
+            let changes = changes.get_mut(partition).and_then(Option::take).unwrap_or_default();
+            let files = files.clone();
+            guarded_call(|| "the sorting of changes of state".to_owned(), async move { files.sort(&changes) })
+        };
+        sorted.push(each(run, partitions, rows >= ROWS_WORTH_A_THREAD, sort).await?);
+    }
+    try_join_all(files.iter().zip(&sorted).map(|(files, sorted)| files.write(run.work.batch, sorted))).await
+}
