@@ -5,6 +5,19 @@
 //! which all queries of the process share: [three quarters](POOL_IS) of what the process may use, by its control group or the
 //! machine. What hits the limit is an error of its query, with the name of the operator; sorts, joins and exchanges spill to
 //! disk before. A pool with a limit of the user's own is left as it is.
+//!
+//! | What grows with data | where it is accounted | when the pool refuses |
+//! |---|---|---|
+//! | rows that exchanges deal out | `batch/dealt.rs` | they go to spill files |
+//! | state, and what loading and merging it holds | `state/limits.rs` | the query fails |
+//! | dead letters | `batch/mod.rs` | the query fails |
+//! | rows that a Kafka source reads | its tasks | smaller record batches, then the query fails |
+//! | messages that librdkafka may fetch ahead, and those it has not sent yet | when it is opened | it may hold less, then the query fails |
+//! | rows that a Kafka sink keeps until the commit | its writers | the query fails |
+//! | row groups and parts of files that are not written yet | the file sink's writers | they are written early, then the query fails |
+
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod peak;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -22,9 +35,13 @@ const CONSUMERS_NAMED: NonZeroUsize = NonZeroUsize::new(5).unwrap();
 
 static SHARED: LazyLock<Option<Arc<dyn MemoryPool>>> = LazyLock::new(|| {
     let bytes = usable_bytes(&|path| std::fs::read_to_string(path).ok())? / POOL_IS.1 * POOL_IS.0;
-    let pool = GreedyMemoryPool::new(usize::try_from(bytes).unwrap_or(usize::MAX));
-    Some(Arc::new(TrackConsumersPool::new(pool, CONSUMERS_NAMED)))
+    Some(pool_of(usize::try_from(bytes).unwrap_or(usize::MAX)))
 });
+
+/// A pool that gives so many bytes to whoever asks first, and names those who hold the most when it refuses.
+pub(crate) fn pool_of(bytes: usize) -> Arc<dyn MemoryPool> {
+    Arc::new(TrackConsumersPool::new(GreedyMemoryPool::new(bytes), CONSUMERS_NAMED))
+}
 
 /// `user`'s runtime, with the pool that all queries share if its own has no limit.
 pub(crate) fn with_limit(user: &Arc<RuntimeEnv>) -> Result<Arc<RuntimeEnv>> {

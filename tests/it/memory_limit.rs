@@ -1,16 +1,19 @@
 //! A memory pool smaller than what a batch moves: exchanges spill, what cannot spill fails by name, and a batch that was too
-//! large runs once there is room.
+//! large runs once there is room. And how much is on account while state grows, is merged and is loaded.
 
 use std::sync::Arc;
 
 use arrow::array::{Int64Array, RecordBatch, StringArray};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::*;
 use tidewater::checkpoint::{CheckpointStore, memory_store};
 use tidewater::error::ErrorKind;
 use tidewater::prelude::*;
-use tidewater::testing::assert_same_rows;
+use tidewater::testing::{PeakMemory, assert_same_rows, small_state};
+
+use crate::stateful::jobs::grouped;
 
 const ROWS: i64 = 8_000;
 const PARTITIONS: usize = 3;
@@ -91,4 +94,43 @@ async fn a_join_larger_than_the_pool_fails_by_name_and_runs_with_a_larger_one() 
     world.run(&session(256 << 20, DiskManagerMode::OsTmpDirectory), beside_a_table).await.unwrap();
     let rows: usize = world.sink.batches().iter().map(RecordBatch::num_rows).sum();
     assert_eq!(rows, ROWS as usize);
+}
+
+/// The most that is on account while state grows in small batches and its files are merged, and then while it is loaded, is not
+/// much more than the state: neither a merge nor loading holds what it moves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn merging_and_loading_hold_little_more_than_the_state() {
+    const BATCHES: i64 = 200;
+    // Digits that do not compress well: files are as large as they get.
+    let text = |n: u64| -> String {
+        (1..32).map(|word| format!("{:016x}", (32 * n + word).wrapping_mul(0x9E37_79B9_7F4A_7C15))).collect()
+    };
+    let batch = |first: i64| {
+        let keys = Int64Array::from_iter_values(first..first + 100);
+        let texts = StringArray::from_iter_values((first..first + 100).map(|n| text(n as u64)));
+        RecordBatch::try_from_iter([("k", Arc::new(keys) as _), ("text", Arc::new(texts) as _)]).unwrap()
+    };
+    let source = MemorySource::new(batch(0).schema()).adds_per_batch(1);
+    (0..BATCHES).for_each(|n| source.add(vec![batch(n * 100)]).unwrap());
+    let (peak, checkpoint) = (PeakMemory::new(), memory_store());
+    let run = async || {
+        let pool: Arc<dyn MemoryPool> = Arc::clone(&peak) as _;
+        let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc().unwrap();
+        let ctx = SessionContext::new_with_config_rt(small_state(SessionConfig::new(), 100, 20_000), runtime);
+        let stream = grouped(ctx.read_stream(source.clone()).await?, vec![col("k")], &["max(text) AS text"])?;
+        let writer = stream.write_stream(DiscardSink::new()).output_mode(OutputMode::Update).partitions(2);
+        let writer = writer.checkpoint_store(Arc::clone(&checkpoint)).trigger(Trigger::AvailableNow);
+        let query = writer.start().await?;
+        query.await_termination().await?;
+        Ok::<_, Error>((peak.take() as f64, query.last_progress()))
+    };
+    let (grown, progress) = run().await.unwrap();
+    let state = &progress.unwrap().state_operators[0];
+    let bytes = state.memory_used_bytes as f64;
+    assert!(state.merge_bytes_written > state.change_bytes_written / 2, "few merges: {state:?}");
+    assert!(bytes > 1e7 && grown <= 1.3 * bytes, "{grown} bytes at the most, {bytes} of state");
+    assert_eq!(peak.reserved(), 0, "memory was not given back");
+    let (loaded, progress) = run().await.unwrap();
+    assert!(progress.is_none(), "there was nothing to read");
+    assert!(loaded >= 0.9 * bytes && loaded <= 1.3 * bytes, "{loaded} bytes at the most, {bytes} of state");
 }

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::id::BatchId;
 use crate::sink::dead_letter_schema;
 use crate::source::LeafId;
+use crate::state::sizes::RowBytes;
 use crate::state::spelling::rows_without_slack;
 use crate::state::{OperatorId, OperatorRun};
 
@@ -249,6 +250,12 @@ impl EventTimeStats {
         self.max_ms = self.max_ms.max(other.max_ms);
         self.count = count;
     }
+}
+
+/// The bytes that the values of these rows take, about: of a slice, only its own. For sources and sinks that account for
+/// rows they hold with the session's memory pool.
+pub fn bytes_of(rows: &RecordBatch) -> usize {
+    RowBytes::new(rows.columns()).of_rows(rows.num_rows())
 }
 
 /// The same columns under another schema: for operators that add or drop metadata of fields.

@@ -21,7 +21,7 @@ pub(crate) struct Limits {
     pub(crate) chunk_bytes: usize,
     /// Bytes of the rows that an operator looks at together.
     pub(crate) block_bytes: usize,
-    /// Bytes of a file.
+    /// Bytes of a file, which one put takes to storage; it may have one record batch more.
     pub(crate) file_bytes: usize,
     /// So many entries of a level are merged into one of the next.
     pub(crate) entries_per_level: usize,
@@ -38,7 +38,7 @@ impl Limits {
         chunk_rows: 16_384,
         chunk_bytes: 4 << 20,
         block_bytes: 256 << 20,
-        file_bytes: 256 << 20,
+        file_bytes: 64 << 20,
         entries_per_level: 16,
     };
 

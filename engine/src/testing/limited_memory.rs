@@ -1,15 +1,11 @@
 //! A runtime with little memory, so that few rows show what many would.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use datafusion::execution::memory_pool::{GreedyMemoryPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 
 use crate::error::Result;
-
-/// An error names so many of those who hold the most.
-const CONSUMERS_NAMED: NonZeroUsize = NonZeroUsize::new(5).unwrap();
+use crate::memory::pool_of;
 
 /// A runtime of DataFusion whose sessions may hold so many bytes together. What can spill does so on the way there, and the
 /// rest fails by name. When no query runs, its memory pool has given out nothing.
@@ -25,6 +21,5 @@ const CONSUMERS_NAMED: NonZeroUsize = NonZeroUsize::new(5).unwrap();
 /// # Ok::<_, tidewater::error::Error>(())
 /// ```
 pub fn limited_memory(bytes: usize) -> Result<Arc<RuntimeEnv>> {
-    let pool = TrackConsumersPool::new(GreedyMemoryPool::new(bytes), CONSUMERS_NAMED);
-    Ok(RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).build_arc()?)
+    Ok(RuntimeEnvBuilder::new().with_memory_pool(pool_of(bytes)).build_arc()?)
 }

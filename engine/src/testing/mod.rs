@@ -10,6 +10,7 @@
 //! | a job with much state | [`small_state`]: state in pieces so small that few rows fill many |
 //! | a sink | [`serialised_batches`]: what tasks give the driver is serialised on the way |
 //! | a job with little memory | [`limited_memory`]: a pool of so many bytes, which must be whole again when the job has ended |
+//! | a job that must not take much memory | [`PeakMemory`]: a pool that tells the most that was reserved |
 //! | a job that two may run | [`overtaken`]: pause at every such call, let another take over, go on, compare |
 //!
 //! Rows are written down with [`table::rows`] and compared as multisets with [`assert_same_rows`].
@@ -49,3 +50,4 @@ pub use self::report::Report;
 pub use self::serialised::serialised_batches;
 pub use self::small_state::small_state;
 pub use self::stream_test::StreamTest;
+pub use crate::memory::peak::PeakMemory;

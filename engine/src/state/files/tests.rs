@@ -1,17 +1,17 @@
 //! Lists of files, merges that are slow, and what is read back.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicUsize;
 
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use bytes::Bytes;
-use datafusion::execution::memory_pool::{MemoryPool, MemoryReservation};
+use datafusion::execution::memory_pool::MemoryPool;
 use tokio::sync::Semaphore;
 
 use super::*;
 use crate::checkpoint::{Created, memory_store};
 use crate::clock::SystemClock;
+use crate::memory::peak::PeakMemory;
 use crate::state::sorted::SortedRows;
 use crate::state::sorted::tests::{change, spec, told};
 
@@ -249,48 +249,11 @@ async fn merges_that_go_on_failing_end_the_query() {
     assert!(error.to_string().contains("the disk is full") && error.hint_text().is_some(), "{error}");
 }
 
-/// Remembers the most that was ever claimed.
-#[derive(Debug, Default)]
-struct Peak {
-    now: AtomicUsize,
-    peak: AtomicUsize,
-}
-
-impl std::fmt::Display for Peak {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("peak")
-    }
-}
-
-impl MemoryPool for Peak {
-    fn name(&self) -> &str {
-        "peak"
-    }
-
-    fn grow(&self, _: &MemoryReservation, additional: usize) {
-        let now = self.now.fetch_add(additional, Ordering::Relaxed) + additional;
-        self.peak.fetch_max(now, Ordering::Relaxed);
-    }
-
-    fn shrink(&self, _: &MemoryReservation, less: usize) {
-        self.now.fetch_sub(less, Ordering::Relaxed);
-    }
-
-    fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> datafusion::error::Result<()> {
-        self.grow(reservation, additional);
-        Ok(())
-    }
-
-    fn reserved(&self) -> usize {
-        self.now.load(Ordering::Relaxed)
-    }
-}
-
 /// A merge holds a record batch of each file, and the file that it writes, however much they are in all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_merge_holds_a_bounded_part() {
     let limits = Limits { chunk_rows: 20, chunk_bytes: 2000, file_bytes: 20_000, ..LIMITS };
-    let peak = Arc::new(Peak::default());
+    let peak = PeakMemory::new();
     let pool: Arc<dyn MemoryPool> = Arc::clone(&peak) as _;
     let mut fixture = Fixture::with(|_| false, false, Resources::new(limits, &pool, "a test".to_owned()));
     let mut bytes = 0;
@@ -308,7 +271,7 @@ async fn a_merge_holds_a_bounded_part() {
     fixture.files.make_room(BatchId(16), || ()).await.unwrap();
     let commit = fixture.files.now().clone();
     assert_eq!((commit.files.len(), commit.files[0].level), (1, 1), "they were not merged");
-    let most = peak.peak.load(Ordering::Relaxed);
+    let most = peak.take();
     assert!(most > 0 && most < bytes / 8, "{most} bytes were held of {bytes}");
     assert_eq!(peak.reserved(), 0, "memory was not given back");
     fixture.check(&commit).await;
