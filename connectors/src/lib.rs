@@ -31,6 +31,8 @@ pub mod file;
 pub mod formats;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+#[cfg(any(feature = "file", feature = "kafka"))]
+mod memory;
 pub mod options;
 #[cfg(feature = "rate")]
 pub mod rate;

@@ -13,6 +13,7 @@
 //! | `lost` | records and topics that are gone before they were read |
 //! | `made_again` | topics that were deleted and made again under their name |
 //! | `markers` | the marker of the sink, and a cluster that forgot it |
+//! | `memory` | little memory: what is smaller then, and what fails by name |
 //! | `offsets` | where a query begins, and how far a batch goes |
 //! | `overtaken` | a run paused at each boundary call while another takes over: Kafka to Kafka, Kafka to files |
 //! | `records` | keys, values, headers, times: what comes in and what goes out |
@@ -37,6 +38,8 @@ mod lost;
 mod made_again;
 
 mod markers;
+
+mod memory;
 
 mod offsets;
 

@@ -109,6 +109,8 @@ pub struct KafkaSink {
 
 /// What is needed to open it, free of contradictions.
 struct Checked {
+    /// For messages.
+    description: String,
     client: ClientSettings,
     guarantee: Guarantee,
     /// Of all rows, if it is one.
@@ -226,7 +228,8 @@ impl KafkaSink {
                 })?)
             }
         };
-        Ok(Checked { client: self.client.clone(), guarantee: self.guarantee, topic: self.topic.clone(), marker_topic })
+        let (description, client, topic) = (self.description(), self.client.clone(), self.topic.clone());
+        Ok(Checked { description, client, guarantee: self.guarantee, topic, marker_topic })
     }
 }
 

@@ -53,6 +53,10 @@ const DELIVERY: Duration = Duration::from_secs(120);
 /// readers of committed records wait as long.
 const TRANSACTION: Duration = Duration::from_secs(300);
 const SOCKET: Duration = Duration::from_secs(30);
+/// What the producer may hold, in KiB, where there is memory enough.
+const QUEUE_KIB: usize = 128 << 10;
+/// Of what is left in the memory pool, it may hold one part in so many.
+const QUEUE_SHARE: usize = 8;
 
 /// Refuses what the sink sets itself, and what librdkafka does not know.
 pub(super) fn check(client: &ClientSettings, guarantee: Guarantee) -> Result<()> {
@@ -129,8 +133,22 @@ impl Timeouts {
     }
 }
 
-/// Of a producer: with a `transactional_id`, one of transactions.
-pub(super) fn of_producer(client: &ClientSettings, timeouts: Timeouts, transactional_id: Option<&str>) -> ClientConfig {
+/// How many KiB of rows the producer may hold that the cluster has not taken, with so many bytes left in the session's memory
+/// pool (`None`: without a limit). Where it holds as many, the next row waits. A row larger than that would wait for ever.
+pub(super) fn queue_kib(client: &ClientSettings, left: Option<usize>) -> usize {
+    let given = |name: &str| client.get(name)?.trim().parse::<usize>().ok();
+    let least = 2 * given("message.max.bytes").unwrap_or(1_000_000).div_ceil(1024);
+    let own = || left.map_or(QUEUE_KIB, |left| QUEUE_KIB.min(left / QUEUE_SHARE / 1024)).max(least);
+    given("queue.buffering.max.kbytes").unwrap_or_else(own)
+}
+
+/// Of a producer that may hold so many KiB of rows: with a `transactional_id`, one of transactions.
+pub(super) fn of_producer(
+    client: &ClientSettings,
+    timeouts: Timeouts,
+    transactional_id: Option<&str>,
+    queue_kib: usize,
+) -> ClientConfig {
     let mut config = client.config();
     // By all its names: a property that is given twice is taken from either.
     let mut unless_given = |names: &[&str], value: &str| {
@@ -145,7 +163,7 @@ pub(super) fn of_producer(client: &ClientSettings, timeouts: Timeouts, transacti
     // Keys go where Java's producers put them.
     unless_given(&["partitioner"], "murmur2_random");
     unless_given(&["queue.buffering.max.messages"], "500000");
-    unless_given(&["queue.buffering.max.kbytes"], "131072");
+    unless_given(&["queue.buffering.max.kbytes"], &queue_kib.to_string());
     // A transaction that begins while the cluster still ends the one before is told to come again: soon. How often
     // librdkafka looks for a lost leader would follow from it.
     unless_given(&["topic.metadata.refresh.fast.interval.ms", "retry.backoff.ms"], "100");
@@ -252,7 +270,7 @@ mod tests {
             let client = client(given);
             let timeouts = Timeouts::of(&client).unwrap();
             for id in [None, Some("tidewater-test-output")] {
-                let config = of_producer(&client, timeouts, id);
+                let config = of_producer(&client, timeouts, id, QUEUE_KIB);
                 let made: Result<BaseProducer<DefaultProducerContext>, _> = config.create();
                 assert!(made.is_ok(), "{given:?}, {id:?}: {:?}", made.err());
             }
@@ -261,13 +279,23 @@ mod tests {
     }
 
     #[test]
+    fn a_producer_holds_less_where_there_is_less_memory() {
+        let mib = |given: &[(&str, &str)], left| queue_kib(&client(given), left) >> 10;
+        assert_eq!((mib(&[], None), mib(&[], Some(64 << 20)), mib(&[], Some(8 << 30))), (128, 8, 128));
+        assert_eq!(queue_kib(&client(&[]), Some(0)), 1954, "two of the largest messages");
+        assert_eq!(mib(&[("message.max.bytes", "100000000")], Some(0)), 190);
+        assert_eq!(mib(&[("queue.buffering.max.kbytes", "307200")], Some(0)), 300);
+    }
+
+    #[test]
     fn what_is_given_comes_before_the_defaults() {
         let given = client(&[("queue.buffering.max.ms", "50"), ("partitioner", "consistent"), ("acks", "1")]);
-        let config = of_producer(&given, Timeouts::of(&given).unwrap(), None);
+        let config = of_producer(&given, Timeouts::of(&given).unwrap(), None, QUEUE_KIB);
         assert_eq!((config.get("linger.ms"), config.get("partitioner")), (None, Some("consistent")));
         assert_eq!(config.get("enable.idempotence"), None);
-        let config = of_producer(&client(&[]), Timeouts::of(&client(&[])).unwrap(), Some("id"));
+        let config = of_producer(&client(&[]), Timeouts::of(&client(&[])).unwrap(), Some("id"), 7);
         assert_eq!((config.get("linger.ms"), config.get("partitioner")), (Some("2"), Some("murmur2_random")));
+        assert_eq!(config.get("queue.buffering.max.kbytes"), Some("7"));
         assert_eq!((config.get("transactional.id"), config.get("enable.idempotence")), (Some("id"), Some("true")));
     }
 

@@ -4,13 +4,15 @@
 //! others keep their rows until the commit, which sends them one partition after the other. For a query that does not
 //! repartition, the plan's partitions are pieces of what it reads, in order: a Kafka partition that the source cut into
 //! pieces keeps its order on the way out, as if nothing ran in parallel. The price is memory: most of a batch is held
-//! until it is committed.
+//! until it is committed, on account of the session's memory pool.
 
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
+use datafusion::execution::memory_pool::MemoryPool;
 use parking_lot::Mutex;
+use tidewater::batch::bytes_of;
 use tidewater::clock::Clock;
 use tidewater::error::{Error, Result};
 use tidewater::executor::block_in_place;
@@ -21,6 +23,7 @@ use super::Checked;
 use super::marker::{self, Marker, Standing, decide};
 use super::producer::Sender;
 use super::record::Columns;
+use crate::memory::Claim;
 
 /// A marker that was not written for as long is written again before a batch: none is begun shortly before the cluster
 /// forgets it.
@@ -39,6 +42,18 @@ pub(super) struct KafkaWriter {
 struct Shared {
     sender: Sender,
     columns: Columns,
+    /// For the rows that are kept until their batch is committed.
+    kept: Claim,
+}
+
+/// What to do when there is no memory for them.
+const KEPT_HINT: &str = "give the session a larger memory pool, or let a batch be smaller: read fewer rows per batch (`maxOffsetsPerTrigger`, `maxFilesPerTrigger`)";
+
+impl Shared {
+    fn new(sender: Sender, columns: Columns, to: &str, pool: &Arc<dyn MemoryPool>) -> Arc<Self> {
+        let kept = Claim::new(pool, format!("what {to} keeps of a batch until its commit"), KEPT_HINT);
+        Arc::new(Shared { sender, columns, kept })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -65,14 +80,15 @@ impl KafkaWriter {
     pub(super) fn open(sink: Checked, columns: Columns, context: &SinkContext) -> Result<Self> {
         let name = marker::name_of(context);
         let exactly_once = sink.guarantee == Guarantee::ExactlyOnce;
-        let sender = Sender::new(sink.client.clone(), exactly_once.then_some(name.as_str()))?;
+        let pool = &context.session.runtime_env().memory_pool;
+        let sender = Sender::new(sink.client.clone(), exactly_once.then_some(name.as_str()), pool)?;
         match (&sink.topic, &sink.marker_topic) {
             (Some(topic), _) => sender.meet(Some(topic))?,
             (None, None) => sender.meet(None)?,
             (None, Some(_)) => {}
         }
         let mut writer = KafkaWriter {
-            shared: Arc::new(Shared { sender, columns }),
+            shared: Shared::new(sender, columns, &sink.description, pool),
             marker: None,
             clock: Arc::clone(&context.clock),
             state: Mutex::default(),
@@ -124,6 +140,8 @@ impl KafkaWriter {
             }
         }
         self.shared.sender.begin()?;
+        // What a run of the batch before kept that came to nothing.
+        self.shared.kept.free();
         state.open = Some(Open { batch, sends: false, complete: false });
         Ok(Begin::Open)
     }
@@ -141,6 +159,7 @@ impl KafkaWriter {
         if !(begun.complete && sender.is_committing()) {
             self.complete(begun, receipts)?;
             begun.complete = true;
+            self.shared.kept.free();
         }
         sender.commit()?;
         *taken = batch.0 + 1;
@@ -214,7 +233,10 @@ impl PartitionWriter for KafkaRows {
     async fn write(&mut self, rows: RecordBatch) -> Result<()> {
         self.rows += rows.num_rows() as u64;
         match &mut self.kept {
-            Some(kept) => kept.push(rows),
+            Some(kept) => {
+                self.shared.kept.grow(bytes_of(&rows))?;
+                kept.push(rows);
+            }
             None => block_in_place(|| self.shared.sender.send(&self.shared.columns, &rows))?,
         }
         Ok(())
@@ -233,7 +255,9 @@ impl PartitionWriter for KafkaRows {
 #[cfg(test)]
 mod tests {
     use arrow::array::{ArrayRef, StringArray};
+    use datafusion::execution::memory_pool::GreedyMemoryPool;
     use tidewater::clock::ManualClock;
+    use tidewater::error::ErrorKind;
 
     use super::*;
     use crate::kafka::client::ClientSettings;
@@ -243,12 +267,16 @@ mod tests {
         RecordBatch::try_from_iter([("value", value)]).unwrap()
     }
 
+    /// Enough for the queue, and some rows.
+    const MEMORY: usize = 4 << 20;
+
     /// At least once, with no cluster to send to.
     fn alone() -> KafkaWriter {
-        let sender = Sender::new(ClientSettings::new("127.0.0.1:1"), None).unwrap();
+        let pool: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(MEMORY));
+        let sender = Sender::new(ClientSettings::new("127.0.0.1:1"), None, &pool).unwrap();
         let columns = Columns::find(&rows(&[]).schema(), Some("out"), true).unwrap();
         KafkaWriter {
-            shared: Arc::new(Shared { sender, columns }),
+            shared: Shared::new(sender, columns, "kafka", &pool),
             marker: None,
             clock: Arc::new(ManualClock::at(0)),
             state: Mutex::default(),
@@ -274,6 +302,22 @@ mod tests {
         assert!(receipt(&writer, 2, 0, &some).await.has_contents(), "of a batch that was not begun");
         assert!(!receipt(&writer, 3, 0, &[]).await.has_contents());
         assert!(receipt(&writer, 3, 0, &some).await.has_contents(), "the second of its kind");
+    }
+
+    #[tokio::test]
+    async fn kept_rows_are_on_account_of_the_pool() {
+        let writer = alone();
+        let kept = || writer.shared.kept.bytes();
+        let long = "x".repeat(5 << 18);
+        writer.begin(BatchId(0)).await.unwrap();
+        let mut partition = writer.partition(BatchId(0), PartitionId(1)).unwrap();
+        partition.write(rows(&[&long])).await.unwrap();
+        assert!(kept() >= 5 << 18);
+        let error = partition.write(rows(&[&long])).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}");
+        assert!(error.message().contains("what kafka keeps of a batch until its commit"), "{error}");
+        writer.begin(BatchId(0)).await.unwrap();
+        assert_eq!(kept(), 0);
     }
 
     #[tokio::test]

@@ -23,8 +23,10 @@ use crate::formats::{Bad, Format};
 
 /// Rows of a record batch.
 pub(super) const ROWS: usize = 8192;
-/// Bytes of keys and values in a record batch: far from the 2 GiB that an Arrow column can hold.
-const BYTES: usize = 64 << 20;
+/// Bytes of memory for a record batch at most, and one message: far from the 2 GiB that an Arrow column can hold.
+const BYTES: usize = 128 << 20;
+/// What a row takes at most beside its key, value and headers: the columns of fixed width, and offsets.
+const FIXED_BYTES: usize = 64;
 const US_PER_MS: i64 = 1000;
 
 /// The type of the column `headers`.
@@ -88,6 +90,8 @@ type HeadersBuilder = ListBuilder<StructBuilder>;
 pub(super) struct Columns {
     wanted: Arc<Wanted>,
     reads: [bool; HEADERS + 1],
+    /// With so much memory they are full.
+    most: usize,
     rows: usize,
     bytes: usize,
     keys: BinaryBuilder,
@@ -107,8 +111,8 @@ pub(super) struct Finished {
 }
 
 impl Columns {
-    /// Empty ones.
-    pub(super) fn new(wanted: Arc<Wanted>) -> Self {
+    /// Empty ones, which are full with about `most` bytes.
+    pub(super) fn new(wanted: Arc<Wanted>, most: usize) -> Self {
         let mut reads = [false; HEADERS + 1];
         for (column, reads) in reads.iter_mut().enumerate() {
             *reads = wanted.reads(column);
@@ -126,6 +130,7 @@ impl Columns {
         Columns {
             wanted,
             reads,
+            most: most.min(BYTES),
             rows: 0,
             bytes: 0,
             keys: BinaryBuilder::new(),
@@ -139,9 +144,14 @@ impl Columns {
         }
     }
 
-    /// How many more messages fit.
+    /// How many more messages fit; one does in any case.
     pub(super) fn room(&self) -> usize {
-        if self.bytes >= BYTES { 0 } else { ROWS - self.rows }
+        if self.rows > 0 && self.memory() >= self.most { 0 } else { ROWS - self.rows }
+    }
+
+    /// Memory held, in bytes, about: arrays double when they grow.
+    pub(super) fn memory(&self) -> usize {
+        2 * (self.bytes + self.rows * FIXED_BYTES)
     }
 
     /// Takes a message of this partition.
@@ -158,6 +168,7 @@ impl Columns {
             self.values.append_option(value);
         }
         if self.reads[TOPIC] {
+            self.bytes += topic.len();
             self.topics.append_value(topic);
         }
         if self.reads[PARTITION] {
@@ -180,6 +191,7 @@ impl Columns {
         let mut any = false;
         for (name, value) in message.headers() {
             any = true;
+            self.bytes += name.len() + value.map_or(0, <[u8]>::len);
             let header = self.headers.values();
             if let Some(names) = header.field_builder::<StringBuilder>(0) {
                 names.append_value(name);

@@ -1,8 +1,8 @@
 //! Messages out of librdkafka's queues, many at a time.
 //!
-//! A [`Fetcher`] is one librdkafka consumer: threads of its own fetch ahead, in the order of offsets, into one queue per
-//! partition. A [`PartitionQueue`] hands out what lies there, by reference: keys and values are copied once, into Arrow.
-//! (Polling message by message costs five times as much.)
+//! A [`Fetcher`](super::fetcher::Fetcher) is one librdkafka consumer: threads of its own fetch ahead, in the order of offsets,
+//! into one queue per partition. A [`PartitionQueue`] hands out what lies there, by reference: keys and values are copied once,
+//! into Arrow. (Polling message by message costs five times as much.)
 //!
 //! There is `unsafe` here because the `rdkafka` crate has no batches. What must hold:
 //!
@@ -13,7 +13,7 @@
 
 #![expect(unsafe_code, reason = "batches of messages are not in the safe interface of librdkafka")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ffi::{CStr, CString, c_void};
 use std::ptr::NonNull;
 use std::slice;
@@ -25,86 +25,14 @@ use rdkafka::bindings as sys;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 
-use crate::kafka::client::{Context, leave};
+use crate::kafka::client::Context;
 
 /// How long a seek may take; the broker is not asked.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(30);
-/// Events served in one call at most.
-const EVENTS_PER_CALL: usize = 32;
 /// Messages taken in one call at most.
 const MESSAGES_PER_CALL: usize = 4096;
-
-/// One librdkafka consumer with a queue for each partition it reads.
-pub(super) struct Fetcher {
-    consumer: Arc<BaseConsumer<Context>>,
-    queues: Mutex<BTreeMap<(String, i32), Arc<PartitionQueue>>>,
-}
-
-impl std::fmt::Debug for Fetcher {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Fetcher").field("partitions", &self.queues.lock().len()).finish_non_exhaustive()
-    }
-}
-
-impl Fetcher {
-    /// A consumer that reads nothing yet.
-    pub(super) fn new(config: &ClientConfig, context: Context) -> Result<Self, KafkaError> {
-        let consumer: BaseConsumer<Context> = config.create_with_context(context)?;
-        Ok(Fetcher { consumer: Arc::new(consumer), queues: Mutex::default() })
-    }
-
-    /// For questions to the broker.
-    pub(super) fn consumer(&self) -> &BaseConsumer<Context> {
-        &self.consumer
-    }
-
-    /// Lets librdkafka tell what it has to say. Messages do not come this way.
-    pub(super) fn serve_events(&self) {
-        for _ in 0..EVENTS_PER_CALL {
-            // Whether there was one is not told for all kinds.
-            drop(self.consumer.poll(Duration::ZERO));
-        }
-    }
-
-    /// Begins to fetch those of these partitions that are not fetched yet, from these offsets on. All at once: a partition
-    /// that is added while the broker waits for records of the others waits with it.
-    pub(super) fn fetch<'a>(&self, places: impl IntoIterator<Item = (&'a str, i32, i64)>) -> Result<(), KafkaError> {
-        let mut queues = self.queues.lock();
-        let mut added = TopicPartitionList::new();
-        for (topic, partition, from) in places {
-            let key = (topic.to_owned(), partition);
-            if queues.contains_key(&key) {
-                continue;
-            }
-            let queue = PartitionQueue::new(Arc::clone(&self.consumer), topic, partition, from)?;
-            added.add_partition_offset(topic, partition, Offset::from_raw(from))?;
-            queues.insert(key, Arc::new(queue));
-        }
-        if added.count() > 0 { self.consumer.incremental_assign(&added) } else { Ok(()) }
-    }
-
-    /// As [`serve_events`](Self::serve_events), for so long: where an answer did not come, why it did not is among them.
-    pub(super) fn listen(&self, time: Duration) {
-        drop(self.consumer.poll(time));
-    }
-
-    /// What partition `partition` of `topic` has to give from offset `from` on.
-    pub(super) fn read_from(&self, topic: &str, partition: i32, from: i64) -> Result<Arc<PartitionQueue>, KafkaError> {
-        self.fetch([(topic, partition, from)])?;
-        let queue = self.queues.lock().get(&(topic.to_owned(), partition)).map(Arc::clone);
-        let queue = queue.ok_or(KafkaError::ClientCreation("a partition has no queue".to_owned()))?;
-        queue.seek(from)?;
-        Ok(queue)
-    }
-}
-
-impl Drop for Fetcher {
-    fn drop(&mut self) {
-        leave(&self.consumer);
-    }
-}
 
 fn one(topic: &str, partition: i32, offset: i64) -> Result<TopicPartitionList, KafkaError> {
     let mut list = TopicPartitionList::with_capacity(1);
@@ -138,10 +66,18 @@ pub(super) struct Taken {
     pub(super) next: i64,
     /// Messages handed out.
     pub(super) messages: usize,
+    /// Bytes of messages that were taken out of librdkafka's queue and not handed out.
+    pub(super) left_over: usize,
 }
 
 impl PartitionQueue {
-    fn new(consumer: Arc<BaseConsumer<Context>>, topic: &str, partition: i32, from: i64) -> Result<Self, KafkaError> {
+    /// Of one partition of this consumer, which is not assigned to it yet.
+    pub(super) fn new(
+        consumer: Arc<BaseConsumer<Context>>,
+        topic: &str,
+        partition: i32,
+        from: i64,
+    ) -> Result<Self, KafkaError> {
         let name =
             CString::new(topic).map_err(|_| KafkaError::Subscription(format!("{topic:?} is no topic's name")))?;
         // SAFETY: the consumer is alive, and `name` until the call returns.
@@ -197,8 +133,8 @@ impl PartitionQueue {
         Ok(())
     }
 
-    /// Hands out messages below `end`, at most `at_most` of them, waiting up to `wait` for the first. Offsets may have gaps:
-    /// a stretch is over when [`Taken::next`] has reached `end`.
+    /// Hands out messages below `end`, at most `at_most` of them and until `each` says false, waiting up to `wait` for the
+    /// first. Offsets may have gaps: a stretch is over when [`Taken::next`] has reached `end`.
     ///
     /// # Errors
     ///
@@ -208,10 +144,11 @@ impl PartitionQueue {
         end: i64,
         at_most: usize,
         wait: Duration,
-        mut each: impl FnMut(Message<'_>),
+        mut each: impl FnMut(Message<'_>) -> bool,
     ) -> Result<Taken, KafkaError> {
         let mut state = self.state.lock();
-        let mut taken = Taken { next: state.next, messages: 0 };
+        let mut taken = Taken { next: state.next, messages: 0, left_over: 0 };
+        let mut goes_on = true;
         if state.left_over.is_empty() && taken.next < end {
             let missing = usize::try_from(end - taken.next).unwrap_or(usize::MAX);
             self.fill(&mut state.left_over, missing.min(at_most).min(MESSAGES_PER_CALL), wait);
@@ -233,18 +170,18 @@ impl PartitionQueue {
                     taken.next = taken.next.max(end);
                     break;
                 }
-                None if taken.messages == at_most => break,
+                None if taken.messages == at_most || !goes_on => break,
                 // Handed out before; not seen to happen.
                 None if message.offset() < taken.next => {}
                 None => {
-                    each(message.message());
+                    goes_on = each(message.message());
                     taken.messages += 1;
                     taken.next = message.offset() + 1;
                 }
             }
             state.left_over.pop_front();
         }
-        if taken.next < end && state.left_over.is_empty() && taken.messages < at_most {
+        if taken.next < end && state.left_over.is_empty() && taken.messages < at_most && goes_on {
             // To librdkafka, the news that a partition ends at an offset is a record at that offset, so a position right
             // behind it says nothing.
             let position = self.position();
@@ -254,6 +191,7 @@ impl PartitionQueue {
         }
         taken.next = taken.next.min(end.max(state.next));
         state.next = taken.next;
+        taken.left_over = state.left_over.iter().map(Owned::bytes).sum();
         Ok(taken)
     }
 
@@ -324,6 +262,12 @@ impl Owned {
 
     fn offset(&self) -> i64 {
         self.message().offset()
+    }
+
+    /// The bytes that it takes, about.
+    fn bytes(&self) -> usize {
+        let message = self.message().0;
+        size_of::<sys::rd_kafka_message_t>() + message.key_len + message.len
     }
 
     fn error(&self) -> Option<RDKafkaErrorCode> {

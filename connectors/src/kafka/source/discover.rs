@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use tidewater::error::{Error, ErrorKind, Result};
 
-use super::consume::Fetcher;
+use super::fetcher::Fetcher;
 use super::identity::TopicIds;
 use super::settings::{Settings, Topics, whole_name};
 use crate::kafka::describe::{Described, describe};

@@ -6,6 +6,8 @@
 //! limit      how much of that one batch takes                                   (pure)
 //! split      who reads which piece of it                                        (pure)
 //! reader     fixes the offsets of each batch and binds them
+//! fetcher    one librdkafka consumer, which fetches ahead
+//! read_ahead how far                                                            (pure)
 //! consume    takes messages out of librdkafka's queues                          (unsafe code)
 //! columns    messages become Arrow columns
 //! scan       one piece after the other, as a stream of record batches
@@ -14,14 +16,18 @@
 //! ```
 //!
 //! librdkafka goes on fetching what comes next while a batch is worked on, so the next batch finds its messages in memory.
+//! What it may hold is on account of the session's memory pool, and so are the rows of a record batch while it grows and
+//! until the next is asked for.
 
 mod begin;
 mod columns;
 mod consume;
 mod discover;
+mod fetcher;
 mod identity;
 mod initial;
 mod limit;
+mod read_ahead;
 mod reader;
 mod scan;
 mod settings;

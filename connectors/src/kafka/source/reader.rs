@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
@@ -22,17 +23,18 @@ use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Sou
 use self::consumers::config;
 use self::reconcile::Reconciled;
 use super::columns::Wanted;
-use super::consume::Fetcher;
 use super::discover::{Found, Place, Questions, Silence};
+use super::fetcher::Fetcher;
 use super::identity::TopicIds;
 use super::scan::KafkaTask;
 use super::settings::Settings;
 use super::split::{Slice, split};
-use super::{begin, initial, limit};
+use super::{begin, initial, limit, read_ahead};
 use crate::kafka::client::Context;
 use crate::kafka::offsets::PartitionOffsets;
 use crate::kafka::patience::{Deadline, wait};
 use crate::kafka::problem::failed;
+use crate::memory::Claim;
 
 /// How often the broker is asked which partitions there are.
 const DISCOVERY_MS: i64 = 1000;
@@ -51,6 +53,7 @@ pub(super) struct KafkaReader {
     clock: Arc<dyn Clock>,
     log: Arc<dyn CheckpointStore>,
     lanes: usize,
+    memory: Arc<dyn MemoryPool>,
     /// Asks, and fetches nothing: a broker answers the questions of a connection one after the other, and one that asks for
     /// records may take half a second to answer.
     asker: Arc<Fetcher>,
@@ -100,7 +103,9 @@ impl KafkaReader {
     pub(super) async fn open(settings: Settings, context: SourceContext) -> Result<Self> {
         settings.check()?;
         let heard = Context::default();
-        let asker = Fetcher::new(&config(&settings), heard.clone())
+        let memory = Arc::clone(&context.session.runtime_env().memory_pool);
+        let nothing = Claim::new(&memory, "a consumer that fetches nothing", read_ahead::HINT);
+        let asker = Fetcher::new(&config(&settings), heard.clone(), nothing, 0)
             .map_err(|e| failed("open the Kafka source", &settings.client, &heard, &e))?;
         let mut reader = KafkaReader {
             settings: Arc::new(settings),
@@ -108,6 +113,7 @@ impl KafkaReader {
             clock: context.clock,
             log: context.log,
             lanes: context.partitions.max(1),
+            memory,
             asker: Arc::new(asker),
             fetchers: vec![],
             width: 1,

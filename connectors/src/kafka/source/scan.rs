@@ -22,20 +22,29 @@ use tidewater::error::{Error, ErrorKind, Result};
 use tidewater::executor::block_in_place;
 
 use super::columns::{Columns, Finished, Wanted};
-use super::consume::{Fetcher, PartitionQueue};
+use super::consume::PartitionQueue;
 use super::discover::{Questions, Silence};
+use super::fetcher::Fetcher;
 use super::identity::TopicIds;
 use super::settings::Settings;
 use super::split::Slice;
 use crate::kafka::client::Context;
 use crate::kafka::patience::{Deadline, wait};
 use crate::kafka::problem::failed;
+use crate::memory::{Claim, left_in};
 
 /// How long one wait for messages is.
 const WAIT: Duration = Duration::from_millis(5);
 
 /// How long nothing may come before the broker is asked whether there is something.
 const LOOK: Duration = Duration::from_secs(3);
+
+/// The tasks of a batch fill record batches of one part in so many of what is left in the memory pool.
+const SHARE: usize = 8;
+
+/// What to do where there is no memory for the messages.
+const MEMORY_HINT: &str =
+    "give the session a larger memory pool, or read fewer messages per batch with `maxOffsetsPerTrigger`";
 
 /// What one task of a batch reads.
 #[derive(Debug)]
@@ -57,16 +66,20 @@ impl PartitionStream for KafkaTask {
     }
 
     fn execute(&self, context: Arc<TaskContext>) -> SendableRecordBatchStream {
+        // All tasks of the batch together take no more than a part of what is left: what comes behind them needs some, too.
+        let tasks = SHARE.saturating_mul(context.session_config().target_partitions().max(1));
+        let most = left_in(context.memory_pool()).map_or(usize::MAX, |left| left / tasks);
         let reading = Reading {
             left: self.pieces.iter().cloned().collect(),
             now: None,
-            columns: Columns::new(Arc::clone(&self.wanted)),
+            columns: Columns::new(Arc::clone(&self.wanted), most),
             settings: Arc::clone(&self.settings),
             asker: Arc::clone(&self.asker),
             context: self.context.clone(),
             ids: self.ids.only(self.pieces.iter().map(|(slice, _)| slice.topic.as_str())),
             is_confirmed: false,
             lost: Arc::clone(&self.lost),
+            memory: Claim::new(context.memory_pool(), format!("what is read of {}", self.wanted.source), MEMORY_HINT),
         };
         let rows = stream::try_unfold(reading, move |mut reading| {
             let context = Arc::clone(&context);
@@ -107,12 +120,15 @@ struct Reading {
     /// It is known that all came from topics with these ids.
     is_confirmed: bool,
     lost: Arc<AtomicU64>,
+    /// For the rows that are filled in, and for those that were given out until more are asked for.
+    memory: Claim,
 }
 
 impl Reading {
     /// The next rows; `None` at the end of the last piece.
     async fn next(&mut self, context: &TaskContext) -> Result<Option<RecordBatch>> {
         loop {
+            self.memory.free();
             let over = self.fill(context).await?;
             if over && !self.is_confirmed {
                 self.confirm(context).await?;
@@ -147,14 +163,19 @@ impl Reading {
             let before = piece.next;
             let columns = &mut self.columns;
             let Slice { topic, partition, to, .. } = &piece.slice;
+            let mut has_memory = true;
             // It waits for messages on its thread.
             let taken = block_in_place(|| {
                 piece.queue.take(*to, columns.room(), WAIT, |message| {
                     columns.push(topic, *partition, message);
+                    columns.room() > 0
                 })
             });
             match taken {
-                Ok(taken) => piece.next = taken.next,
+                Ok(taken) => {
+                    piece.next = taken.next;
+                    has_memory = self.account(taken.left_over)?;
+                }
                 Err(error) => {
                     // What came before the error was handed out.
                     piece.next = piece.queue.next();
@@ -177,8 +198,21 @@ impl Reading {
                 self.lose_patience()?;
                 tokio::task::yield_now().await;
             }
+            if !has_memory {
+                break;
+            }
         }
         Ok(false)
+    }
+
+    /// Accounts for the rows so far, and for messages that wait to become some. False if the pool has no room for what came
+    /// last: then the record batch ends here, and the next begins with what others have given back by then.
+    fn account(&self, left_over: usize) -> Result<bool> {
+        match self.memory.resize(self.columns.memory() + left_over) {
+            Ok(()) => Ok(true),
+            Err(_) if self.memory.bytes() > 0 => Ok(false),
+            Err(refused) => Err(refused),
+        }
     }
 
     /// Sees that all that was read came from the topics that it was to come from: librdkafka goes on at the old offset in a
@@ -219,7 +253,7 @@ impl Reading {
     fn open(&self, slice: Slice, fetcher: Arc<Fetcher>) -> Result<Piece> {
         let queue = fetcher.read_from(&slice.topic, slice.partition, slice.from).map_err(|e| {
             let action = format!("read {slice}");
-            failed(&action, &self.settings.client, &self.context, &e)
+            e.told(|e| failed(&action, &self.settings.client, &self.context, e))
         })?;
         let (deadline, look) = (self.deadline(), Deadline::after(LOOK));
         Ok(Piece { next: slice.from, slice, fetcher, queue, deadline, look, missing: 0, stopped: false })

@@ -10,9 +10,11 @@ mod transaction;
 mod trouble;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::record_batch::RecordBatch;
+use datafusion::execution::memory_pool::MemoryPool;
 use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -27,6 +29,7 @@ use super::record::{Columns, Record};
 use crate::kafka::client::{ClientSettings, Context};
 use crate::kafka::patience::{Deadline, is_hopeless, is_no_topic, may_pass, now};
 use crate::kafka::problem;
+use crate::memory::{Claim, left_in};
 
 /// How long a cluster may take to be found at all.
 const REACH: Duration = Duration::from_secs(60);
@@ -38,6 +41,9 @@ const AGAIN: Duration = Duration::from_millis(50);
 const GRACE: Duration = Duration::from_secs(5);
 /// Of those that wait to be heard: so many a time.
 const EVENTS: usize = 32;
+/// What to do when there is no memory for the queue.
+const QUEUE_HINT: &str =
+    "give the session a larger memory pool, or set the property `queue.buffering.max.kbytes` lower";
 
 /// What librdkafka tells of rows, and beside the answers to calls.
 #[derive(Debug, Default)]
@@ -98,14 +104,25 @@ pub(super) struct Sender {
     busy_since: Mutex<Option<Instant>>,
     /// Topics that were found.
     topics: Mutex<HashSet<String>>,
+    /// For all that librdkafka may hold.
+    _memory: Claim,
 }
 
 impl Sender {
-    /// With a `transactional_id`, rows go out in transactions only. The cluster is not asked yet.
-    pub(super) fn new(settings: ClientSettings, transactional_id: Option<&str>) -> Result<Self> {
+    /// With a `transactional_id`, rows go out in transactions only. Rows that the cluster has not taken are on account of
+    /// this pool. The cluster is not asked yet.
+    pub(super) fn new(
+        settings: ClientSettings,
+        transactional_id: Option<&str>,
+        pool: &Arc<dyn MemoryPool>,
+    ) -> Result<Self> {
         let timeouts = Timeouts::of(&settings)?;
+        let queue_kib = properties::queue_kib(&settings, left_in(pool));
+        let what = format!("the queue of rows for Kafka at {}", settings.bootstrap());
+        let memory = Claim::new(pool, what, QUEUE_HINT);
+        memory.grow(queue_kib.saturating_mul(1024))?;
         let heard = Context::default();
-        let config = properties::of_producer(&settings, timeouts, transactional_id);
+        let config = properties::of_producer(&settings, timeouts, transactional_id, queue_kib);
         let deliveries = Deliveries { heard: heard.clone(), lost: Mutex::default() };
         let producer: BaseProducer<Deliveries> = config
             .create_with_context(deliveries)
@@ -119,6 +136,7 @@ impl Sender {
             stage: Mutex::new(Stage::Idle),
             busy_since: Mutex::default(),
             topics: Mutex::default(),
+            _memory: memory,
         })
     }
 
@@ -277,14 +295,14 @@ mod tests {
 
     #[test]
     fn without_a_transaction_nothing_is_sent_and_the_reason_is_told() {
-        use std::sync::Arc;
-
         use arrow::array::{ArrayRef, StringArray};
+        use datafusion::execution::runtime_env::RuntimeEnv;
 
         let value: ArrayRef = Arc::new(StringArray::from(vec!["a"]));
         let rows = RecordBatch::try_from_iter([("value", value)]).unwrap();
         let columns = Columns::find(&rows.schema(), Some("out"), true).unwrap();
-        let sender = Sender::new(ClientSettings::new("127.0.0.1:1"), Some("tidewater-test-output")).unwrap();
+        let pool = &RuntimeEnv::default().memory_pool;
+        let sender = Sender::new(ClientSettings::new("127.0.0.1:1"), Some("tidewater-test-output"), pool).unwrap();
         sender.topics.lock().insert("out".to_owned());
         assert!(sender.send(&columns, &rows).is_err());
         assert!(sender.begin().is_err(), "transactions were not initialised");

@@ -8,35 +8,40 @@ use tidewater::error::{Error, Result};
 use super::KafkaReader;
 use crate::kafka::offsets::PartitionOffsets;
 use crate::kafka::problem::failed;
-use crate::kafka::source::consume::Fetcher;
+use crate::kafka::source::fetcher::{Fetcher, NotFetched};
+use crate::kafka::source::read_ahead::{self, ReadAhead};
 use crate::kafka::source::settings::Settings;
-
-/// How much librdkafka fetches ahead, in KiB: all partitions of a fetcher together.
-const READ_AHEAD_KIB: usize = 256 << 10;
-/// Its property for one partition.
-const READ_AHEAD: &str = "queued.max.messages.kbytes";
+use crate::memory::{Claim, left_in};
 
 impl KafkaReader {
     /// The fetcher that reads one more piece of a partition.
     pub(super) fn fetcher(&mut self, number: usize) -> Result<Arc<Fetcher>> {
         while self.fetchers.len() <= number {
+            let ahead = ReadAhead::of(&self.settings.client, left_in(&self.memory), self.width);
             let mut config = config(&self.settings);
-            if self.settings.client.get(READ_AHEAD).is_none() {
-                // librdkafka counts for each partition by itself.
-                config.set(READ_AHEAD, (READ_AHEAD_KIB / self.width).clamp(1024, 65_536).to_string());
-            }
-            let fetcher = Fetcher::new(&config, self.context.clone())
+            ahead.configure(&self.settings.client, &mut config);
+            let memory = self.read_ahead_memory();
+            let fetcher = Fetcher::new(&config, self.context.clone(), memory, ahead.bytes())
                 .map_err(|e| failed("open a consumer", &self.settings.client, &self.context, &e))?;
             self.fetchers.push(Arc::new(fetcher));
         }
         self.fetchers.get(number).map(Arc::clone).ok_or_else(|| Error::internal("a consumer is missing"))
     }
 
+    fn read_ahead_memory(&self) -> Claim {
+        Claim::new(&self.memory, format!("the read-ahead of {}", self.settings.description()), read_ahead::HINT)
+    }
+
     /// Lets librdkafka fetch ahead.
     pub(super) fn fetch_ahead(&mut self, from: &PartitionOffsets) -> Result<()> {
         self.width = self.width.max(from.len());
-        let main = self.fetcher(0)?;
-        main.fetch(from.iter()).map_err(|e| failed("fetch the partitions", &self.settings.client, &self.context, &e))
+        let mut fetched = self.fetcher(0)?.fetch(from.iter());
+        if let Err(NotFetched::NoMemory(_)) = fetched {
+            // How far a consumer fetches ahead is fixed when it is made. One that is made now has less.
+            self.fetchers.clear();
+            fetched = self.fetcher(0)?.fetch(from.iter());
+        }
+        fetched.map_err(|e| e.told(|e| failed("fetch the partitions", &self.settings.client, &self.context, e)))
     }
 }
 
