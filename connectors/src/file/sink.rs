@@ -12,6 +12,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use datafusion::execution::memory_pool::MemoryPool;
 use tidewater::checkpoint::create_folders;
 use tidewater::error::{Error, Result};
 use tidewater::id::{BatchId, PartitionId};
@@ -208,7 +209,8 @@ impl Sink for FileSink {
                 "the output directory holds files that no log lists: readers that go by the log will not see them"
             );
         }
-        Ok(Box::new(FileSinkWriter { layout: Arc::new(layout), manifest: Mutex::new(manifest) }))
+        let memory = Arc::clone(&runtime.memory_pool);
+        Ok(Box::new(FileSinkWriter { layout: Arc::new(layout), manifest: Mutex::new(manifest), memory }))
     }
 }
 
@@ -216,6 +218,7 @@ impl Sink for FileSink {
 struct FileSinkWriter {
     layout: Arc<Layout>,
     manifest: Mutex<Manifest>,
+    memory: Arc<dyn MemoryPool>,
 }
 
 #[async_trait]
@@ -225,7 +228,7 @@ impl SinkWriter for FileSinkWriter {
     }
 
     fn partition(&self, _batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
-        Ok(Box::new(FilesOfPartition::new(Arc::clone(&self.layout), partition)))
+        Ok(Box::new(FilesOfPartition::new(Arc::clone(&self.layout), partition, &self.memory)))
     }
 
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {

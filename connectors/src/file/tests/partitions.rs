@@ -18,7 +18,8 @@ async fn round(values: ArrayRef) -> Vec<(i64, String)> {
     let encoding = Encoding::parse("parquet", &Options::new("a sink", &[], []).unwrap()).unwrap();
     let root = Root::Local(stream.path("in"));
     let layout = Layout::new(root, encoding, &rows.schema(), &["k".to_owned()], None, false).unwrap();
-    let mut writer = Box::new(FilesOfPartition::new(Arc::new(layout), PartitionId(0)));
+    let mut writer =
+        Box::new(FilesOfPartition::new(Arc::new(layout), PartitionId(0), &stream.session.runtime_env().memory_pool));
     writer.write(rows.clone()).await.unwrap();
     writer.finish().await.unwrap();
 

@@ -32,6 +32,9 @@ use crate::values::JsonValues;
 /// Field metadata under this prefix means something to a running query only.
 const ENGINE_METADATA: &str = "tidewater.";
 
+/// A row group of Parquet that has grown to this is written, as by Spark (`parquet.block.size`): until then it is in memory.
+const ROW_GROUP_BYTES: usize = 128 << 20;
+
 /// How rows become bytes.
 #[derive(Debug, Clone)]
 pub(crate) enum Encoding {
@@ -212,7 +215,10 @@ impl Encoder {
     pub(super) fn new(encoding: &Encoding, schema: SchemaRef) -> Result<Self> {
         let (rows, compression) = match encoding {
             Encoding::Parquet { compression, .. } => {
-                let properties = WriterProperties::builder().set_compression(*compression).build();
+                let properties = WriterProperties::builder()
+                    .set_compression(*compression)
+                    .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
+                    .build();
                 let writer = ArrowWriter::try_new(Vec::new(), schema, Some(properties)).map_err(|e| not_encoded(&e))?;
                 return Ok(Encoder::Parquet(Box::new(writer)));
             }
@@ -239,6 +245,25 @@ impl Encoder {
                     None => Ok(bytes),
                 }
             }
+        }
+    }
+
+    /// The bytes that its rows take in memory, as far as it is known.
+    pub(super) fn memory(&self) -> usize {
+        match self {
+            Encoder::Parquet(writer) => writer.memory_size(),
+            Encoder::Text { .. } => 0,
+        }
+    }
+
+    /// Makes bytes of all rows that are [in memory](Self::memory).
+    pub(super) fn flush(&mut self) -> Result<Bytes> {
+        match self {
+            Encoder::Parquet(writer) => {
+                writer.flush().map_err(|e| not_encoded(&e))?;
+                Ok(std::mem::take(writer.inner_mut()).into())
+            }
+            Encoder::Text { .. } => Ok(Bytes::new()),
         }
     }
 

@@ -7,6 +7,11 @@
 //! A [`Layout`] is what all partitions of a query share. Each folder that has rows gets a file of its own; a file that is
 //! full (`maxRecordsPerFile`) or idle while too many others are open is finished, and the next row of its folder begins
 //! another.
+//!
+//! What open files hold in memory is on account of the session's memory pool: the row group of a Parquet file until it is full,
+//! and for an object store the part of a file that is not sent yet. Where the pool has no room for more rows, the file that holds
+//! the most gives it up first: its row group is written before it is full, its last part is sent and the file finished. What
+//! compression holds is not known here.
 
 mod csv_rows;
 mod encode;
@@ -19,6 +24,8 @@ use std::sync::Arc;
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
+use datafusion::execution::memory_pool::MemoryPool;
+use tidewater::batch::bytes_of;
 use tidewater::error::{Error, Result};
 use tidewater::id::PartitionId;
 use tidewater::sink::{PartitionWriter, Receipt};
@@ -30,9 +37,13 @@ use self::output::Output;
 pub(crate) use self::output::Root;
 use super::manifest::ManifestEntry;
 use super::partition_columns::is_readable;
+use crate::memory::Claim;
 
 /// An open Parquet file holds its rows in memory until a row group is full, so there must not be too many.
 const OPEN_FILES: usize = 64;
+
+/// What to do when there is no memory for the rows of a record batch.
+const MEMORY_HINT: &str = "give the session a larger memory pool, or let the rest of the query hold less of it: the error names who holds the most";
 
 /// What the files of a query have in common.
 #[derive(Debug)]
@@ -86,7 +97,7 @@ impl Layout {
         let name =
             format!("{folder}part-{:05}-{}{dash}c{count:03}{}", partition.0, Uuid::new_v4(), self.encoding.extension());
         let encoder = Encoder::new(&self.encoding, Arc::clone(&self.stored_schema))?;
-        Ok(DataFile { output: self.root.create(&name, self.durable)?, encoder, rows: 0, last_used: 0 })
+        Ok(DataFile { output: self.root.create(&name, self.durable)?, encoder, rows: 0, last_used: 0, held: 0 })
     }
 }
 
@@ -131,13 +142,32 @@ struct DataFile {
     rows: u64,
     /// The tick of the writer at the last write.
     last_used: u64,
+    /// The memory that it held after the last write: to ask anew for every file of every write would cost more.
+    held: usize,
 }
 
 impl DataFile {
     async fn write(&mut self, rows: &RecordBatch) -> Result<()> {
         let bytes = self.encoder.write(rows).map_err(|e| e.file(self.output.uri()))?;
         self.rows += rows.num_rows() as u64;
-        if bytes.is_empty() { Ok(()) } else { self.output.write(bytes).await }
+        if !bytes.is_empty() {
+            self.output.write(bytes).await?;
+        }
+        self.held = self.memory();
+        Ok(())
+    }
+
+    /// Memory held, in bytes.
+    fn memory(&self) -> usize {
+        self.encoder.memory() + self.output.memory()
+    }
+
+    /// Writes the rows that the encoder holds.
+    async fn flush(&mut self) -> Result<()> {
+        let bytes = self.encoder.flush().map_err(|e| e.file(self.output.uri()))?;
+        self.output.write(bytes).await?;
+        self.held = self.memory();
+        Ok(())
     }
 
     async fn finish(mut self) -> Result<ManifestEntry> {
@@ -158,15 +188,34 @@ pub(crate) struct FilesOfPartition {
     finished: Vec<ManifestEntry>,
     rows: u64,
     tick: u64,
+    memory: Claim,
 }
 
 impl FilesOfPartition {
-    pub(crate) fn new(layout: Arc<Layout>, partition: PartitionId) -> Self {
+    pub(crate) fn new(layout: Arc<Layout>, partition: PartitionId, pool: &Arc<dyn MemoryPool>) -> Self {
         let (open, counts, finished) = Default::default();
-        FilesOfPartition { layout, partition, open, counts, finished, rows: 0, tick: 0 }
+        let what = format!("writing the files of partition {partition} to {}", layout.root.uri(""));
+        let memory = Claim::new(pool, what, MEMORY_HINT);
+        FilesOfPartition { layout, partition, open, counts, finished, rows: 0, tick: 0, memory }
+    }
+
+    /// Claims what the open files hold, and so much more. Where the pool refuses it, they write what they can first.
+    async fn account(&mut self, more: usize) -> Result<()> {
+        loop {
+            let held: usize = self.open.values().map(|file| file.held).sum();
+            let Err(refused) = self.memory.resize(held.saturating_add(more)) else { return Ok(()) };
+            let largest = self.open.iter().filter(|(_, file)| file.held > 0).max_by_key(|(_, file)| file.held);
+            let Some((folder, file)) = largest else { return Err(refused) };
+            let (folder, has_rows) = (folder.clone(), file.encoder.memory() > 0);
+            match self.open.get_mut(&folder).filter(|_| has_rows) {
+                Some(file) => file.flush().await?,
+                None => self.finish_file(&folder).await?,
+            }
+        }
     }
 
     async fn write_to(&mut self, folder: &str, rows: &RecordBatch) -> Result<()> {
+        self.account(bytes_of(rows)).await?;
         let mut from = 0;
         while from < rows.num_rows() {
             let limit = self.layout.max_records_per_file;
@@ -237,3 +286,6 @@ impl PartitionWriter for FilesOfPartition {
         Receipt::new(self.rows).with_json(&self.finished)
     }
 }
+
+#[cfg(test)]
+mod tests;

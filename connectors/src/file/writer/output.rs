@@ -163,6 +163,15 @@ impl Output {
         &self.uri
     }
 
+    /// The bytes that are not sent yet.
+    pub(super) fn memory(&self) -> usize {
+        match &self.to {
+            To::Local(_) => 0,
+            To::Remote(file) => file.buffer.capacity(),
+        }
+    }
+
+    /// Adds bytes.
     pub(super) async fn write(&mut self, bytes: Bytes) -> Result<()> {
         self.size += bytes.len() as u64;
         match &mut self.to {
@@ -236,17 +245,20 @@ struct RemoteFile {
 }
 
 impl RemoteFile {
-    async fn write(&mut self, bytes: &[u8]) -> object_store::Result<()> {
-        self.buffer.extend_from_slice(bytes);
-        while self.buffer.len() > PART_BYTES {
-            let rest = self.buffer.split_off(PART_BYTES);
-            let part = std::mem::replace(&mut self.buffer, rest);
+    /// A part is put once a byte comes behind it, so that `close` has one left to put.
+    async fn write(&mut self, mut bytes: &[u8]) -> object_store::Result<()> {
+        while self.buffer.len() + bytes.len() > PART_BYTES {
+            let (now, later) = bytes.split_at(PART_BYTES - self.buffer.len());
+            self.buffer.extend_from_slice(now);
+            bytes = later;
+            let part = std::mem::take(&mut self.buffer);
             let upload = match &mut self.upload {
                 Some(upload) => upload,
                 none => none.insert(self.store.put_multipart(&self.path).await?),
             };
             upload.put_part(part.into()).await?;
         }
+        self.buffer.extend_from_slice(bytes);
         Ok(())
     }
 
