@@ -9,6 +9,7 @@ mod one_row;
 mod scan;
 mod soak;
 mod state_cost;
+mod text_state;
 
 use std::process::ExitCode;
 
@@ -21,8 +22,13 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    if wanted.first().is_some_and(|word| word == state_cost::CHILD) {
-        return match runtime.block_on(state_cost::run_child(&wanted)) {
+    let child = match wanted.first().map(String::as_str) {
+        Some(state_cost::CHILD) => Some(runtime.block_on(state_cost::run_child(&wanted))),
+        Some(text_state::CHILD) => Some(runtime.block_on(text_state::run_child(&wanted))),
+        _ => None,
+    };
+    if let Some(outcome) = child {
+        return match outcome {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{}: {error}", wanted.join(" "));
@@ -53,7 +59,10 @@ fn main() -> ExitCode {
     if chosen("many") {
         show("many", runtime.block_on(many::run()));
     }
-    // These need a broker, or long: only by their names.
+    // These need a broker, or long, or much memory: only by their names.
+    if wanted.iter().any(|name| name == "text_state") {
+        show("text_state", text_state::run());
+    }
     if wanted.iter().any(|name| name == "kafka") {
         show("kafka", runtime.block_on(kafka::run(&wanted)));
     }
