@@ -6,6 +6,9 @@
 //! (`bind`). One promise makes the whole query exactly once: the same range gives the same rows, in this run and in every
 //! later one. The engine writes the range to the checkpoint before it asks for the rows, so a batch that a crash cut
 //! short is repeated with the same rows.
+//!
+//! What `bind` gives runs in the process of the query's driver. A source whose rows may be read elsewhere implements `splits`
+//! in its place, and `Source::scanner`.
 
 use std::sync::Arc;
 

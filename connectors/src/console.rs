@@ -25,7 +25,8 @@ const NUM_ROWS: usize = 20;
 const WIDTH: usize = 20;
 const RULE: &str = "-------------------------------------------";
 
-/// Prints the rows of every batch as a table. All output modes; a batch may be printed twice after a crash.
+/// Prints the rows of every batch as a table. All output modes; a batch may be printed twice after a crash. Its writers stay
+/// with the driver, which prints.
 ///
 /// ```
 /// use tidewater_connectors::console::ConsoleSink;

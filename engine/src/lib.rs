@@ -12,10 +12,11 @@
 //!    ([`latest_offset`](source::SourceReader::latest_offset)). Is there anything to do? If not, wait.
 //! 3. **Log.** `offsets/N` is created in the [checkpoint]: where the batch ends, its watermark, its clock. From now
 //!    on batch N exists, and whenever it runs, it reads the same rows and sees the same time.
-//! 4. **Bind.** Each source turns its stretch into a bounded plan ([`bind`](source::SourceReader::bind)), with the columns
-//!    and filters that the query pushed down to it.
-//! 5. **Execute.** The cached plan runs, each partition a task on the engine's own [threads](executor). Leaves and operators find what
-//!    they need to know of the batch in the [`BatchContext`](batch::BatchContext).
+//! 4. **Split.** Each source cuts its stretch into [splits](source::SourceReader::splits), which are data; a simple one
+//!    [binds](source::SourceReader::bind) it to a bounded plan. The columns and filters that the query pushed down go along.
+//! 5. **Execute.** The cached plan runs, each partition a task on the engine's own [threads](executor). Where it runs, a
+//!    [scan](source::SourceScanner::scan) makes rows of the splits. Leaves and operators find what they need to know of the
+//!    batch in the [`BatchContext`](batch::BatchContext).
 //!    Where rows of one key must meet, the plan is cut: what is below runs first, and its rows are dealt out by key.
 //! 6. **Remember.** Stateful operators find what they know of each key, change it, and give rows out; what changed is
 //!    written to `state/` in the checkpoint, one file per operator. How far event time has come is noted, too

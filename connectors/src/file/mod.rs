@@ -9,8 +9,8 @@
 //!           what is     what is  what fits  written before
 //!           there       new                 the batch exists
 //!
-//! (range of offsets) ──▶ source_log ──▶ scan ──▶ rows
-//!                        which files    partitions, formats, malformed rows
+//! (range of offsets) ──▶ source_log ──▶ splits ──▶ scanner ──▶ scan ──▶ rows
+//!                        which files    who reads  where tasks run: formats, malformed rows
 //!
 //! (batch committed)  ──▶ clean          archive or delete what was read
 //! ```
@@ -62,6 +62,8 @@ mod place;
 mod reader;
 
 mod scan;
+
+mod scanner;
 
 mod seen;
 

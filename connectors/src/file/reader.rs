@@ -3,36 +3,28 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::execution::runtime_env::RuntimeEnv;
-use datafusion::physical_plan::ExecutionPlan;
 use futures::{StreamExt, TryStreamExt, stream};
-use object_store::ObjectStoreExt;
 use tidewater::checkpoint::with_version;
 use tidewater::error::{Error, ErrorKind, Result};
-use tidewater::source::{
-    FILE_NAME_COLUMN, Latest, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, SourceReader,
-};
+use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, SourceReader, Split};
 
 use super::admit::{KeepRest, admit};
 use super::clean::{CleanSource, Cleaner};
-use super::format::{Format, ParseMode};
+use super::format::Format;
 use super::left_out::LeftOut;
 use super::listing::{ListedFile, Listing, Pattern, Remembered};
 use super::manifest::MANIFEST_FOLDER;
 use super::place::root_of_place;
-use super::scan::parquet::{MIN_CUT_BYTES, ParquetOpener};
-use super::scan::problem::gone;
-use super::scan::tally::Tally;
-use super::scan::text::{MalformedRows, TextOpener};
-use super::scan::{FilePart, FileScanExec, OpenFile};
+use super::scan::parquet::MIN_CUT_BYTES;
+use super::scan::text::TextOpener;
+use super::scan::{FileSplit, Stretch, spread};
 use super::seen::{Known, SeenFiles};
 use super::settings::Settings;
-use super::source_log::{FileEntry, SourceLog, log_offset, offset};
-use super::uri::FileLocation;
+use super::source_log::{FileEntry, SourceLog, head, log_offset, offset};
 
 /// The file in the source's log that says that the log of a file sink counts. Its name is no number: Spark passes it over.
 const SINK_LOG: &str = "tidewater.sink-log";
@@ -45,8 +37,6 @@ const HEADS_AT_ONCE: usize = 16;
 pub(super) struct FileReader {
     pattern: Pattern,
     format: Format,
-    /// The columns of the source, and behind them that of the file each row comes from.
-    schema: SchemaRef,
     settings: Settings,
     context: SourceContext,
     log: SourceLog,
@@ -61,7 +51,7 @@ pub(super) struct FileReader {
     left_out: LeftOut,
     /// No more than what is `unread` is offered.
     is_frozen: bool,
-    /// The files of source batches that may still be bound: their sizes need not be asked for again.
+    /// The files of source batches that may still be read: their sizes need not be asked for again.
     recent: BTreeMap<u64, Vec<ListedFile>>,
     /// Whether a file sink writes the folder, so that its log counts; `None` until there is something to tell by.
     sink_log: Option<bool>,
@@ -72,12 +62,6 @@ pub(super) struct FileReader {
     cleaner: Option<Cleaner>,
     /// The first source batch whose files are still to be cleaned up, as far as this run knows.
     clean_from: Option<u64>,
-    malformed: Arc<MalformedRows>,
-    /// The range that was bound last, and what was met in it. A source that is read at two places is bound twice.
-    bound: Option<OffsetRange>,
-    tally: Arc<Tally>,
-    /// Whether it was said that no file of a batch has some column.
-    told_of_columns: AtomicBool,
 }
 
 impl FileReader {
@@ -97,7 +81,6 @@ impl FileReader {
         if let Some(text) = text {
             text.check()?;
         }
-        let schema = with_file_names(&schema);
         let clean = settings.clean_source()?;
         let cleaner = Cleaner::new(&clean, &pattern)?;
         let log = SourceLog::open(Arc::clone(&context.log), context.min_batches_to_retain).await?;
@@ -118,7 +101,6 @@ impl FileReader {
         let reader = FileReader {
             pattern,
             format,
-            schema,
             settings,
             context,
             log,
@@ -134,10 +116,6 @@ impl FileReader {
             root_was_there,
             cleaner,
             clean_from: None,
-            malformed: Arc::default(),
-            bound: None,
-            tally: Arc::default(),
-            told_of_columns: AtomicBool::new(false),
         };
         if clean != CleanSource::Off {
             reader.refuse_sink_log().await?;
@@ -262,14 +240,14 @@ impl FileReader {
         Ok(())
     }
 
-    /// The files of a range, with their sizes.
-    async fn files_of(&mut self, start: Option<u64>, end: u64) -> Result<Vec<ListedFile>> {
+    /// The files of a range, with their sizes, and those that are gone and that the query goes on without.
+    async fn files_of(&mut self, start: Option<u64>, end: u64) -> Result<(Vec<ListedFile>, Vec<String>)> {
         let first = start.map_or(0, |start| start + 1);
         if (first..=end).all(|id| self.recent.contains_key(&id)) {
             let files = self.recent.range(first..=end).flat_map(|(_, files)| files);
             // One that was empty may have been about to be filled.
             if files.clone().all(|file| file.size > 0) {
-                return Ok(files.cloned().collect());
+                return Ok((files.cloned().collect(), vec![]));
             }
         }
         let entries = self.log.between(start, end).await?;
@@ -279,8 +257,7 @@ impl FileReader {
             .buffered(HEADS_AT_ONCE)
             .try_collect()
             .await?;
-        let mut files = vec![];
-        let mut changed = vec![];
+        let (mut files, mut missing, mut changed) = (vec![], vec![], vec![]);
         for (entry, found) in found {
             match found {
                 Ok(file) => {
@@ -289,7 +266,7 @@ impl FileReader {
                     }
                     files.push(file);
                 }
-                Err(_) if self.settings.ignored.missing_files => self.tally.missing_file(&entry.path),
+                Err(_) if self.settings.ignored.missing_files => missing.push(entry.path),
                 Err(error) => return Err(error),
             }
         }
@@ -297,19 +274,7 @@ impl FileReader {
         if !changed.is_empty() && self.sink_log == Some(false) {
             LeftOut::changed_under_batch(&self.pattern.to_string(), &changed);
         }
-        Ok(files)
-    }
-
-    fn text_opener(&self, projection: Vec<usize>, output: SchemaRef) -> Option<TextOpener> {
-        TextOpener::new(
-            &self.format,
-            Arc::clone(&self.schema),
-            projection,
-            output,
-            self.settings.mode,
-            &self.settings.corrupt_column,
-            Arc::clone(&self.malformed),
-        )
+        Ok((files, missing))
     }
 }
 
@@ -319,33 +284,6 @@ fn is_gone_after_reading(pattern: &Pattern, seen: &SeenFiles) -> bool {
     let root = pattern.root();
     let is_gone = |path: PathBuf| std::fs::metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
     !pattern.is_glob() && seen.was_offered(&root.uri()) && root.on_disk().is_some_and(is_gone)
-}
-
-/// The columns of the source, and behind them that of the file each row comes from.
-fn with_file_names(schema: &Schema) -> SchemaRef {
-    let name = Arc::new(Field::new(FILE_NAME_COLUMN, DataType::Utf8, false));
-    let fields: Fields = schema.fields().iter().cloned().chain([name]).collect();
-    Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()))
-}
-
-/// What storage knows of a file that was offered; the inner error says that it is gone.
-async fn head(entry: FileEntry, runtime: &RuntimeEnv) -> Result<(FileEntry, Result<ListedFile>)> {
-    let location = FileLocation::parse(&entry.path)?;
-    match location.open(runtime)?.head(&location.path).await {
-        Ok(object) => {
-            let modified_ms = object.last_modified.timestamp_millis();
-            let file = ListedFile { uri: entry.path.clone(), modified_ms, size: object.size };
-            Ok((entry, Ok(file)))
-        }
-        Err(e @ object_store::Error::NotFound { .. }) => {
-            let error = gone(e).file(entry.path.clone());
-            Ok((entry, Err(error)))
-        }
-        Err(e) => Err(Error::new(ErrorKind::Unavailable, format!("cannot look at the file: {e}"))
-            .file(entry.path)
-            .hint("check the rights and the network, then start again")
-            .caused_by(e)),
-    }
 }
 
 #[async_trait]
@@ -403,41 +341,21 @@ impl SourceReader for FileReader {
         Ok(Latest { available: end.clone().filter(|_| offered == found), end, unknown: None })
     }
 
-    async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
+    async fn splits(&mut self, range: &OffsetRange, _scan: &ScanRequest) -> Result<Option<Vec<Split>>> {
         let start = range.start.as_ref().map(log_offset).transpose()?;
         let end = log_offset(&range.end)?;
         // The batch before was cleaned up, or is the business of an earlier run.
         self.clean_from.get_or_insert(start.map_or(0, |start| start + 1));
-        if self.bound.as_ref() != Some(range) {
-            self.tally = Arc::default();
-        }
         if self.sink_log.is_none() && self.pattern.has_sink_log(self.runtime()).await? {
             self.sink_log = Some(true);
         }
-        let files = self.files_of(start, end).await?;
-        self.bound = Some(range.clone());
-        let root = (!self.settings.recursive).then(|| self.pattern.root());
-        let names = self.settings.names;
+        let (files, mut missing) = self.files_of(start, end).await?;
         // An empty file is no rows, whatever its format asks for at the beginning.
-        let parts = files.iter().filter(|file| file.size > 0);
-        let parts =
-            parts.map(|file| FilePart::new(file, &self.schema, root.as_ref(), names)).collect::<Result<Vec<_>>>()?;
-
-        self.malformed = Arc::default();
-        let text = self.text_opener(scan.projection.clone(), Arc::clone(&scan.schema));
-        let (opener, min_cut_bytes): (Arc<dyn OpenFile>, _) = match text {
-            Some(text) => (Arc::new(text.with(names, &self.tally)), None),
-            None => {
-                let schema = Arc::clone(&self.schema);
-                let session = &self.context.session;
-                let tally = Arc::clone(&self.tally);
-                let opener = ParquetOpener::new(schema, scan.projection.clone(), &scan.filters, session, names, tally)?;
-                (Arc::new(opener), Some(MIN_CUT_BYTES))
-            }
-        };
-        let output = Arc::clone(&scan.schema);
-        let met = (self.settings.ignored, Arc::clone(&self.tally));
-        Ok(Arc::new(FileScanExec::new(parts, opener, output, self.context.partitions, min_cut_bytes, met)))
+        let files = files.iter().filter(|file| file.size > 0).map(Stretch::whole).collect();
+        let min_cut_bytes = matches!(self.format, Format::Parquet).then_some(MIN_CUT_BYTES);
+        let tasks = spread(files, self.context.partitions, min_cut_bytes);
+        let split = |files| Split::new(&FileSplit { files, missing: std::mem::take(&mut missing) });
+        tasks.into_iter().map(split).collect::<Result<_>>().map(Some)
     }
 
     async fn commit(&mut self, end: &Offset) -> Result<()> {
@@ -459,33 +377,8 @@ impl SourceReader for FileReader {
     fn metrics(&self) -> BTreeMap<String, String> {
         let mut metrics = BTreeMap::new();
         let mut add = |name: &str, count: u64| metrics.insert(name.to_owned(), count.to_string());
-        let is_text = !matches!(self.format, Format::Parquet);
-        match self.settings.mode {
-            ParseMode::DropMalformed if is_text => {
-                add("malformedRowsDropped", self.malformed.dropped.load(Ordering::Relaxed));
-            }
-            ParseMode::Permissive if is_text => {
-                add("malformedRowsKept", self.malformed.kept.load(Ordering::Relaxed));
-            }
-            _ => {}
-        }
         for (name, count) in self.left_out.figures() {
             add(name, count);
-        }
-        if self.settings.ignored.missing_files {
-            add("missingFilesIgnored", self.tally.missing_files());
-        }
-        if self.settings.ignored.corrupt_files {
-            add("corruptFilesIgnored", self.tally.corrupt_files());
-        }
-        let columns = self.tally.columns_in_no_file();
-        add("columnsInNoFile", columns.len() as u64);
-        if !columns.is_empty() && !self.told_of_columns.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                input = %self.pattern,
-                columns = columns.join(", "),
-                "no file of the batch has these columns of the source: they are null in every row"
-            );
         }
         if let Some(cleaner) = &self.cleaner {
             add("filesCleaned", cleaner.cleaned);

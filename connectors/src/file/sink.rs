@@ -11,6 +11,7 @@
 
 use std::sync::Arc;
 
+use arrow::datatypes::Schema;
 use async_trait::async_trait;
 use datafusion::execution::memory_pool::MemoryPool;
 use tidewater::checkpoint::create_folders;
@@ -18,7 +19,9 @@ use tidewater::error::{Error, Result};
 use tidewater::id::{BatchId, PartitionId};
 use tidewater::identity::Identity;
 use tidewater::query::OutputMode;
-use tidewater::sink::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
+use tidewater::sink::{
+    Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter, WriterContext, WriterFactory,
+};
 use tokio::sync::Mutex;
 
 use super::manifest::{Manifest, ManifestEntry, Owner, committed_files};
@@ -154,6 +157,21 @@ impl FileSink {
     }
 }
 
+impl FileSink {
+    /// Checks that rows of this schema can be written below `root`.
+    fn writers(
+        &self,
+        root: Root,
+        schema: &Schema,
+        durable: bool,
+        memory: &Arc<dyn MemoryPool>,
+    ) -> Result<FileWriters> {
+        let Parsed { encoding, partition_by, max_records_per_file, .. } = self.parse()?;
+        let layout = Layout::new(root, encoding, schema, &partition_by, max_records_per_file, durable)?;
+        Ok(FileWriters { layout: Arc::new(layout), memory: Arc::clone(memory) })
+    }
+}
+
 struct Parsed {
     encoding: Encoding,
     partition_by: Vec<String>,
@@ -186,11 +204,10 @@ impl Sink for FileSink {
     }
 
     async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
-        let Parsed { encoding, partition_by, retention_ms, max_records_per_file, .. } = self.parse()?;
+        let retention_ms = self.parse()?.retention_ms;
         let runtime = context.session.runtime_env();
         let root = Root::parse(&self.location, runtime)?;
-        let layout =
-            Layout::new(root.clone(), encoding, &context.schema, &partition_by, max_records_per_file, context.durable)?;
+        let writers = self.writers(root.clone(), &context.schema, context.durable)?;
         if let Root::Local(folder) = &root {
             create_folders(folder, context.durable)?;
         }
@@ -209,16 +226,33 @@ impl Sink for FileSink {
                 "the output directory holds files that no log lists: readers that go by the log will not see them"
             );
         }
-        let memory = Arc::clone(&runtime.memory_pool);
-        Ok(Box::new(FileSinkWriter { layout: Arc::new(layout), manifest: Mutex::new(manifest), memory }))
+        Ok(Box::new(FileSinkWriter { writers, manifest: Mutex::new(manifest) }))
+    }
+
+    fn writer_factory(&self, context: WriterContext) -> Result<Option<Arc<dyn WriterFactory>>> {
+        let runtime = context.session.runtime_env();
+        let root = Root::parse(&self.location, runtime)?;
+        Ok(Some(Arc::new(self.writers(root, &context.schema, context.durable, &runtime.memory_pool)?)))
+    }
+}
+
+/// Makes the writers of a query, in any process: what they write is known by their receipts alone.
+#[derive(Debug)]
+struct FileWriters {
+    layout: Arc<Layout>,
+    memory: Arc<dyn MemoryPool>,
+}
+
+impl WriterFactory for FileWriters {
+    fn writer(&self, _batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+        Ok(Box::new(FilesOfPartition::new(Arc::clone(&self.layout), partition, &self.memory)))
     }
 }
 
 #[derive(Debug)]
 struct FileSinkWriter {
-    layout: Arc<Layout>,
+    writers: FileWriters,
     manifest: Mutex<Manifest>,
-    memory: Arc<dyn MemoryPool>,
 }
 
 #[async_trait]
@@ -227,8 +261,8 @@ impl SinkWriter for FileSinkWriter {
         self.manifest.lock().await.begin(batch).await
     }
 
-    fn partition(&self, _batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
-        Ok(Box::new(FilesOfPartition::new(Arc::clone(&self.layout), partition, &self.memory)))
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+        self.writers.writer(batch, partition)
     }
 
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
@@ -252,6 +286,7 @@ mod tests {
     use tidewater::clock::ManualClock;
     use tidewater::error::ErrorKind;
     use tidewater::id::{QueryId, RunId};
+    use tidewater::testing::open_by_factory;
     use tidewater::testing::sink_suite::{self, SinkUnderTest};
 
     use super::super::committed_files;
@@ -307,7 +342,7 @@ mod tests {
     async fn rows_are_visible_from_commit_on_and_a_batch_is_taken_once() {
         let folder = tempfile::tempdir().unwrap();
         let sink = FileSink::parquet(folder.path().to_str().unwrap());
-        let writer = sink.open(context()).await.unwrap();
+        let writer = open_by_factory(&sink, context()).await.unwrap();
         assert_eq!(writer.begin(BatchId(0)).await.unwrap(), Begin::Open);
         let receipts = vec![
             write(&*writer, 0, 0, rows(&[Some("a"), None], 0)).await,
@@ -325,7 +360,7 @@ mod tests {
             ParquetRecordBatchReader::try_new(file, 10).unwrap().map(std::result::Result::unwrap).collect();
         assert_eq!(read, [rows(&[Some("a"), None], 0)]);
 
-        let again = sink.open(going_on_with(0, true)).await.unwrap();
+        let again = open_by_factory(&sink, going_on_with(0, true)).await.unwrap();
         assert_eq!(again.begin(BatchId(0)).await.unwrap(), Begin::Taken);
         assert_eq!(again.begin(BatchId(1)).await.unwrap(), Begin::Open);
     }
@@ -333,7 +368,7 @@ mod tests {
     #[tokio::test]
     async fn an_empty_batch_leaves_an_entry_and_no_file() {
         let folder = tempfile::tempdir().unwrap();
-        let writer = FileSink::json(folder.path().to_str().unwrap()).open(context()).await.unwrap();
+        let writer = open_by_factory(&FileSink::json(folder.path().to_str().unwrap()), context()).await.unwrap();
         let receipt = write(&*writer, 0, 0, rows(&[], 0)).await;
         writer.commit(BatchId(0), vec![receipt]).await.unwrap();
         assert_eq!(read(folder.path(), "_spark_metadata/0"), "v1");
@@ -344,7 +379,7 @@ mod tests {
     async fn partition_columns_become_folders() {
         let folder = tempfile::tempdir().unwrap();
         let sink = FileSink::json(folder.path().to_str().unwrap()).partition_by(["k"]);
-        let writer = sink.open(context()).await.unwrap();
+        let writer = open_by_factory(&sink, context()).await.unwrap();
         let receipt = write(&*writer, 0, 0, rows(&[Some("x y/z=1"), None, Some("x y/z=1")], 0)).await;
         writer.commit(BatchId(0), vec![receipt]).await.unwrap();
         let files = committed(folder.path()).await;
@@ -363,7 +398,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let location = folder.path().to_str().unwrap();
         let sink = FileSink::csv(location).option("partitionBy", "k").option("maxRecordsPerFile", "2").header(true);
-        let writer = sink.open(context()).await.unwrap();
+        let writer = open_by_factory(&sink, context()).await.unwrap();
         let keys: Vec<String> = (0..300).map(|i| (i % 100).to_string()).collect();
         let keys: Vec<Option<&str>> = keys.iter().map(|k| Some(k.as_str())).collect();
         let receipt = write(&*writer, 0, 0, rows(&keys, 0)).await;
@@ -385,7 +420,8 @@ mod tests {
     async fn a_run_that_lost_the_race_is_fenced() {
         let folder = tempfile::tempdir().unwrap();
         let sink = FileSink::csv(folder.path().to_str().unwrap());
-        let (one, two) = (sink.open(context()).await.unwrap(), sink.open(context()).await.unwrap());
+        let (one, two) =
+            (open_by_factory(&sink, context()).await.unwrap(), open_by_factory(&sink, context()).await.unwrap());
         one.begin(BatchId(0)).await.unwrap();
         two.begin(BatchId(0)).await.unwrap();
         let first = write(&*one, 0, 0, rows(&[Some("a")], 0)).await;
@@ -410,7 +446,7 @@ mod tests {
             (FileSink::parquet(location).option("compresion", "zstd"), "did you mean `compression`"),
             (FileSink::parquet(location).retention("soon"), "`retention`"),
         ] {
-            let error = sink.open(context()).await.unwrap_err();
+            let error = open_by_factory(&sink, context()).await.unwrap_err();
             assert!(error.message().contains(wanted), "{error}");
         }
         assert!(!folder.path().join("out").exists(), "nothing is created for a query that cannot start");

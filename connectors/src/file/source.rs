@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use datafusion::prelude::SessionContext;
 use tidewater::error::{Error, Result};
 use tidewater::identity::Identity;
-use tidewater::source::{Source, SourceContext, SourceReader};
+use tidewater::source::{ScanContext, Source, SourceContext, SourceReader, SourceScanner};
 
 use super::clean::CleanSource;
 use super::format::{CsvFormat, Format, ParseMode};
@@ -15,6 +15,7 @@ use super::infer;
 use super::listing::{Pattern, glob};
 use super::place::SinkFolder;
 use super::reader::FileReader;
+use super::scanner::FileScanner;
 use super::settings::{Settings, apply};
 
 /// A stream of the files that appear in a folder, each read once.
@@ -255,6 +256,12 @@ impl Source for FileSource {
         };
         let reader = FileReader::open(self.pattern()?, self.format.clone(), schema, self.settings.clone(), context);
         Ok(Box::new(reader.await?))
+    }
+
+    fn scanner(&self, context: ScanContext) -> Result<Option<Arc<dyn SourceScanner>>> {
+        let (format, schema, settings) = (self.format.clone(), Source::schema(self), self.settings.clone());
+        let scanner = FileScanner::new(self.pattern()?, format, &schema, settings, context, self.description());
+        Ok(Some(Arc::new(scanner)))
     }
 }
 

@@ -6,6 +6,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use datafusion::execution::runtime_env::RuntimeEnv;
+use object_store::ObjectStoreExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tidewater::checkpoint::CheckpointStore;
@@ -13,6 +15,9 @@ use tidewater::error::{Error, ErrorKind, Result};
 use tidewater::source::Offset;
 
 use super::compact_log::{Added, CompactLog};
+use super::listing::ListedFile;
+use super::scan::problem::gone;
+use super::uri::FileLocation;
 
 /// How many entries make a compact file, in a new log.
 const COMPACT_INTERVAL: u64 = 10;
@@ -173,6 +178,26 @@ pub(super) fn log_offset(offset: &Offset) -> Result<u64> {
         Error::new(ErrorKind::IncompatibleCheckpoint, format!("`{offset}` is not an offset of a file source"))
             .hint("start the query with the sources the checkpoint was written with, in the same order")
     })
+}
+
+/// What storage knows of a file that was offered; the inner error says that it is gone.
+pub(super) async fn head(entry: FileEntry, runtime: &RuntimeEnv) -> Result<(FileEntry, Result<ListedFile>)> {
+    let location = FileLocation::parse(&entry.path)?;
+    match location.open(runtime)?.head(&location.path).await {
+        Ok(object) => {
+            let modified_ms = object.last_modified.timestamp_millis();
+            let file = ListedFile { uri: entry.path.clone(), modified_ms, size: object.size };
+            Ok((entry, Ok(file)))
+        }
+        Err(e @ object_store::Error::NotFound { .. }) => {
+            let error = gone(e).file(entry.path.clone());
+            Ok((entry, Err(error)))
+        }
+        Err(e) => Err(Error::new(ErrorKind::Unavailable, format!("cannot look at the file: {e}"))
+            .file(entry.path)
+            .hint("check the rights and the network, then start again")
+            .caused_by(e)),
+    }
 }
 
 #[cfg(test)]

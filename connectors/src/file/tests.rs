@@ -16,6 +16,7 @@ use tidewater::checkpoint::{CheckpointStore, memory_store};
 use tidewater::clock::ManualClock;
 use tidewater::error::{Error, ErrorKind, Result};
 use tidewater::source::{Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
+use tidewater::testing::open_by_splits;
 
 use super::*;
 
@@ -72,7 +73,7 @@ impl Stream {
             min_batches_to_retain: 100,
             former_places: vec![],
         };
-        source.open(context).await
+        open_by_splits(source, context).await
     }
 
     /// The next range, if there is anything new; moves on.

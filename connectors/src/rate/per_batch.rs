@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
-use datafusion::physical_plan::ExecutionPlan;
 use serde::{Deserialize, Serialize};
 use tidewater::error::{Error, Result};
 use tidewater::identity::Identity;
-use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
+use tidewater::source::{
+    Latest, Offset, OffsetRange, ReadLimit, ScanContext, ScanRequest, Source, SourceContext, SourceReader,
+    SourceScanner, Split,
+};
 
 use super::per_second::partitions;
-use super::rows::{Rows, schema};
+use super::rows::{RateScanner, Rows, schema};
 use crate::options::Options;
 
 /// Rows `(timestamp, value)`, so many a batch; `value` counts from 0, and all rows of a batch have the same time. There is
@@ -99,6 +101,10 @@ impl Source for RatePerBatchSource {
             frozen: None,
         }))
     }
+
+    fn scanner(&self, _context: ScanContext) -> Result<Option<Arc<dyn SourceScanner>>> {
+        Ok(Some(Arc::new(RateScanner { source: self.description() })))
+    }
 }
 
 /// Where a batch begins. Field names are Spark's.
@@ -164,7 +170,7 @@ impl SourceReader for PerBatchReader {
         Ok(Latest::at(end.offset()))
     }
 
-    async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
+    async fn splits(&mut self, range: &OffsetRange, _scan: &ScanRequest) -> Result<Option<Vec<Split>>> {
         let start = range.start.as_ref().map(Place::parse).transpose()?.unwrap_or(self.first);
         let end = Place::parse(&range.end)?;
         if end.offset < start.offset {
@@ -173,8 +179,8 @@ impl SourceReader for PerBatchReader {
                 end.offset, start.offset
             )));
         }
-        Rows { values: start.offset..end.offset, start_ms: start.timestamp, ms_per_row: 0.0 }
-            .plan(self.partitions, scan)
+        let rows = Rows { values: start.offset..end.offset, start_ms: start.timestamp, span_ms: 0 };
+        rows.splits(self.partitions).map(Some)
     }
 
     async fn commit(&mut self, _end: &Offset) -> Result<()> {
@@ -186,12 +192,13 @@ impl SourceReader for PerBatchReader {
 mod tests {
     use tidewater::checkpoint::memory_store;
     use tidewater::clock::ManualClock;
+    use tidewater::testing::open_by_splits;
 
     use super::super::rows::testing::{context, rows};
     use super::*;
 
     async fn open(source: RatePerBatchSource) -> Box<dyn SourceReader> {
-        source.open(context(memory_store(), Arc::new(ManualClock::at(0)))).await.unwrap()
+        open_by_splits(&source, context(memory_store(), Arc::new(ManualClock::at(0)))).await.unwrap()
     }
 
     fn source() -> RatePerBatchSource {

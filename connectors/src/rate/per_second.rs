@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
-use datafusion::physical_plan::ExecutionPlan;
 use tidewater::checkpoint::{Created, check_version, with_version};
 use tidewater::clock::Clock;
 use tidewater::error::{Error, Result};
 use tidewater::identity::Identity;
-use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
+use tidewater::source::{
+    Latest, Offset, OffsetRange, ReadLimit, ScanContext, ScanRequest, Source, SourceContext, SourceReader,
+    SourceScanner, Split,
+};
 
-use super::rows::{Rows, schema};
+use super::rows::{RateScanner, Rows, schema};
 use crate::options::Options;
 
 /// The only file of the source's log.
@@ -106,11 +108,10 @@ impl Pace {
         let beyond =
             || Error::invalid("the rate source has no more numbers").hint("start it again with a new checkpoint");
         let values = self.rows_at(from).ok_or_else(beyond)?..self.rows_at(to).ok_or_else(beyond)?;
-        let count = (values.end - values.start).max(1);
         Ok(Rows {
             values,
             start_ms: born_ms.saturating_add(from.saturating_mul(MS_PER_SECOND)),
-            ms_per_row: (to - from).saturating_mul(MS_PER_SECOND) as f64 / count as f64,
+            span_ms: (to - from).saturating_mul(MS_PER_SECOND),
         })
     }
 }
@@ -140,6 +141,10 @@ impl Source for RateSource {
             clock: context.clock,
             frozen_at: None,
         }))
+    }
+
+    fn scanner(&self, _context: ScanContext) -> Result<Option<Arc<dyn SourceScanner>>> {
+        Ok(Some(Arc::new(RateScanner { source: self.description() })))
     }
 }
 
@@ -195,7 +200,7 @@ impl SourceReader for RateReader {
         }
     }
 
-    async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
+    async fn splits(&mut self, range: &OffsetRange, _scan: &ScanRequest) -> Result<Option<Vec<Split>>> {
         let from = range.start.as_ref().map(parse_offset).transpose()?.unwrap_or(0);
         let to = parse_offset(&range.end)?;
         if to < from {
@@ -203,7 +208,7 @@ impl SourceReader for RateReader {
                 "a batch of the rate source would end at {to}, before its start {from}"
             )));
         }
-        self.pace.rows_between(from, to, self.born_ms)?.plan(self.partitions, scan)
+        self.pace.rows_between(from, to, self.born_ms)?.splits(self.partitions).map(Some)
     }
 
     async fn commit(&mut self, _end: &Offset) -> Result<()> {
@@ -222,6 +227,7 @@ fn parse_offset(offset: &Offset) -> Result<i64> {
 mod tests {
     use tidewater::checkpoint::memory_store;
     use tidewater::clock::ManualClock;
+    use tidewater::testing::open_by_splits;
 
     use super::super::rows::testing::{context, rows};
     use super::*;
@@ -244,7 +250,7 @@ mod tests {
     async fn seconds_that_passed_are_offered_and_read() {
         let clock = Arc::new(ManualClock::at(5_000));
         let source = RateSource::new(4);
-        let mut reader = source.open(context(memory_store(), Arc::clone(&clock) as _)).await.unwrap();
+        let mut reader = open_by_splits(&source, context(memory_store(), Arc::clone(&clock) as _)).await.unwrap();
         assert_eq!(reader.latest_offset(None, ReadLimit::AsConfigured).await.unwrap(), Latest::nothing());
         clock.advance_ms(2_999);
         let latest = reader.latest_offset(None, ReadLimit::AsConfigured).await.unwrap();
@@ -268,10 +274,10 @@ mod tests {
         let store = memory_store();
         let clock = Arc::new(ManualClock::at(1_000));
         let source = RateSource::new(1);
-        let mut first = source.open(context(Arc::clone(&store), Arc::clone(&clock) as _)).await.unwrap();
+        let mut first = open_by_splits(&source, context(Arc::clone(&store), Arc::clone(&clock) as _)).await.unwrap();
         clock.advance_ms(10_000);
         assert_eq!(store.read("0").await.unwrap().unwrap(), "v1\n1000");
-        let mut second = source.open(context(Arc::clone(&store), Arc::clone(&clock) as _)).await.unwrap();
+        let mut second = open_by_splits(&source, context(Arc::clone(&store), Arc::clone(&clock) as _)).await.unwrap();
         let (a, b) = (rows(&mut *first, &range(Some(3), 5)).await, rows(&mut *second, &range(Some(3), 5)).await);
         assert_eq!(a, b);
         assert_eq!(a.0, [(4_000_000, 3), (5_000_000, 4)]);

@@ -11,8 +11,10 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use futures::stream;
+use serde::{Deserialize, Serialize};
 use tidewater::error::Result;
-use tidewater::source::ScanRequest;
+use tidewater::id::BatchId;
+use tidewater::source::{ScanRequest, SourceScanner, Split};
 
 const ROWS_PER_BATCH: i64 = 8192;
 const US_PER_MS: i64 = 1000;
@@ -27,37 +29,52 @@ pub(super) fn schema() -> SchemaRef {
     Arc::clone(&SCHEMA)
 }
 
-/// Some numbers and their times.
-#[derive(Debug, Clone, PartialEq)]
+/// Some numbers and their times, which are spread evenly.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Rows {
     pub(super) values: Range<i64>,
     /// The time of the first.
     pub(super) start_ms: i64,
-    /// How much later each next one is.
-    pub(super) ms_per_row: f64,
+    /// How much later the first after them is.
+    pub(super) span_ms: i64,
 }
 
 impl Rows {
     fn time_us(&self, value: i64) -> i64 {
-        let later_ms = (self.ms_per_row * (value - self.values.start) as f64).round() as i64;
+        let count = (self.values.end - self.values.start).max(1);
+        let ms_per_row = self.span_ms as f64 / count as f64;
+        let later_ms = (ms_per_row * (value - self.values.start) as f64).round() as i64;
         self.start_ms.saturating_add(later_ms).saturating_mul(US_PER_MS)
     }
 
-    /// A plan that makes these rows in `partitions` equal parts.
-    pub(super) fn plan(&self, partitions: usize, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
+    /// These rows in `partitions` equal parts.
+    pub(super) fn splits(&self, partitions: usize) -> Result<Vec<Split>> {
         let partitions = partitions.max(1) as i64;
         let count = self.values.end - self.values.start;
         // The first `count % partitions` parts take one more.
         let edge = |i: i64| self.values.start + count / partitions * i + (count % partitions).min(i);
-        let parts = (0..partitions).map(|i| {
-            let part = Part { of: self.clone(), values: edge(i)..edge(i + 1) };
-            Arc::new(part) as Arc<dyn PartitionStream>
-        });
-        Ok(Arc::new(StreamingTableExec::try_new(schema(), parts.collect(), Some(&scan.projection), [], false, None)?))
+        let parts = (0..partitions).map(|i| Part { of: self.clone(), values: edge(i)..edge(i + 1) });
+        parts.map(|part| Split::new(&part)).collect()
     }
 }
 
+/// Makes the rows of splits; both sources have it.
 #[derive(Debug)]
+pub(super) struct RateScanner {
+    /// The source, for errors.
+    pub(super) source: String,
+}
+
+impl SourceScanner for RateScanner {
+    fn scan(&self, _batch: BatchId, splits: &[Split], scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
+        let part = |split: &Split| Ok(Arc::new(split.to::<Part>(&self.source)?) as Arc<dyn PartitionStream>);
+        let parts = splits.iter().map(part).collect::<Result<_>>()?;
+        Ok(Arc::new(StreamingTableExec::try_new(schema(), parts, Some(&scan.projection), [], false, None)?))
+    }
+}
+
+/// A split: some of these rows.
+#[derive(Debug, Serialize, Deserialize)]
 struct Part {
     of: Rows,
     values: Range<i64>,
@@ -127,7 +144,7 @@ mod tests {
 
     #[test]
     fn times_are_spread_and_rounded_to_milliseconds() {
-        let rows = Rows { values: 10..13, start_ms: 1000, ms_per_row: 1000.0 / 3.0 };
+        let rows = Rows { values: 10..13, start_ms: 1000, span_ms: 1000 };
         assert_eq!([10, 11, 12].map(|value| rows.time_us(value)), [1_000_000, 1_333_000, 1_667_000]);
     }
 }

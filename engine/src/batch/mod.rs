@@ -67,13 +67,13 @@ pub(crate) struct BatchParts {
 #[derive(Debug)]
 struct Leaf {
     /// The rows of this batch; none if the batch does not read the source.
-    bound: Option<Arc<dyn ExecutionPlan>>,
+    plan: Option<Arc<dyn ExecutionPlan>>,
     rows: AtomicU64,
 }
 
 impl BatchContext {
     pub(crate) fn new(batch: BatchId, time_ms: i64, watermark_ms: i64, parts: BatchParts, calls: Calls) -> Self {
-        let leaves = parts.leaves.into_iter().map(|bound| Leaf { bound, rows: AtomicU64::new(0) }).collect();
+        let leaves = parts.leaves.into_iter().map(|plan| Leaf { plan, rows: AtomicU64::new(0) }).collect();
         let event_times = (0..parts.watermark_nodes).map(|_| Mutex::default()).collect();
         let letters = MemoryConsumer::new("tidewater dead letters").register(&parts.runtime.memory_pool);
         let exchanges = parts.exchanges.into_iter().map(Dealt::new).collect();
@@ -103,7 +103,7 @@ impl BatchContext {
     pub(crate) fn leaf(&self, leaf: LeafId) -> Result<Option<&Arc<dyn ExecutionPlan>>> {
         let leaf =
             self.leaves.get(leaf.0).ok_or_else(|| Error::internal("the plan has a leaf the batch does not know"))?;
-        Ok(leaf.bound.as_ref())
+        Ok(leaf.plan.as_ref())
     }
 
     pub(crate) fn count_rows(&self, leaf: LeafId, rows: usize) {
@@ -112,9 +112,9 @@ impl BatchContext {
         }
     }
 
-    /// Rows that came in at a leaf so far.
-    pub(crate) fn rows_read(&self, leaf: LeafId) -> u64 {
-        self.leaves.get(leaf.0).map_or(0, |leaf| leaf.rows.load(Ordering::Relaxed))
+    /// By leaf: rows that came in so far.
+    pub(crate) fn rows_read(&self) -> Vec<u64> {
+        self.leaves.iter().map(|leaf| leaf.rows.load(Ordering::Relaxed)).collect()
     }
 
     pub(crate) fn observe_event_times(&self, node: usize, seen: &EventTimeStats) {

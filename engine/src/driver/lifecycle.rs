@@ -163,6 +163,7 @@ impl Driver {
         let Opened { position, belongings, state, readers, sinks, .. } = opened;
         let calls = Calls::new(Arc::clone(&start.clock), shared.cancelled.clone(), config.call_timeout_ms);
         let now = start.clock.elapsed();
+        let scanners = plan.scanners(Arc::clone(&start.clock));
         Driver {
             run_id: id,
             shared,
@@ -178,6 +179,8 @@ impl Driver {
             trigger: start.trigger,
             plan,
             readers,
+            shown: Arc::new(scanners.anew()),
+            scanners: Arc::new(scanners),
             sinks,
             logs,
             epoch,
@@ -323,7 +326,7 @@ fn place(error: Error, other: &Error) -> Error {
 /// Lets go of all that a driver holds but what outlives it: sources, sinks, what is written in the background. Whatever a
 /// destructor does, the others have their turn.
 async fn let_go(driver: Driver) -> (EventQueue, Runtimes, Result<()>) {
-    let Driver { shared, runtimes, readers, sinks, mut state, logs, epoch, plan, events, clock, .. } = driver;
+    let Driver { shared, runtimes, readers, scanners, sinks, mut state, logs, epoch, plan, events, clock, .. } = driver;
     let cuts_off = async {
         state.cut_off_merges(clock.as_ref()).await;
         Ok(())
@@ -333,6 +336,7 @@ async fn let_go(driver: Driver) -> (EventQueue, Runtimes, Result<()>) {
     let (output, dead_letters) = sinks.into_parts();
     let dropped = [
         release("a source", readers),
+        release("a source", scanners),
         release("the sink", output),
         release("the sink for dead letters", dead_letters),
         release("the plan", plan),

@@ -3,7 +3,7 @@
 //! One task per query owns everything that changes: sources, sinks, logs, watermark. It runs rounds:
 //!
 //! ```text
-//! round:  latest offsets → decide ─┬─ run:   offsets/N → bind → run the plan → state → sinks → commits/N → progress
+//! round:  latest offsets → decide ─┬─ run:   offsets/N → split → run the plan → state → sinks → commits/N → progress
 //!                                  ├─ wait:  until the trigger says so
 //!                                  └─ finish
 //! ```
@@ -20,6 +20,8 @@ mod belongings;
 mod clean_up;
 
 mod decide;
+
+mod inputs;
 
 mod keeper;
 
@@ -42,7 +44,6 @@ mod sinks;
 use std::sync::Arc;
 use std::time::Duration;
 
-use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use tracing::Instrument;
 
 use self::decide::{Decision, Found, decide};
@@ -58,13 +59,13 @@ use crate::checkpoint::{Belongings, CommitEntry, Epoch, OffsetEntry};
 use crate::clock::Clock;
 use crate::config::QueryConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::execution::{BatchWork, Runner, Runtimes, Site, Writers};
+use crate::execution::{BatchWork, Runner, Runtimes};
 use crate::executor::Executor;
 use crate::id::{BatchId, RunId};
 use crate::plan::QueryPlan;
 use crate::plan::static_sides::Keep;
 use crate::progress::{Between, EventQueue, Phase, Stopwatch};
-use crate::source::{Latest, Offset, OffsetRange, ReadLimit, Source, SourceReader};
+use crate::source::{Latest, Offset, ReadLimit, Scanners, SourceReader, whose};
 use crate::trigger::Trigger;
 use crate::watermark::WatermarkTracker;
 
@@ -88,6 +89,10 @@ pub(crate) struct Driver {
     trigger: Trigger,
     plan: QueryPlan,
     readers: Vec<Box<dyn SourceReader>>,
+    /// The other half of the sources: where tasks run.
+    scanners: Arc<Scanners>,
+    /// The same, to show what a batch read.
+    shown: Arc<Scanners>,
     sinks: Sinks,
     logs: Logs,
     epoch: Epoch,
@@ -225,7 +230,7 @@ impl Driver {
         let mut found = vec![];
         for ((reader, end), source) in self.readers.iter_mut().zip(&self.ends).zip(sources) {
             let asks = reader.latest_offset(end.as_ref(), limit);
-            let asked = calls.call(Phase::LatestOffset, || whose(source), asks).await;
+            let asked = calls.call(Phase::LatestOffset, || whose(source.as_ref()), asks).await;
             let latest = asked.map_err(|e| e.batch(batch))?;
             // A source that says nothing has not moved.
             found.push(Latest { end: latest.end.or_else(|| end.clone()), ..latest });
@@ -255,7 +260,7 @@ impl Driver {
         let (calls, sources) = (&self.calls, &self.plan.sources);
         for ((reader, end), source) in self.readers.iter_mut().zip(&self.ends).zip(sources) {
             if let Some(end) = end {
-                let committed = calls.call(Phase::WalCommit, || whose(source), reader.commit(end)).await;
+                let committed = calls.call(Phase::WalCommit, || whose(source.as_ref()), reader.commit(end)).await;
                 committed.map_err(|e| e.batch(batch))?;
             }
         }
@@ -263,7 +268,7 @@ impl Driver {
         Ok(entry)
     }
 
-    /// Binds, runs, commits.
+    /// Splits what the sources have, runs, commits.
     async fn run_batch(
         &mut self,
         started_ms: i64,
@@ -275,9 +280,7 @@ impl Driver {
         self.shared.say(format!("running batch {batch}"), true);
 
         watch.enter(Phase::GetBatch);
-        let leaves = self.bind(&entry).await.map_err(|e| e.batch(batch))?;
-        let bound_partitions: usize =
-            leaves.iter().flatten().map(|plan| plan.output_partitioning().partition_count()).sum();
+        let inputs = self.inputs(&entry).await.map_err(|e| e.batch(batch))?;
 
         watch.enter(Phase::QueryPlanning);
         self.make_plan_fit().await?;
@@ -288,20 +291,22 @@ impl Driver {
         let work = BatchWork {
             query_id: self.shared.id,
             run_id: self.shared.run_id,
+            attempt: self.run_id,
             batch,
             time_ms: entry.time_ms,
             watermark_ms: entry.watermark_ms,
+            leaves: inputs.leaves.clone(),
             operators: operators.clone(),
-            begin: begun.writers.begin,
+            begin: begun.output,
             takes_dead_letters: self.sinks.takes_dead_letters(),
-            parallel: bound_partitions > 1,
+            parallel: inputs.partitions() > 1,
         };
-        let site = self.site(leaves.clone(), begun.writers.clone());
-        let mut outcome = self.runner.run(work, site).await.map_err(|e| e.batch(batch))?;
+        let ran = self.runner.run(work, self.site(inputs.bound.clone())).await;
+        let mut outcome = ran.map_err(|e| e.batch(batch))?;
         watch.was_in(Phase::StateCommit, outcome.state_commit);
         let (receipts, dead_letters) =
             (std::mem::take(&mut outcome.receipts), std::mem::take(&mut outcome.dead_letters));
-        let filled = self.sinks.fill(begun, receipts, dead_letters).await.map_err(|e| e.batch(batch))?;
+        let filled = self.sinks.fill(begun, receipts, dead_letters, &self.calls).await.map_err(|e| e.batch(batch))?;
         self.runtimes.check().map_err(|e| e.batch(batch))?;
 
         let mut state = None;
@@ -341,7 +346,7 @@ impl Driver {
         watch.leave();
 
         let operators = self.state.progress(&operators, &outcome.operators, watch.phase_ms(Phase::StateCommit));
-        self.report(started_ms, &entry, latest, &outcome, leaves, rows, operators, &watch);
+        self.report(started_ms, &entry, latest, &outcome, inputs, rows, operators, &watch);
         self.previous_watermark_ms = entry.watermark_ms;
         self.ends = entry.ends;
         self.next = batch.next();
@@ -350,42 +355,6 @@ impl Driver {
         self.idle_since = self.clock.elapsed();
         self.clean_up(batch).await;
         Ok(())
-    }
-
-    /// By leaf: a plan over what this batch reads there.
-    async fn bind(&mut self, entry: &OffsetEntry) -> Result<Vec<Option<Arc<dyn ExecutionPlan>>>> {
-        let mut bound = vec![];
-        for leaf in &self.plan.leaves {
-            let (Some(reader), Some(end), Some(start)) =
-                (self.readers.get_mut(leaf.source), entry.ends.get(leaf.source), self.ends.get(leaf.source))
-            else {
-                return Err(Error::internal(format!("leaf {leaf:?} reads a source that does not exist")));
-            };
-            let Some(end) = end else {
-                bound.push(None);
-                continue;
-            };
-            let range = OffsetRange { start: start.clone(), end: end.clone() };
-            if range.is_empty() {
-                bound.push(None);
-                continue;
-            }
-            let source = self.plan.sources.get(leaf.source);
-            let whose = || source.map_or_else(|| "a source".to_owned(), whose);
-            let plan = self.calls.call(Phase::GetBatch, whose, reader.bind(&range, &leaf.request)).await?;
-            let same = |a: &arrow::datatypes::Fields, b: &arrow::datatypes::Fields| {
-                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.data_type() == b.data_type())
-            };
-            if !same(plan.schema().fields(), leaf.request.schema.fields()) {
-                return Err(Error::internal(format!(
-                    "the source gave rows of {:?} where the query reads {:?}",
-                    plan.schema().fields(),
-                    leaf.request.schema.fields()
-                )));
-            }
-            bound.push(Some(plan));
-        }
-        Ok(bound)
     }
 
     /// Makes the plan fit to run again.
@@ -406,33 +375,9 @@ impl Driver {
         let keep = if join_reset_due { Keep::StaticRows } else { Keep::HashTables };
         self.plan.reset(keep)
     }
-
-    /// Where the tasks of a batch run that reads `leaves`.
-    fn site(&self, leaves: Vec<Option<Arc<dyn ExecutionPlan>>>, writers: Writers) -> Site {
-        Site {
-            first: self.plan.scalar_subqueries.plans().to_vec(),
-            plan: Arc::clone(&self.plan.physical),
-            session: Arc::clone(&self.plan.session),
-            clock: self.plan.clock.clone(),
-            seed: self.plan.seed.clone(),
-            watermark_nodes: self.plan.watermark_delays_ms.len(),
-            leaves,
-            states: self.state.states(),
-            changes: self.state.changes(),
-            writers,
-            executor: self.executor.clone(),
-            calls: self.calls.clone(),
-            checkpoint_calls: self.checkpoint_calls.clone(),
-        }
-    }
 }
 
 /// The checkpoint, for the one whose call hangs.
 fn checkpoint() -> String {
     "the checkpoint".to_owned()
-}
-
-/// The source, for the one whose code panicked.
-pub(super) fn whose(source: &Arc<dyn Source>) -> String {
-    format!("the source `{}`", source.description())
 }

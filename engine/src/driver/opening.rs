@@ -19,7 +19,6 @@ use super::Start;
 use super::belongings;
 use super::keeper::StateKeeper;
 use super::sinks::Sinks;
-use super::whose;
 use crate::calls::{Calls, Cancel};
 use crate::checkpoint::resume::{Resume, resume};
 use crate::checkpoint::{
@@ -32,7 +31,7 @@ use crate::identity::Identity;
 use crate::plan::{QueryPlan, plan_query};
 use crate::progress::Phase;
 use crate::sink::{SinkContext, SinkName};
-use crate::source::{Offset, SourceContext, SourceReader};
+use crate::source::{Offset, SourceContext, SourceReader, whose};
 use crate::state::Limits;
 use crate::trigger::Trigger;
 
@@ -253,7 +252,7 @@ async fn open_with(
             }
             Ok(reader)
         };
-        readers.push(calls.call(Phase::Loading, || whose(source), opens).await?);
+        readers.push(calls.call(Phase::Loading, || whose(source.as_ref()), opens).await?);
     }
     let context = SinkContext {
         name: SinkName::Output,
@@ -267,7 +266,7 @@ async fn open_with(
         clock: Arc::clone(&start.clock),
         durable: start.config.durable,
     };
-    let sinks = Sinks::open(start.sink.as_ref(), start.dead_letters.as_deref(), context, &calls).await?;
+    let sinks = Sinks::open(&start.sink, start.dead_letters.as_ref(), context, &calls).await?;
     Ok(Opened { position, id, belongings, state, readers, sinks })
 }
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use datafusion::physical_plan::ExecutionPlan;
 use serde_json::Value;
 
 use super::Driver;
-use super::shared::Bound;
+use super::inputs::Inputs;
+use super::shared::Read;
 use super::sinks::RowsGiven;
 use crate::batch::EventTimeStats;
 use crate::checkpoint::OffsetEntry;
@@ -16,7 +16,7 @@ use crate::progress::{
     QueryEvent, QueryProgress, SinkProgress, SourceProgress, StateOperatorProgress, Stopwatch, rows_per_second,
     timestamp,
 };
-use crate::source::{Latest, Offset};
+use crate::source::{Latest, Offset, add_metrics};
 
 impl Driver {
     /// Makes the progress of a batch that is done, keeps it and tells listeners.
@@ -27,7 +27,7 @@ impl Driver {
         entry: &OffsetEntry,
         latest: &[Latest],
         outcome: &Outcome,
-        leaves: Vec<Option<Arc<dyn ExecutionPlan>>>,
+        inputs: Inputs,
         given: RowsGiven,
         state_operators: Vec<StateOperatorProgress>,
         watch: &Stopwatch,
@@ -54,7 +54,7 @@ impl Driver {
                     num_input_rows: rows,
                     input_rows_per_second: rows_per_second(rows, since_last_ms),
                     processed_rows_per_second: rows_per_second(rows, Some(took_ms)),
-                    metrics: self.source_metrics(number),
+                    metrics: self.source_metrics(number, outcome),
                     holds_watermark: holds_watermark == Some(number),
                 }
             })
@@ -88,7 +88,7 @@ impl Driver {
             state.status.is_trigger_active = false;
             state.status.is_data_available = true;
             state.watermark_ms = self.tracker.is_used().then(|| self.tracker.watermark_ms());
-            state.bound = Some(Bound { batch: self.next, leaves });
+            state.read = Some(Read { batch: self.next, inputs: Arc::new(inputs), scanners: Arc::clone(&self.shown) });
             state.recent.push_back(progress);
             while state.recent.len() > self.config.recent_progress.max(1) {
                 state.recent.pop_front();
@@ -97,8 +97,11 @@ impl Driver {
     }
 
     /// The source's own figures, and since when it does not answer.
-    fn source_metrics(&self, number: usize) -> BTreeMap<String, String> {
+    fn source_metrics(&self, number: usize, outcome: &Outcome) -> BTreeMap<String, String> {
         let mut metrics = self.readers.get(number).map(|reader| reader.metrics()).unwrap_or_default();
+        if let Some(scanned) = outcome.source_metrics(number) {
+            add_metrics(&mut metrics, scanned);
+        }
         if let Some(since_ms) = self.silences.since_ms(number) {
             metrics.insert("unknownSince".to_owned(), timestamp(since_ms));
         }

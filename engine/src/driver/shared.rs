@@ -4,15 +4,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use datafusion::physical_plan::{ExecutionPlan, displayable};
+use datafusion::physical_plan::displayable;
 use tokio::sync::{Notify, watch};
 
+use super::inputs::Inputs;
 use crate::calls::Cancel;
 use crate::error::Error;
+use crate::execution::LeafInput;
 use crate::id::{BatchId, QueryId, RunId};
 use crate::progress::QueryProgress;
 use crate::query::QueryStatus;
 use crate::sink::Guarantee;
+use crate::source::Scanners;
 
 /// One run of one query, as seen from outside.
 #[derive(Debug)]
@@ -50,7 +53,7 @@ pub(crate) struct State {
     /// The watermark of the next batch; `None` without `with_watermark`.
     pub(crate) watermark_ms: Option<i64>,
     /// What the last batch read, by leaf; gone when the run is over, with the rows it may hold.
-    pub(crate) bound: Option<Bound>,
+    pub(crate) read: Option<Read>,
     /// Set when the run is over: [`Shared::explain`]'s last answer.
     pub(crate) explained: Option<String>,
     /// Set once, when the run is over and has let go of all it held: the error, if it failed.
@@ -59,11 +62,31 @@ pub(crate) struct State {
     pub(crate) told: bool,
 }
 
-/// What a batch read, by leaf; nothing where a source had nothing new.
+/// What a batch read.
 #[derive(Debug, Clone)]
-pub(crate) struct Bound {
+pub(crate) struct Read {
     pub(crate) batch: BatchId,
-    pub(crate) leaves: Vec<Option<Arc<dyn ExecutionPlan>>>,
+    pub(crate) inputs: Arc<Inputs>,
+    /// Not those that run the batch: these only show what the others do.
+    pub(crate) scanners: Arc<Scanners>,
+}
+
+impl Read {
+    /// The plan of a leaf, for people.
+    fn shown(&self, leaf: usize, input: &LeafInput) -> String {
+        let plan = match input {
+            LeafInput::Nothing => return "nothing\n".to_owned(),
+            LeafInput::Splits(splits) => self.scanners.scan(self.batch, leaf, splits),
+            LeafInput::Bound => match self.inputs.bound.get(leaf).and_then(Option::as_ref) {
+                Some(plan) => Ok(Arc::clone(plan)),
+                None => return "nothing\n".to_owned(),
+            },
+        };
+        match plan {
+            Ok(plan) => displayable(plan.as_ref()).indent(true).to_string(),
+            Err(error) => format!("its plan cannot be shown: {error}\n"),
+        }
+    }
 }
 
 impl Shared {
@@ -96,7 +119,7 @@ impl Shared {
                 message: error.as_ref().map_or("stopped".to_owned(), |e| format!("failed: {e}")),
                 ..QueryStatus::default()
             };
-            state.bound = None;
+            state.read = None;
             state.explained = Some(text);
             state.ended = Some(error);
         });
@@ -120,13 +143,9 @@ impl Shared {
         for state in &self.unbounded_state {
             text.push_str(&format!("\nUnbounded: {state}.\n"));
         }
-        if let Some(Bound { batch, leaves }) = &state.bound {
-            for (leaf, bound) in leaves.iter().enumerate() {
-                text.push_str(&format!("\nBatch {batch} read at leaf {leaf}:\n"));
-                match bound {
-                    Some(plan) => text.push_str(&displayable(plan.as_ref()).indent(true).to_string()),
-                    None => text.push_str("nothing\n"),
-                }
+        if let Some(read) = &state.read {
+            for (leaf, input) in read.inputs.leaves.iter().enumerate() {
+                text.push_str(&format!("\nBatch {} read at leaf {leaf}:\n{}", read.batch, read.shown(leaf, input)));
             }
         }
         text

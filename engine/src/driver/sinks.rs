@@ -19,11 +19,11 @@ use arrow::record_batch::RecordBatch;
 use crate::calls::Calls;
 use crate::checkpoint::Epoch;
 use crate::error::{Error, Result};
-use crate::execution::Writers;
-use crate::id::{BatchId, PartitionId};
+use crate::execution::{ToWrite, Writers};
+use crate::id::{BatchId, PartitionId, QueryId, RunId};
 use crate::progress::Phase;
 use crate::query::OutputMode;
-use crate::sink::{Begin, Guarantee, Receipt, Sink, SinkContext, SinkName, SinkWriter, dead_letter_schema};
+use crate::sink::{Begin, Guarantee, Receipt, Sink, SinkContext, SinkName, dead_letter_schema};
 use crate::source::Source;
 
 /// The sinks of one run.
@@ -31,6 +31,8 @@ use crate::source::Source;
 pub(super) struct Sinks {
     output: OneSink,
     dead_letters: Option<OneSink>,
+    query_id: QueryId,
+    run_id: RunId,
     /// The output, for people.
     pub(super) description: String,
     /// What readers of both can rely on.
@@ -40,29 +42,28 @@ pub(super) struct Sinks {
 /// One of them.
 #[derive(Debug)]
 struct OneSink {
-    name: SinkName,
-    writer: Arc<dyn SinkWriter>,
-    /// It, for the one whose code panics or hangs.
-    whose: String,
-    has_time_limit: bool,
+    writers: Arc<Writers>,
 }
 
 /// A batch that both sinks have begun.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Begun {
-    /// For the output.
-    pub(super) writers: Writers,
-    dead_letters: Option<Writers>,
+    batch: BatchId,
+    /// Whether the output still wants it.
+    pub(super) output: Begin,
+    dead_letters: Option<Begin>,
 }
 
 /// What a batch left to be committed.
 pub(super) struct Filled {
+    batch: BatchId,
     output: Written,
     dead_letters: Option<Written>,
 }
 
 /// What one sink got of it.
 struct Written {
-    writers: Writers,
+    begin: Begin,
     receipts: Vec<Receipt>,
 }
 
@@ -106,35 +107,42 @@ pub(super) fn check(
 impl Sinks {
     /// Opens both. `context` is that of the output.
     pub(super) async fn open(
-        output: &dyn Sink,
-        dead_letters: Option<&dyn Sink>,
+        output: &Arc<dyn Sink>,
+        dead_letters: Option<&Arc<dyn Sink>>,
         context: SinkContext,
         calls: &Calls,
     ) -> Result<Self> {
         let description = output.description();
         let guarantee = dead_letters.map_or(output.guarantee(), |sink| sink.guarantee().and(output.guarantee()));
+        let (query_id, run_id) = (context.query_id, context.run_id);
         let for_dead_letters = SinkContext {
             name: SinkName::DeadLetters,
             schema: dead_letter_schema(),
             output_mode: OutputMode::Append,
             ..context.clone()
         };
-        let one = async |sink: &dyn Sink, context: SinkContext, purpose: &str| {
-            let (name, whose) = (context.name, format!("the sink `{}`{purpose}", sink.description()));
-            let writer = calls.call(Phase::Loading, || whose.clone(), sink.open(context)).await?;
-            Ok::<_, Error>(OneSink { name, writer: Arc::from(writer), whose, has_time_limit: sink.has_time_limit() })
+        let one = async |sink: &Arc<dyn Sink>, context: SinkContext, purpose: &str| {
+            let whose = format!("the sink `{}`{purpose}", sink.description());
+            let driver = calls.call(Phase::Loading, || whose.clone(), sink.open(context.clone())).await?;
+            let writers = Writers::new(Arc::clone(sink), Arc::from(driver), whose, context);
+            Ok::<_, Error>(OneSink { writers: Arc::new(writers) })
         };
         let output = one(output, context, "").await?;
         let dead_letters = match dead_letters {
             Some(sink) => Some(one(sink, for_dead_letters, " for dead letters").await?),
             None => None,
         };
-        Ok(Sinks { output, dead_letters, description, guarantee })
+        Ok(Sinks { output, dead_letters, query_id, run_id, description, guarantee })
     }
 
     /// Both, to be let go of one by one.
-    pub(super) fn into_parts(self) -> (Arc<dyn SinkWriter>, Option<Arc<dyn SinkWriter>>) {
-        (self.output.writer, self.dead_letters.map(|sink| sink.writer))
+    pub(super) fn into_parts(self) -> (Arc<Writers>, Option<Arc<Writers>>) {
+        (self.output.writers, self.dead_letters.map(|sink| sink.writers))
+    }
+
+    /// Those of the output.
+    pub(super) fn writers(&self) -> Arc<Writers> {
+        Arc::clone(&self.output.writers)
     }
 
     /// Whether there is a sink for dead letters.
@@ -145,12 +153,12 @@ impl Sinks {
     /// Begins the batch. If the output took it before, the plan runs all the same, for dead letters and for what its operators
     /// learn from it.
     pub(super) async fn begin(&self, batch: BatchId, calls: &Calls) -> Result<Begun> {
-        let writers = self.output.begin(batch, calls).await?;
+        let output = self.output.begin(batch, calls).await?;
         let dead_letters = match &self.dead_letters {
             Some(sink) => Some(sink.begin(batch, calls).await?),
             None => None,
         };
-        Ok(Begun { writers, dead_letters })
+        Ok(Begun { batch, output, dead_letters })
     }
 
     /// Takes what the plan has written into the output, and writes the dead letters that came of it.
@@ -159,52 +167,55 @@ impl Sinks {
         begun: Begun,
         receipts: Vec<Receipt>,
         dead_letters: Vec<RecordBatch>,
+        calls: &Calls,
     ) -> Result<Filled> {
-        let output = Written { writers: begun.writers, receipts };
-        let dead_letters = match begun.dead_letters {
-            Some(writers) => {
-                let write = write_dead_letters(&writers, dead_letters);
-                let receipts = writers.calls.call(Phase::AddBatch, || writers.whose.clone(), write).await?;
-                Some(Written { writers, receipts })
+        let Begun { batch, output, dead_letters: begin } = begun;
+        let output = Written { begin: output, receipts };
+        let dead_letters = match (&self.dead_letters, begin) {
+            (Some(sink), Some(begin)) => {
+                let to_write = ToWrite { query_id: self.query_id, attempt: self.run_id, batch, begin };
+                let write = write_dead_letters(&sink.writers, to_write, dead_letters);
+                Some(Written { begin, receipts: sink.call(calls, write).await? })
             }
-            None => None,
+            _ => None,
         };
-        Ok(Filled { output, dead_letters })
+        Ok(Filled { batch, output, dead_letters })
     }
 
     /// Makes the batch visible, first its dead letters, then its rows; neither, if the query was asked to drop it.
     pub(super) async fn commit(&self, calls: &Calls, epoch: &Epoch, filled: Filled) -> Result<RowsGiven> {
         calls.check_cancelled()?;
-        let Filled { output, dead_letters } = filled;
+        let Filled { batch, output, dead_letters } = filled;
         let rows = RowsGiven { output: output.rows(), dead_letters: dead_letters.as_ref().map(Written::rows) };
         if let (Some(sink), Some(written)) = (&self.dead_letters, dead_letters) {
-            sink.commit(epoch, written).await?;
+            sink.commit(batch, written, epoch, calls).await?;
         }
-        self.output.commit(epoch, output).await?;
+        self.output.commit(batch, output, epoch, calls).await?;
         Ok(rows)
     }
 }
 
 impl OneSink {
-    async fn begin(&self, batch: BatchId, calls: &Calls) -> Result<Writers> {
-        let calls = if self.has_time_limit { calls.clone() } else { calls.without_timeout() };
-        let begin = calls.call(Phase::AddBatch, || self.whose.clone(), self.writer.begin(batch)).await?;
-        Ok(Writers { sink: Arc::clone(&self.writer), begin, batch, whose: self.whose.clone(), calls })
+    async fn call<T>(&self, calls: &Calls, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.writers.calls(calls).call(Phase::AddBatch, || self.writers.whose.clone(), work).await
     }
 
-    async fn commit(&self, epoch: &Epoch, written: Written) -> Result<()> {
-        let Written { writers, receipts } = written;
+    async fn begin(&self, batch: BatchId, calls: &Calls) -> Result<Begin> {
+        self.call(calls, self.writers.driver.begin(batch)).await
+    }
+
+    async fn commit(&self, batch: BatchId, written: Written, epoch: &Epoch, calls: &Calls) -> Result<()> {
         let commit = async {
             epoch.check().await?;
-            match writers.begin {
-                Begin::Open => writers.sink.commit(writers.batch, receipts).await,
+            match written.begin {
+                Begin::Open => self.writers.driver.commit(batch, written.receipts).await,
                 Begin::Taken => {
-                    tracing::info!(sink = %self.name, "the sink had taken this batch before the restart");
+                    tracing::info!(sink = %self.writers.name, "the sink had taken this batch before the restart");
                     Ok(())
                 }
             }
         };
-        writers.calls.call(Phase::AddBatch, || self.whose.clone(), commit).await
+        self.call(calls, commit).await
     }
 }
 
@@ -215,11 +226,11 @@ impl Written {
 }
 
 /// Writes dead letters as a partition of their own. Without any, no writer is made.
-async fn write_dead_letters(writers: &Writers, letters: Vec<RecordBatch>) -> Result<Vec<Receipt>> {
+async fn write_dead_letters(writers: &Writers, batch: ToWrite, letters: Vec<RecordBatch>) -> Result<Vec<Receipt>> {
     if letters.is_empty() {
         return Ok(vec![]);
     }
-    let mut writer = writers.writer(PartitionId(0))?;
+    let mut writer = writers.writer(batch, PartitionId(0))?;
     for rows in letters {
         writer.write(rows).await?;
     }

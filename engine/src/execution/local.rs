@@ -25,7 +25,7 @@ use futures::future::join_all;
 
 use super::changes::write_changes;
 use super::task::{run_ahead, run_exchange_task, run_task};
-use super::{BatchWork, Outcome, Runner, Site, Writers};
+use super::{BatchWork, LeafInput, Outcome, Runner, Site, Writers};
 use crate::batch::{BatchContext, BatchParts};
 use crate::calls::Calls;
 use crate::error::{Error, Result};
@@ -60,9 +60,10 @@ impl Runner for LocalRunner {
             .zip(&site.states)
             .map(|(marks, state)| Arc::new(OperatorRun::new(marks.late_ms, marks.evict_ms, Arc::clone(state))))
             .collect();
-        let leaves = site.leaves.len();
+        let leaves = inputs(&work, &site).await?;
+        let scanners = Arc::clone(&site.scanners);
         let parts = BatchParts {
-            leaves: site.leaves,
+            leaves,
             watermark_nodes: site.watermark_nodes,
             operators: operators.clone(),
             exchanges: exchanges(&site.plan).into_iter().map(|exchange| exchange.partitions()).collect(),
@@ -77,7 +78,7 @@ impl Runner for LocalRunner {
             context: Arc::new(task_context(&site.session, &batch)),
             first: site.first,
             plan: site.plan,
-            writers: Writers { begin: work.begin, batch: work.batch, ..site.writers },
+            writers: site.writers,
             executor: site.executor,
             calls: site.calls,
             work,
@@ -88,8 +89,27 @@ impl Runner for LocalRunner {
         let write = write_changes(&run, &operators, &site.changes);
         let files = site.checkpoint_calls.call(Phase::StateCommit, || "the checkpoint".to_owned(), write).await?;
         let took = run.calls.clock().elapsed().saturating_sub(began);
-        Ok(Outcome::of(&batch, leaves, &operators, (files, took), receipts))
+        Ok(Outcome::of(&batch, scanners.metrics(), &operators, (files, took), receipts))
     }
+}
+
+/// By leaf: a plan over the rows that it reads.
+async fn inputs(work: &BatchWork, site: &Site) -> Result<Vec<Option<Arc<dyn ExecutionPlan>>>> {
+    let mut plans = vec![];
+    for (leaf, input) in work.leaves.iter().enumerate() {
+        plans.push(match input {
+            LeafInput::Nothing => None,
+            LeafInput::Bound => {
+                let bound = site.bound.get(leaf).and_then(Option::as_ref);
+                Some(Arc::clone(bound.ok_or_else(|| Error::internal("a leaf is bound in another process"))?))
+            }
+            LeafInput::Splits(splits) => {
+                let scan = async { site.scanners.scan(work.batch, leaf, splits) };
+                Some(site.calls.call(Phase::AddBatch, || site.scanners.whose(leaf), scan).await?)
+            }
+        });
+    }
+    Ok(plans)
 }
 
 fn task_context(session: &SessionState, batch: &Arc<BatchContext>) -> TaskContext {
@@ -111,7 +131,7 @@ pub(super) struct Run {
     pub(super) context: Arc<TaskContext>,
     pub(super) first: Vec<Arc<dyn ExecutionPlan>>,
     pub(super) plan: Arc<dyn ExecutionPlan>,
-    pub(super) writers: Writers,
+    pub(super) writers: Arc<Writers>,
     pub(super) executor: Executor,
     pub(super) calls: Calls,
 }

@@ -3,12 +3,12 @@
 //! ```text
 //! driver ── BatchWork ──▶ Runner ── Outcome ──▶ driver
 //!                           │
-//!                          Site   the query's plan, its state, its sink, where the tasks run
+//!                          Site   the query's plan, its sources and sink, its state, where the tasks run
 //! ```
 //!
-//! Work and outcome are data: numbers, times, rows. So the [`Runner`] is a boundary that tasks could cross to another process,
-//! which makes the query's plan by itself. What cannot cross yet is part of the site: above all what the sources bound for the
-//! batch. Today there is the [`LocalRunner`]; the testing kit has one that serialises work and outcome, so that nothing in them
+//! Work and outcome are data: numbers, times, splits of sources, rows. So the [`Runner`] is a boundary that tasks could cross to
+//! another process, which makes the query's plan by itself and opens its sources there. What cannot cross is part of the site:
+//! what a source bound that gives no splits, state, and writers that stay with the driver. Today there is the [`LocalRunner`]; the testing kit has one that serialises work and outcome, so that nothing in them
 //! comes to rely on shared memory.
 
 mod at_work;
@@ -25,6 +25,8 @@ mod task;
 
 mod work;
 
+mod writers;
+
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -35,7 +37,8 @@ pub(crate) use self::at_work::{AtWork, at_work, is_called_by};
 pub(crate) use self::local::LocalRunner;
 pub(crate) use self::outcome::{OperatorOutcome, Outcome};
 pub(crate) use self::runtime::{Runtimes, runtime_is_gone};
-pub(crate) use self::work::{BatchWork, OperatorWatermarks, Site, Writers};
+pub(crate) use self::work::{BatchWork, LeafInput, OperatorWatermarks, Site};
+pub(crate) use self::writers::{ToWrite, Writers};
 use crate::error::Result;
 
 /// Runs the tasks of a batch.

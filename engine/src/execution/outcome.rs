@@ -1,5 +1,6 @@
 //! A batch after it ran.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
@@ -17,6 +18,8 @@ pub(crate) struct Outcome {
     pub(crate) receipts: Vec<Receipt>,
     /// By leaf: rows that came in.
     rows_read: Vec<u64>,
+    /// By source: what its scanner tells of the batch.
+    source_metrics: Vec<BTreeMap<String, String>>,
     /// By `with_watermark` node: the event times it saw.
     pub(crate) event_times: Vec<EventTimeStats>,
     /// By stateful operator.
@@ -46,14 +49,15 @@ impl Outcome {
     /// What a batch that has run left behind. Its dead letters are moved.
     pub(super) fn of(
         batch: &BatchContext,
-        leaves: usize,
+        source_metrics: Vec<BTreeMap<String, String>>,
         operators: &[impl AsRef<OperatorRun>],
         (changes, state_commit): (Vec<Option<FileEntry>>, Duration),
         receipts: Vec<Receipt>,
     ) -> Self {
         Outcome {
             receipts,
-            rows_read: (0..leaves).map(|leaf| batch.rows_read(LeafId(leaf))).collect(),
+            rows_read: batch.rows_read(),
+            source_metrics,
             event_times: batch.event_times(),
             operators: operators
                 .iter()
@@ -68,6 +72,11 @@ impl Outcome {
     /// Rows that came in at a leaf.
     pub(crate) fn rows_read(&self, leaf: LeafId) -> u64 {
         self.rows_read.get(leaf.0).copied().unwrap_or(0)
+    }
+
+    /// What the scanner of a source tells.
+    pub(crate) fn source_metrics(&self, source: usize) -> Option<&BTreeMap<String, String>> {
+        self.source_metrics.get(source)
     }
 }
 

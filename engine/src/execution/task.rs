@@ -71,6 +71,7 @@ async fn deal(run: &Run, exchange: &ExchangeExec, partition: PartitionId) -> Res
 async fn drain(run: &Run, partition: PartitionId) -> Result<Option<Receipt>> {
     let batch = BatchContext::of(&run.context)?;
     let mut rows = run.plan.execute(partition.0, Arc::clone(&run.context))?;
+    let (calls, whose) = (run.writers.calls(&run.calls), || run.writers.whose.clone());
     let mut writer = None;
     while let Some(next) = rows.next().await {
         let next = next?;
@@ -80,14 +81,12 @@ async fn drain(run: &Run, partition: PartitionId) -> Result<Option<Receipt>> {
         batch.check_cancelled()?;
         let writer = match &mut writer {
             Some(writer) => writer,
-            None => writer.insert(run.writers.writer(partition)?),
+            None => writer.insert(run.writers.writer(run.work.to_write(), partition)?),
         };
-        run.writers.calls.call(Phase::AddBatch, || run.writers.whose.clone(), writer.write(next)).await?;
+        calls.call(Phase::AddBatch, whose, writer.write(next)).await?;
     }
     match writer {
-        Some(writer) => {
-            run.writers.calls.call(Phase::AddBatch, || run.writers.whose.clone(), writer.finish()).await.map(Some)
-        }
+        Some(writer) => calls.call(Phase::AddBatch, whose, writer.finish()).await.map(Some),
         None => Ok(None),
     }
 }

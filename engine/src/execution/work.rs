@@ -7,24 +7,30 @@ use datafusion::execution::SessionState;
 use datafusion::physical_plan::ExecutionPlan;
 use serde::{Deserialize, Serialize};
 
+use super::writers::{ToWrite, Writers};
 use crate::calls::Calls;
-use crate::error::Result;
 use crate::executor::Executor;
-use crate::id::{BatchId, PartitionId, QueryId, RunId};
+use crate::id::{BatchId, QueryId, RunId};
 use crate::plan::{BatchClock, BatchSeed};
-use crate::sink::{Begin, PartitionWriter, SinkWriter, discarding_writer};
+use crate::sink::Begin;
+use crate::source::{Scanners, Split};
 use crate::state::{ChangeFiles, OperatorState};
 
 /// A batch as data: all that has to be known of it where its tasks run, beside the plan of the query.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct BatchWork {
     pub(crate) query_id: QueryId,
+    /// The run as users see it.
     pub(crate) run_id: RunId,
+    /// The driver that sends the batch, which names what is written for it: another one each time the query starts again.
+    pub(crate) attempt: RunId,
     pub(crate) batch: BatchId,
     /// What every clock function of the query answers, in milliseconds since 1970.
     pub(crate) time_ms: i64,
     /// In milliseconds since 1970.
     pub(crate) watermark_ms: i64,
+    /// By leaf of the plan.
+    pub(crate) leaves: Vec<LeafInput>,
     /// By stateful operator.
     pub(crate) operators: Vec<OperatorWatermarks>,
     /// Whether the sink still wants its rows.
@@ -33,6 +39,24 @@ pub(crate) struct BatchWork {
     pub(crate) takes_dead_letters: bool,
     /// Whether it is worth to read the sources with several threads.
     pub(crate) parallel: bool,
+}
+
+impl BatchWork {
+    /// What the sink is told of it.
+    pub(crate) fn to_write(&self) -> ToWrite {
+        ToWrite { query_id: self.query_id, attempt: self.attempt, batch: self.batch, begin: self.begin }
+    }
+}
+
+/// What a leaf of the plan reads in a batch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum LeafInput {
+    /// Its source has nothing new.
+    Nothing,
+    /// These splits, scanned where the task runs.
+    Splits(Vec<Split>),
+    /// What its source bound: a plan in the driver's process, part of the site.
+    Bound,
 }
 
 /// The watermarks that a stateful operator goes by in a batch, in milliseconds since 1970; `i64::MIN` for none.
@@ -44,8 +68,8 @@ pub(crate) struct OperatorWatermarks {
     pub(crate) evict_ms: i64,
 }
 
-/// Where the tasks of a batch run: the query's plan and state there, what was bound and begun for the batch, and nothing that
-/// could be sent.
+/// Where the tasks of a query run: its plan, sources, sink and state there, and nothing that could be sent. It is the same for
+/// every batch, but for what sources bound that give no splits.
 #[derive(Clone)]
 pub(crate) struct Site {
     /// What runs to its end before the first stage, and gives no rows.
@@ -57,13 +81,14 @@ pub(crate) struct Site {
     pub(crate) seed: BatchSeed,
     /// How many `with_watermark`s the query has.
     pub(crate) watermark_nodes: usize,
-    /// By leaf of the plan: what its source bound for the batch.
-    pub(crate) leaves: Vec<Option<Arc<dyn ExecutionPlan>>>,
+    pub(crate) scanners: Arc<Scanners>,
+    /// By leaf of the plan: what its source bound for the batch. Such a leaf runs in the driver's process.
+    pub(crate) bound: Vec<Option<Arc<dyn ExecutionPlan>>>,
     /// By stateful operator.
     pub(crate) states: Vec<Arc<OperatorState>>,
     /// By stateful operator: what its changes are written with.
     pub(crate) changes: Vec<ChangeFiles>,
-    pub(crate) writers: Writers,
+    pub(crate) writers: Arc<Writers>,
     pub(crate) executor: Executor,
     pub(crate) calls: Calls,
     /// How the checkpoint is called.
@@ -73,27 +98,5 @@ pub(crate) struct Site {
 impl fmt::Debug for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Site").field("writers", &self.writers).finish_non_exhaustive()
-    }
-}
-
-/// Makes the writers of a batch, one per partition.
-#[derive(Debug, Clone)]
-pub(crate) struct Writers {
-    pub(crate) sink: Arc<dyn SinkWriter>,
-    pub(crate) begin: Begin,
-    pub(crate) batch: BatchId,
-    /// The sink, in words.
-    pub(crate) whose: String,
-    /// How it is called.
-    pub(crate) calls: Calls,
-}
-
-impl Writers {
-    /// A writer of the sink, or one that only counts if the sink has the batch already.
-    pub(crate) fn writer(&self, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
-        match self.begin {
-            Begin::Open => self.sink.partition(self.batch, partition),
-            Begin::Taken => Ok(discarding_writer()),
-        }
     }
 }

@@ -16,7 +16,7 @@
 //!    [groups](stateful) run first. Operators and exchanges are numbered.
 //! 9. [Scalar subqueries](scalar_subqueries) are taken off, to run ahead of every batch.
 //!
-//! Per batch nothing is planned: the leaves run what the sources bound, found through the task's
+//! Per batch nothing is planned: the leaves run what the sources have for it, found through the task's
 //! [`BatchContext`](crate::batch::BatchContext), and [`QueryPlan::reset`] makes the plan fit to run again.
 
 pub(crate) mod brings;
@@ -84,9 +84,10 @@ use self::static_sides::{Keep, reset};
 use self::subqueries::Uncorrelated;
 use self::true_marks::{keep_true_marks, keep_true_marks_of_casts};
 use self::windows::{Sessions, mark_bounds, rewrite_windows};
+use crate::clock::Clock;
 use crate::error::{ErrorKind, Result};
 use crate::query::OutputMode;
-use crate::source::{LeafId, ScanRequest, Source, StreamLeaf, scan_request};
+use crate::source::{LeafId, ScanContext, ScanRequest, Scanners, Source, StreamLeaf, scan_request};
 use crate::state::AGGREGATIONS;
 use crate::watermark::WatermarkTree;
 
@@ -137,6 +138,12 @@ pub(crate) struct Leaf {
 }
 
 impl QueryPlan {
+    /// The sources, to be scanned by the tasks of a run.
+    pub(crate) fn scanners(&self, clock: Arc<dyn Clock>) -> Scanners {
+        let leaves = self.leaves.iter().map(|leaf| (leaf.source, leaf.request.clone())).collect();
+        Scanners::new(self.sources.clone(), leaves, ScanContext { session: Arc::clone(&self.session), clock })
+    }
+
     /// Makes the physical plan anew, so that static tables are read again, with the files they consist of now.
     pub(crate) async fn look_up_static_tables(&mut self) -> Result<()> {
         // DataFusion remembers which files a table has.

@@ -25,6 +25,8 @@ type UserResult = std::result::Result<(), Box<dyn std::error::Error + Send + Syn
 /// After a crash the function may be called again with the same number and the same rows: at least once. A function that
 /// remembers the numbers it has taken makes that exactly once, and may say so with [`exactly_once`](Self::exactly_once).
 ///
+/// Its writers stay with the driver: the function gets all rows of a batch at once, in the process that has it.
+///
 /// ```
 /// use tidewater::sink::ForeachBatchSink;
 ///

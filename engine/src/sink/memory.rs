@@ -16,7 +16,7 @@ use crate::query::OutputMode;
 /// Keeps the rows of every batch in memory. Clones share the rows, and so do the runs of a query that is restarted with
 /// the same sink: a batch is taken once, as long as the process lives.
 ///
-/// In complete mode each batch replaces the one before.
+/// In complete mode each batch replaces the one before. Its writers stay with the driver, in whose memory the rows are.
 #[derive(Debug, Clone, Default)]
 pub struct MemorySink {
     taken: Arc<Mutex<BTreeMap<BatchId, Taken>>>,

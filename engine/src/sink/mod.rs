@@ -9,8 +9,16 @@
 //!                    └─ partition n: (no rows: no writer)  ──┘
 //! ```
 //!
-//! A [`PartitionWriter`] is made when the first row of its partition comes and lives on one worker thread. Its receipt
-//! is all that reaches `commit`. A writer that is dropped without `finish` belongs to a failed batch: what it wrote must
+//! The driver begins and commits. Who makes the writers is up to the sink:
+//!
+//! ```text
+//! a simple sink        driver: SinkWriter::partition(N, i) ──▶ a writer, which writes in the driver's process
+//! one with a factory   where tasks run: Sink::writer_factory ──▶ WriterFactory::writer(N, i) ──▶ a writer
+//! ```
+//!
+//! A factory is made from data, [once per run](Sink::writer_factory) in each process, and shares no memory with the driver's
+//! half. A [`PartitionWriter`] is made when the first row of its partition comes and lives on one worker thread. Its receipt,
+//! which is data too, is all that reaches `commit`. A writer that is dropped without `finish` belongs to a failed batch: what it wrote must
 //! stay invisible.
 //!
 //! A query may have a second sink, for [dead letters](DeadLetters): the records that its sources could not read. It is told
@@ -138,6 +146,14 @@ pub trait Sink: std::fmt::Debug + Send + Sync {
 
     /// Begins one run of one query: checks that rows of this schema can be written here, before anything is read.
     async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>>;
+
+    /// Makes writers for one run of one query, in this process, where only what `context` holds is known of it. The run's
+    /// driver [has opened](Self::open) the sink before, perhaps in another process. `None`, the default, for a sink whose
+    /// writers must be where the driver is: [`SinkWriter::partition`] makes them.
+    fn writer_factory(&self, context: WriterContext) -> Result<Option<Arc<dyn WriterFactory>>> {
+        let _ = context;
+        Ok(None)
+    }
 }
 
 /// What a sink is told of the query that opens it.
@@ -166,6 +182,23 @@ pub struct SinkContext {
     pub durable: bool,
 }
 
+/// What the writers of a query are told of it, in any process: the same of all, and nothing of the driver's.
+#[derive(Debug, Clone)]
+pub struct WriterContext {
+    /// Which of the query's sinks it is.
+    pub name: SinkName,
+    /// The columns of every row that will come.
+    pub schema: SchemaRef,
+    /// The query, the same after every restart.
+    pub query_id: QueryId,
+    /// This run of it, that of [`SinkContext`].
+    pub run_id: RunId,
+    /// Whether what a receipt names must survive a power cut.
+    pub durable: bool,
+    /// DataFusion's session: its object stores, its settings.
+    pub session: Arc<SessionState>,
+}
+
 /// Whether a batch still has to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Begin {
@@ -181,12 +214,20 @@ pub trait SinkWriter: std::fmt::Debug + Send + Sync {
     /// Asks whether batch `batch` still has to be written.
     async fn begin(&self, batch: BatchId) -> Result<Begin>;
 
-    /// A writer for the rows of one partition. Called from worker threads, at most once per partition and batch.
+    /// A writer for the rows of one partition, in the driver's process. Called from worker threads, at most once per partition
+    /// and batch. One of the sink's [factory](Sink::writer_factory) does the same.
     fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>>;
 
     /// Makes batch `batch` visible: `receipts` are those of all partitions that had rows, in partition order. Also called
     /// for a batch without rows.
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()>;
+}
+
+/// Makes writers of a sink where the tasks of a query run.
+pub trait WriterFactory: std::fmt::Debug + Send + Sync {
+    /// A writer for the rows of one partition of a batch that the driver has begun. Called from worker threads. A partition
+    /// may be written twice, in two processes, and the receipt of one reach `commit`: what the other wrote stays invisible.
+    fn writer(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>>;
 }
 
 /// Takes rows of a batch that the sink has already, and only counts them.

@@ -4,7 +4,7 @@
 //! StreamTable       what a DataFrame is built on: knows the source
 //! StreamTableExec   what a batch's plan has in its place: can be shown by EXPLAIN, refuses to be collected
 //! StreamLeaf        the same place once the query is optimised: knows its number, remembers projection and filters
-//! StreamScanExec    the same place in the physical plan: runs what the source bound for this batch
+//! StreamScanExec    the same place in the physical plan: runs the plan that its source has for this batch
 //! ```
 
 use std::fmt;
@@ -191,8 +191,9 @@ impl TableProvider for StreamLeaf {
     }
 }
 
-/// Runs, for each batch, what the source bound for it. Reports a huge and never an exact number of rows, so that a static
-/// table is always the kept side of a join and no count is folded into the plan.
+/// Runs, for each batch, the plan that its source has for it: bound by its reader, or a scan of splits. Reports a huge and
+/// never an exact number of rows, so that a static table is always the kept side of a join and no count is folded into the
+/// plan.
 #[derive(Debug, Clone)]
 pub(crate) struct StreamScanExec {
     leaf: LeafId,
@@ -281,7 +282,8 @@ impl ExecutionPlan for StreamScanExec {
         Ok(self)
     }
 
-    /// Partition p runs the bound partitions p, p + n, p + 2n … one after the other, n being the partitions of the leaf.
+    /// Partition p runs the partitions p, p + n, p + 2n … of the source's plan one after the other, n being the partitions of the
+    /// leaf.
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let batch = BatchContext::of(&context)?;
         let schema = Arc::clone(&self.request.schema);

@@ -4,20 +4,31 @@
 //! [`SourceReader`], which the driver alone talks to:
 //!
 //! ```text
-//! open ─ freeze? ─┬─ latest_offset ── (offsets/N is written) ── commit(end of N−1) ── bind(range of N) ─┬─ …
-//!                 └──────────────────────── once per trigger ─────────────────────────────────────────┘
+//! open ─ freeze? ─┬─ latest_offset ── (offsets/N is written) ── commit(end of N−1) ── splits | bind(range of N) ─┬─ …
+//!                 └──────────────────────── once per trigger ────────────────────────────────────────────────────┘
 //! ```
+//!
+//! Who reads the rows is up to the source:
+//!
+//! ```text
+//! a simple source      driver: bind(range) ──▶ a plan, which runs in the driver's process
+//! one that splits      driver: splits(range) ──▶ data ──▶ where tasks run: SourceScanner::scan(splits) ──▶ a plan
+//! ```
+//!
+//! A simple source implements [`bind`](SourceReader::bind) and is done. One that gives [splits](SourceReader::splits) has a
+//! [`SourceScanner`], too, which a process makes [once per run](Source::scanner) and which holds what is kept from batch to
+//! batch. The two share no memory: they may be in different processes.
 //!
 //! What every reader promises:
 //!
-//! 1. *Replay*: `bind` of the same range gives the same rows, in this run and in every later one, until `commit` has
-//!    been called with an offset at or beyond its end.
+//! 1. *Replay*: `bind` of the same range gives the same rows, and so do its splits, in this run and in every later one, until
+//!    `commit` has been called with an offset at or beyond its end.
 //! 2. *Forward*: `latest_offset(after)` never lies before `after`.
-//! 3. *Repetition*: after a crash the driver may call `bind` and `commit` again with what they were called with before.
-//!    The second call has the same effect as the first.
+//! 3. *Repetition*: after a crash the driver may call `bind`, `splits` and `commit` again with what they were called with
+//!    before. The second call has the same effect as the first.
 //! 4. *Silence is no answer*: who could not find out what there is, because nobody answered, the place is gone or may not
 //!    be looked at, never says that there is nothing new. `latest_offset` says [`Latest::unknown`] and why, or fails; `open`
-//!    and `freeze` fail. A plan that was bound waits as long as the source has patience, and then fails: an answer that does
+//!    and `freeze` fail. A plan over rows waits as long as the source has patience, and then fails: an answer that does
 //!    not come is not the end of rows.
 //!
 //! What follows from `unknown`: a trigger that ends by itself fails with the reason, and so does
@@ -35,6 +46,10 @@ pub mod memory;
 
 mod offset;
 
+mod scanners;
+
+mod split;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -50,6 +65,8 @@ pub(crate) use self::leaf::{LeafId, StreamLeaf, StreamScanExec, scan_request};
 pub use self::limit::ReadLimit;
 pub use self::memory::MemorySource;
 pub use self::offset::{Offset, OffsetRange};
+pub(crate) use self::scanners::{Scanners, add_metrics, check_columns};
+pub use self::split::{ScanContext, SourceScanner, Split};
 use crate::checkpoint::CheckpointStore;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -68,12 +85,12 @@ pub trait Source: std::fmt::Debug + Send + Sync {
     fn schema(&self) -> SchemaRef;
 
     /// Whether this source sends records that it cannot read to the query's [dead letters](crate::sink::DeadLetters), by
-    /// [`BatchContext::dead_letter`](crate::batch::BatchContext::dead_letter), while what it bound runs. A query of such a
+    /// [`BatchContext::dead_letter`](crate::batch::BatchContext::dead_letter), while its plan runs. A query of such a
     /// source needs a sink for them and is refused without.
     ///
     /// A batch that is repeated gives the same dead letters again, in any order; the sink takes them once, with the batch.
-    /// A source that is read at several places of a plan is bound for each, and still tells of a record once: its reader
-    /// lets one place of a batch speak, and the others leave the record out in silence.
+    /// A source that is read at several places of a plan is asked for each, and still tells of a record once: its reader
+    /// lets one place of a batch speak (its splits say so), and the others leave the record out in silence.
     fn has_dead_letters(&self) -> bool {
         false
     }
@@ -99,6 +116,18 @@ pub trait Source: std::fmt::Debug + Send + Sync {
 
     /// Begins one run of one query. Reads back what an earlier run left in [`SourceContext::log`].
     async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>>;
+
+    /// Begins to scan splits for one run of one query, in this process; connects to nothing yet. `None`, the default, for a
+    /// source whose reader gives no [splits](SourceReader::splits).
+    fn scanner(&self, context: ScanContext) -> Result<Option<Arc<dyn SourceScanner>>> {
+        let _ = context;
+        Ok(None)
+    }
+}
+
+/// The source, for the one whose code panicked.
+pub(crate) fn whose(source: &dyn Source) -> String {
+    format!("the source `{}`", source.description())
 }
 
 /// What a source is told of the query that opens it.
@@ -111,7 +140,7 @@ pub struct SourceContext {
     pub session: Arc<SessionState>,
     /// The only way to ask for the time.
     pub clock: Arc<dyn Clock>,
-    /// Into how many partitions `bind` should split its rows, if it can.
+    /// Into how many partitions `bind` or `splits` should split the rows, if it can.
     pub partitions: usize,
     /// How many committed batches the checkpoint keeps; the source keeps as much of its own log.
     pub min_batches_to_retain: u64,
@@ -131,9 +160,22 @@ pub trait SourceReader: std::fmt::Debug + Send + Sync {
     /// before it says that it has none.
     async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest>;
 
-    /// A bounded plan over the rows of `range`. Rows come in any number of partitions; their columns are
-    /// [`ScanRequest::schema`]. Filters may be used to skip rows early: DataFusion applies them again.
-    async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>>;
+    /// A bounded plan over the rows of `range`, which runs where the driver is. Rows come in any number of partitions; their
+    /// columns are [`ScanRequest::schema`]. Filters may be used to skip rows early: DataFusion applies them again.
+    ///
+    /// Every reader implements this or [`splits`](Self::splits); it is not called for a range that was split.
+    async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
+        let _ = (range, scan);
+        Err(Error::internal("a source gives neither a plan over a range nor its splits")
+            .hint("its reader must implement `SourceReader::bind` or `SourceReader::splits`"))
+    }
+
+    /// The rows of `range` cut into splits, about one for each task: each row is in one of them. No splits is no rows.
+    /// `None`, the default, has the range [bound](Self::bind) instead.
+    async fn splits(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Option<Vec<Split>>> {
+        let _ = (range, scan);
+        Ok(None)
+    }
 
     /// Rows up to and including `end` will not be asked for again, except by a replay of the batch that ends there.
     /// A place to delete or archive what was read. An error here fails the query; what is only best effort is logged.
@@ -146,7 +188,8 @@ pub trait SourceReader: std::fmt::Debug + Send + Sync {
         None
     }
 
-    /// Named figures of the batch that was bound last, for progress (`"malformedRowsDropped"`, say).
+    /// Named figures of the batch that was bound or split last, for progress. What is found out while rows are read
+    /// (`"malformedRowsDropped"`, say) is told by the [scanner](SourceScanner::metrics), if there is one.
     fn metrics(&self) -> BTreeMap<String, String> {
         BTreeMap::new()
     }

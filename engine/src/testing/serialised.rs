@@ -11,7 +11,9 @@ use crate::error::{Error, Result};
 use crate::execution::{BatchWork, LocalRunner, Outcome, Runner, SessionRunner, Site};
 
 /// A session whose queries send the work of each batch to its tasks, and the outcome or error back, as JSON and Arrow IPC. The
-/// tasks run from what was decoded: whatever passes by in memory is missing, and the answer is wrong.
+/// tasks run from what was decoded, scan the splits of sources that came with it, and write with the writers of the sink's
+/// factory: whatever passes by in memory is missing, and the answer is wrong. What stays with the driver (sources that give no
+/// splits, sinks that have no factory, state) is shared with it.
 pub fn serialised_batches(config: SessionConfig) -> SessionConfig {
     config.with_extension(Arc::new(SessionRunner(Arc::new(Serialised))))
 }
@@ -29,7 +31,8 @@ impl Runner for Serialised {
     }
 }
 
-fn across<T: Serialize + DeserializeOwned>(sent: &T) -> Result<T> {
+/// What arrives where `sent` is sent to.
+pub(super) fn across<T: Serialize + DeserializeOwned>(sent: &T) -> Result<T> {
     let failed = |e| Error::internal(format!("what a batch sends cannot be serialised: {e}")).caused_by(e);
     serde_json::from_slice(&serde_json::to_vec(sent).map_err(failed)?).map_err(failed)
 }

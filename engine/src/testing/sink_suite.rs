@@ -1,5 +1,7 @@
 //! What every exactly-once sink must do, whatever it writes to.
 //!
+//! Of a sink that has a factory of writers, every second partition is written by a writer of that.
+//!
 //! Whoever writes a sink ends its file with one test that calls [`run`]; when that passes, the sink is in. Each function
 //! here is one promise of [`crate::sink`], and panics with its name when it is broken.
 
@@ -11,6 +13,7 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use datafusion::prelude::SessionContext;
 
+use super::by_factory::open_by_factory;
 use super::oracle::difference;
 use crate::clock::ManualClock;
 use crate::error::{Error, ErrorKind, Result};
@@ -93,7 +96,7 @@ impl<'a> Examined<'a> {
             clock: Arc::new(ManualClock::at(1_704_067_200_000)),
             durable: false,
         };
-        self.subject.sink().open(context).await
+        open_by_factory(self.subject.sink().as_ref(), context).await
     }
 
     /// Writes a batch, a list of record batches per partition, up to its receipts.

@@ -1,5 +1,7 @@
 //! What every source must do, whatever it reads.
 //!
+//! Splits go through JSON, and a second scanner must read the same of them.
+//!
 //! Whoever writes a source ends its file with one test that calls [`run`]; when that passes, the source is in. Each
 //! function here is one promise of [`crate::source`], and panics with its name when it is broken.
 
@@ -7,9 +9,10 @@ use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
-use datafusion::physical_plan::collect;
+use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::prelude::SessionContext;
 
+use super::by_splits::BySplits;
 use super::oracle::difference;
 use crate::checkpoint::{CheckpointStore, memory_store, sub_store};
 use crate::clock::{Clock, ManualClock};
@@ -80,8 +83,8 @@ impl<'a> Examined<'a> {
         }
     }
 
-    async fn open(&self) -> Box<dyn SourceReader> {
-        said("open", self.subject.source().open(self.context()).await)
+    async fn open(&self) -> BySplits {
+        said("open", BySplits::open(self.subject.source().as_ref(), self.context()).await)
     }
 
     async fn add_rows(&self) {
@@ -89,12 +92,12 @@ impl<'a> Examined<'a> {
     }
 
     /// Where the next batch would end, if there is anything at all.
-    async fn end(&self, reader: &mut Box<dyn SourceReader>, after: Option<&Offset>) -> Option<Offset> {
+    async fn end(&self, reader: &mut BySplits, after: Option<&Offset>) -> Option<Offset> {
         said("latest_offset", reader.latest_offset(after, ReadLimit::Everything).await).end
     }
 
     /// Where the next batch would end; there must be something to read.
-    async fn new_end(&self, reader: &mut Box<dyn SourceReader>, after: Option<&Offset>) -> Offset {
+    async fn new_end(&self, reader: &mut BySplits, after: Option<&Offset>) -> Offset {
         let end = self.end(reader, after).await;
         let end = end.unwrap_or_else(|| panic!("latest_offset({after:?}) finds nothing although rows were added"));
         assert!(after != Some(&end), "latest_offset stays at {end} although rows were added");
@@ -103,7 +106,7 @@ impl<'a> Examined<'a> {
 
     async fn read(
         &self,
-        reader: &mut Box<dyn SourceReader>,
+        reader: &mut BySplits,
         start: Option<&Offset>,
         end: &Offset,
         projection: Vec<usize>,
@@ -113,15 +116,23 @@ impl<'a> Examined<'a> {
         let scan = ScanRequest { projection, schema: Arc::clone(&schema), filters: vec![] };
         let plan = said("bind", reader.bind(&range, &scan).await);
         assert_eq!(plan.schema().fields(), schema.fields(), "bind produces other columns than were asked for");
+        let rows = self.run(plan).await;
+        if let Some(plans) = said("scan", reader.each_elsewhere(&scan)) {
+            let mut alone = vec![];
+            for plan in plans {
+                assert_eq!(plan.schema().fields(), schema.fields(), "scan produces other columns than were asked for");
+                alone.extend(self.run(plan).await);
+            }
+            same("the splits of a range, each by itself and scanned by another scanner", &rows, &alone);
+        }
+        rows
+    }
+
+    async fn run(&self, plan: Arc<dyn ExecutionPlan>) -> Vec<RecordBatch> {
         said("run the plan", collect(plan, self.ctx.task_ctx()).await.map_err(Into::into))
     }
 
-    async fn read_all(
-        &self,
-        reader: &mut Box<dyn SourceReader>,
-        start: Option<&Offset>,
-        end: &Offset,
-    ) -> Vec<RecordBatch> {
+    async fn read_all(&self, reader: &mut BySplits, start: Option<&Offset>, end: &Offset) -> Vec<RecordBatch> {
         let columns = self.subject.source().schema().fields().len();
         self.read(reader, start, end, (0..columns).collect()).await
     }

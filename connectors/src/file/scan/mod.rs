@@ -1,4 +1,4 @@
-//! The files of one range of offsets, as a plan.
+//! The files of some splits, as a plan.
 //!
 //! [`FileScanExec`] is a leaf. Each partition reads its files one after the other; how a file becomes rows is the matter
 //! of an [`OpenFile`], of which there are two: [`parquet`] and [`text`]. Whatever goes wrong names the file.
@@ -18,6 +18,8 @@ pub(super) mod parquet;
 pub(super) mod problem;
 
 mod pruning;
+
+mod split;
 
 mod spread;
 
@@ -50,8 +52,9 @@ use tidewater::error::Result;
 use tidewater::source::FILE_NAME_COLUMN;
 
 use self::problem::Trouble;
+pub(super) use self::split::{FileSplit, Stretch};
+pub(super) use self::spread::spread;
 use self::tally::Tally;
-use super::listing::ListedFile;
 use super::names::Names;
 use super::partition_columns;
 use super::uri::FileLocation;
@@ -63,38 +66,28 @@ pub(super) struct FilePart {
     pub(super) location: FileLocation,
     pub(super) size: u64,
     pub(super) modified_ms: i64,
-    /// Which bytes; `None` is all. Only formats that can begin in the middle are cut.
+    /// Which bytes; `None` is all.
     pub(super) range: Option<std::ops::Range<u64>>,
     /// Columns of the source that come from the path, by position.
     pub(super) constants: Vec<(usize, ScalarValue)>,
 }
 
 impl FilePart {
-    /// A whole file. Its name is a constant column, if `schema` has one for it. `root` is the folder below which `key=value` folders are columns; without it there are none.
-    pub(super) fn new(file: &ListedFile, schema: &Schema, root: Option<&FileLocation>, names: Names) -> Result<Self> {
-        let location = FileLocation::parse(&file.uri)?;
+    /// With the columns that its path tells. The file's name is one, if `schema` has a column for it. `root` is the folder
+    /// below which `key=value` folders are columns; without it there are none.
+    pub(super) fn new(file: Stretch, schema: &Schema, root: Option<&FileLocation>, names: Names) -> Result<Self> {
+        let Stretch { uri, modified_ms, size, range } = file;
+        let location = FileLocation::parse(&uri)?;
         let mut constants = match root {
             Some(root) => {
-                partition_columns::constants(schema, root, &location, names).map_err(|e| e.file(file.uri.clone()))?
+                partition_columns::constants(schema, root, &location, names).map_err(|e| e.file(uri.clone()))?
             }
             None => vec![],
         };
         if let Some((index, _)) = schema.column_with_name(FILE_NAME_COLUMN) {
-            constants.push((index, ScalarValue::from(file.uri.clone())));
+            constants.push((index, ScalarValue::from(uri.clone())));
         }
-        Ok(FilePart {
-            uri: file.uri.clone(),
-            location,
-            size: file.size,
-            modified_ms: file.modified_ms,
-            range: None,
-            constants,
-        })
-    }
-
-    /// How many bytes are to be read.
-    fn bytes(&self) -> u64 {
-        self.range.as_ref().map_or(self.size, |range| range.end - range.start)
+        Ok(FilePart { uri, location, size, modified_ms, range, constants })
     }
 
     fn object(&self) -> ObjectMeta {
@@ -130,10 +123,18 @@ pub(super) struct Ignored {
     pub(super) corrupt_files: bool,
 }
 
+/// What one partition reads.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Partition {
+    pub(super) parts: Vec<FilePart>,
+    /// Files that were gone before, and that the query goes on without.
+    pub(super) missing: Vec<String>,
+}
+
 /// Reads the files of a batch.
 #[derive(Debug)]
 pub(super) struct FileScanExec {
-    partitions: Vec<Vec<FilePart>>,
+    partitions: Vec<Partition>,
     opener: Arc<dyn OpenFile>,
     ignored: Ignored,
     tally: Arc<Tally>,
@@ -141,16 +142,12 @@ pub(super) struct FileScanExec {
 }
 
 impl FileScanExec {
-    /// Spreads `parts` over at most `partitions` partitions. Files larger than `min_cut_bytes` twice may be cut.
     pub(super) fn new(
-        parts: Vec<FilePart>,
+        partitions: Vec<Partition>,
         opener: Arc<dyn OpenFile>,
         schema: SchemaRef,
-        partitions: usize,
-        min_cut_bytes: Option<u64>,
         (ignored, tally): (Ignored, Arc<Tally>),
     ) -> Self {
-        let partitions = spread::spread(parts, partitions, min_cut_bytes);
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema),
             Partitioning::UnknownPartitioning(partitions.len()),
@@ -165,7 +162,7 @@ impl FileScanExec {
 impl DisplayAs for FileScanExec {
     fn fmt_as(&self, format: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 5;
-        let files: Vec<_> = self.partitions.iter().flatten().collect();
+        let files: Vec<_> = self.partitions.iter().flat_map(|partition| &partition.parts).collect();
         let names: Vec<_> = self.properties.eq_properties.schema().fields().iter().map(|f| f.name().as_str()).collect();
         write!(
             f,
@@ -212,7 +209,8 @@ impl ExecutionPlan for FileScanExec {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> DataFusionResult<SendableRecordBatchStream> {
-        let parts = self.partitions.get(partition).cloned().unwrap_or_default();
+        let Partition { parts, missing } = self.partitions.get(partition).cloned().unwrap_or_default();
+        missing.iter().for_each(|uri| self.tally.missing_file(uri));
         let (opener, ignored, tally) = (Arc::clone(&self.opener), self.ignored, Arc::clone(&self.tally));
         let rows = stream::iter(parts).flat_map(move |part| {
             let (uri, tally) = (part.uri.clone(), Arc::clone(&tally));

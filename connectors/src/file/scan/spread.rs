@@ -1,11 +1,11 @@
 //! Which partition reads which file: pure.
 
-use super::FilePart;
+use super::Stretch;
 
 /// Spreads `parts` over at most `partitions` partitions, so that each has about as many bytes to read. Where there are
 /// fewer files than partitions, files are cut into stretches of at least `min_cut_bytes`, if given. A partition reads its
 /// files in the order of `parts`. There is always at least one partition.
-pub(super) fn spread(parts: Vec<FilePart>, partitions: usize, min_cut_bytes: Option<u64>) -> Vec<Vec<FilePart>> {
+pub(in crate::file) fn spread(parts: Vec<Stretch>, partitions: usize, min_cut_bytes: Option<u64>) -> Vec<Vec<Stretch>> {
     let partitions = partitions.max(1);
     let parts = match min_cut_bytes {
         Some(min) if parts.len() < partitions => cut(parts, partitions, min.max(1)),
@@ -13,13 +13,13 @@ pub(super) fn spread(parts: Vec<FilePart>, partitions: usize, min_cut_bytes: Opt
     };
     // The largest first, each to whoever has least: never far from the best there is.
     let mut by_size: Vec<usize> = (0..parts.len()).collect();
-    by_size.sort_by_key(|i| std::cmp::Reverse(parts.get(*i).map_or(0, FilePart::bytes)));
+    by_size.sort_by_key(|i| std::cmp::Reverse(parts.get(*i).map_or(0, Stretch::bytes)));
     let mut loads = vec![0_u64; partitions];
     let mut placed = vec![0_usize; parts.len()];
     for i in by_size {
         let Some((lightest, load)) = loads.iter_mut().enumerate().min_by_key(|(_, load)| **load) else { break };
         // Opening a file costs something too: empty ones are spread as well.
-        *load += parts.get(i).map_or(0, FilePart::bytes) + 1;
+        *load += parts.get(i).map_or(0, Stretch::bytes) + 1;
         if let Some(place) = placed.get_mut(i) {
             *place = lightest;
         }
@@ -30,14 +30,14 @@ pub(super) fn spread(parts: Vec<FilePart>, partitions: usize, min_cut_bytes: Opt
             partition.push(part);
         }
     }
-    spread.retain(|partition: &Vec<FilePart>| !partition.is_empty());
+    spread.retain(|partition: &Vec<Stretch>| !partition.is_empty());
     if spread.is_empty() {
         spread.push(vec![]);
     }
     spread
 }
 
-fn cut(parts: Vec<FilePart>, partitions: usize, min_bytes: u64) -> Vec<FilePart> {
+fn cut(parts: Vec<Stretch>, partitions: usize, min_bytes: u64) -> Vec<Stretch> {
     let total: u64 = parts.iter().map(|part| part.size).sum();
     let stretch = total.div_ceil(partitions as u64).max(min_bytes);
     let mut pieces = vec![];
@@ -48,7 +48,7 @@ fn cut(parts: Vec<FilePart>, partitions: usize, min_bytes: u64) -> Vec<FilePart>
             continue;
         }
         let cuts = |i: u64| part.size * i / count;
-        pieces.extend((0..count).map(|i| FilePart { range: Some(cuts(i)..cuts(i + 1)), ..part.clone() }));
+        pieces.extend((0..count).map(|i| Stretch { range: Some(cuts(i)..cuts(i + 1)), ..part.clone() }));
     }
     pieces
 }
@@ -56,21 +56,13 @@ fn cut(parts: Vec<FilePart>, partitions: usize, min_bytes: u64) -> Vec<FilePart>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::file::uri::FileLocation;
 
-    fn parts(sizes: &[u64]) -> Vec<FilePart> {
-        let part = |(i, size): (usize, &u64)| FilePart {
-            uri: i.to_string(),
-            location: FileLocation::parse(&format!("file:///{i}")).unwrap(),
-            size: *size,
-            modified_ms: 0,
-            range: None,
-            constants: vec![],
-        };
+    fn parts(sizes: &[u64]) -> Vec<Stretch> {
+        let part = |(i, size): (usize, &u64)| Stretch { uri: i.to_string(), size: *size, modified_ms: 0, range: None };
         sizes.iter().enumerate().map(part).collect()
     }
 
-    fn names(spread: &[Vec<FilePart>]) -> Vec<String> {
+    fn names(spread: &[Vec<Stretch>]) -> Vec<String> {
         spread.iter().map(|p| p.iter().map(|f| f.uri.as_str()).collect::<Vec<_>>().join(" ")).collect()
     }
 

@@ -94,6 +94,8 @@ const BOOTSTRAP: &str = "bootstrap.servers";
 ///   rows until it is started again, or for as long.
 /// - `message.timeout.ms`, 2 minutes, is how long the cluster may take to take a row, or to answer.
 ///
+/// Its writers stay with the driver: a transaction has one producer.
+///
 /// # Options by name
 ///
 /// Spark's: `kafka.bootstrap.servers`, `topic`, `includeHeaders` (default true), and `kafka.*` for properties of

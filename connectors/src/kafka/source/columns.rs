@@ -16,9 +16,10 @@ use arrow::datatypes::{DataType, Field, Fields, SchemaRef};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use tidewater::error::{Error, ErrorKind, Result};
 use tidewater::sink::{DeadLetter, DeadLetters};
+use tidewater::source::ScanRequest;
 
 use super::consume::Message;
-use super::settings::BadRecords;
+use super::settings::{BadRecords, Settings};
 use crate::formats::{Bad, Format};
 
 /// Rows of a record batch.
@@ -66,6 +67,24 @@ const TIMESTAMP_TYPE: usize = 6;
 const HEADERS: usize = 7;
 
 impl Wanted {
+    pub(super) fn new(
+        settings: &Settings,
+        scan: &ScanRequest,
+        malformed: Arc<AtomicU64>,
+        tells_dead_letters: bool,
+    ) -> Self {
+        Wanted {
+            projection: scan.projection.clone(),
+            schema: Arc::clone(&scan.schema),
+            key_format: settings.key_format.clone(),
+            value_format: settings.value_format.clone(),
+            bad_records: settings.bad_records,
+            source: settings.description(),
+            malformed,
+            tells_dead_letters,
+        }
+    }
+
     fn reads(&self, column: usize) -> bool {
         self.projection.contains(&column)
     }

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tidewater::error::{Error, Result};
 use tidewater::source::Offset;
@@ -19,10 +20,11 @@ const IDS: &str = "topicIds";
 const MOVED_FROM: &str = "movedFrom";
 
 /// The ids of topics, as far as they are known.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TopicIds {
     ids: BTreeMap<String, String>,
     /// Topics with the same records under another id, because the user said so: the id before.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     moved_from: BTreeMap<String, String>,
 }
 
@@ -73,6 +75,13 @@ impl TopicIds {
     pub(super) fn learn(&mut self, others: &TopicIds) {
         for (topic, id) in &others.ids {
             self.ids.entry(topic.clone()).or_insert_with(|| id.clone());
+        }
+    }
+
+    /// Takes over all that others know.
+    pub(super) fn extend(&mut self, others: &TopicIds) {
+        for (from, to) in [(&others.ids, &mut self.ids), (&others.moved_from, &mut self.moved_from)] {
+            to.extend(from.iter().map(|(topic, id)| (topic.clone(), id.clone())));
         }
     }
 

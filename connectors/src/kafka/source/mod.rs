@@ -5,7 +5,9 @@
 //! identity   what offsets are offsets of: the ids of topics
 //! limit      how much of that one batch takes                                   (pure)
 //! split      who reads which piece of it                                        (pure)
-//! reader     fixes the offsets of each batch and binds them
+//! reader     fixes the offsets of each batch and splits them
+//! scanner    where tasks run: plans over splits
+//! consumers  kept there from batch to batch, with what they fetched ahead
 //! fetcher    one librdkafka consumer, which fetches ahead
 //! read_ahead how far                                                            (pure)
 //! consume    takes messages out of librdkafka's queues                          (unsafe code)
@@ -22,6 +24,7 @@
 mod begin;
 mod columns;
 mod consume;
+mod consumers;
 mod discover;
 mod fetcher;
 mod identity;
@@ -30,6 +33,7 @@ mod limit;
 mod read_ahead;
 mod reader;
 mod scan;
+mod scanner;
 mod settings;
 mod split;
 
@@ -41,9 +45,10 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use async_trait::async_trait;
 use tidewater::error::Result;
 use tidewater::identity::Identity;
-use tidewater::source::{Source, SourceContext, SourceReader};
+use tidewater::source::{ScanContext, Source, SourceContext, SourceReader, SourceScanner};
 
 use self::reader::KafkaReader;
+use self::scanner::KafkaScanner;
 pub use self::settings::{BadRecords, StartingOffsets};
 use self::settings::{Settings, Topics};
 use super::client::ClientSettings;
@@ -279,6 +284,10 @@ impl Source for KafkaSource {
 
     async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>> {
         Ok(Box::new(KafkaReader::open(self.settings.clone(), context).await?))
+    }
+
+    fn scanner(&self, context: ScanContext) -> Result<Option<Arc<dyn SourceScanner>>> {
+        Ok(Some(Arc::new(KafkaScanner::new(self.settings.clone(), &context.session.runtime_env().memory_pool))))
     }
 }
 

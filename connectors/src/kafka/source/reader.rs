@@ -1,32 +1,27 @@
-//! Fixes the offsets of each batch and binds them.
+//! Fixes the offsets of each batch and splits them.
 
-mod consumers;
 mod group;
 mod reconcile;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use datafusion::execution::memory_pool::MemoryPool;
-use datafusion::physical_plan::ExecutionPlan;
-use datafusion::physical_plan::empty::EmptyExec;
-use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use tidewater::checkpoint::CheckpointStore;
 use tidewater::clock::Clock;
 use tidewater::error::{Error, Result};
 use tidewater::executor::block_in_place;
-use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, SourceReader};
+use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, SourceReader, Split};
 
-use self::consumers::config;
 use self::reconcile::Reconciled;
 use super::columns::Wanted;
+use super::consumers::config;
 use super::discover::{Found, Place, Questions, Silence};
 use super::fetcher::Fetcher;
 use super::identity::TopicIds;
-use super::scan::KafkaTask;
+use super::scanner::{KafkaSplit, LOST, Piece};
 use super::settings::Settings;
 use super::split::{Slice, split};
 use super::{begin, initial, limit, read_ahead};
@@ -53,14 +48,8 @@ pub(super) struct KafkaReader {
     clock: Arc<dyn Clock>,
     log: Arc<dyn CheckpointStore>,
     lanes: usize,
-    memory: Arc<dyn MemoryPool>,
-    /// Asks, and fetches nothing: a broker answers the questions of a connection one after the other, and one that asks for
-    /// records may take half a second to answer.
-    asker: Arc<Fetcher>,
-    /// The first fetches all partitions; others read further pieces of the same partition.
-    fetchers: Vec<Arc<Fetcher>>,
-    /// How many partitions a fetcher has.
-    width: usize,
+    /// Asks, and fetches nothing.
+    asker: Fetcher,
     /// Where the query began.
     initial: (PartitionOffsets, TopicIds),
     /// The ids that this run saw first of topics whose ids the checkpoint does not hold.
@@ -76,11 +65,10 @@ pub(super) struct KafkaReader {
     /// Since when topics that the query reads are missing.
     missing_since_ms: Option<i64>,
     last_batch_ms: Option<i64>,
-    bound: Option<Bound>,
+    cut: Option<Cut>,
     behind: Vec<u64>,
     told_group: Option<Offset>,
-    malformed: Arc<AtomicU64>,
-    lost: Arc<AtomicU64>,
+    lost: AtomicU64,
 }
 
 /// What there is to read: where each partition ends, and which topics they are of.
@@ -90,12 +78,12 @@ struct There {
     ids: TopicIds,
 }
 
-/// What was bound for the batch that runs.
+/// How the batch that runs was split.
 #[derive(Debug)]
-struct Bound {
+struct Cut {
     range: OffsetRange,
-    /// By partition: how many fetchers read it.
-    fetchers: BTreeMap<(String, i32), usize>,
+    /// By partition: how many consumers read it.
+    consumers: BTreeMap<(String, i32), usize>,
     dead_letters_told: bool,
 }
 
@@ -113,10 +101,7 @@ impl KafkaReader {
             clock: context.clock,
             log: context.log,
             lanes: context.partitions.max(1),
-            memory,
-            asker: Arc::new(asker),
-            fetchers: vec![],
-            width: 1,
+            asker,
             initial: Default::default(),
             first_ids: TopicIds::default(),
             known: None,
@@ -125,11 +110,10 @@ impl KafkaReader {
             away_since_ms: None,
             missing_since_ms: None,
             last_batch_ms: None,
-            bound: None,
+            cut: None,
             behind: vec![],
             told_group: None,
-            malformed: Arc::default(),
-            lost: Arc::default(),
+            lost: AtomicU64::default(),
         };
         reader.initial = match initial::read(&reader.log).await? {
             Some(initial) => initial,
@@ -169,9 +153,7 @@ impl KafkaReader {
         if let Some(frozen) = self.frozen.as_ref().filter(|frozen| is_whole(frozen)) {
             return Ok(Ok(frozen.clone()));
         }
-        for fetcher in self.fetchers.iter().chain([&self.asker]) {
-            fetcher.serve_events();
-        }
+        self.asker.serve_events();
         let patience_ms = if self.ends { START_PATIENCE_MS.min(self.settings.patience_ms) } else { 0 };
         let grace = Deadline::after(Duration::from_millis(DELETED_AFTER_MS.unsigned_abs()));
         loop {
@@ -258,11 +240,6 @@ impl KafkaReader {
             Err(why) => return Ok(Latest::unknown(after, why)),
         };
         let There { ends: available, ids } = there;
-        let is_there = |(topic, partition, from): &(&str, i32, i64)| {
-            available.get(topic, *partition).is_some_and(|end| *from <= end)
-        };
-        let known = begin.iter().filter(is_there).map(|(topic, partition, from)| (topic.to_owned(), partition, from));
-        self.fetch_ahead(&known.collect())?;
         let end = match limit {
             ReadLimit::Everything => Some(available.clone()),
             ReadLimit::AsConfigured => self.within_limits(&begin, &available),
@@ -283,6 +260,61 @@ impl KafkaReader {
     }
 }
 
+impl KafkaReader {
+    /// The partitions of a range that have nothing new in it, as far as the broker knows them.
+    fn at_rest(&self, range: &OffsetRange, slices: &[Slice]) -> Result<Vec<(String, i32, i64)>> {
+        let Some((_, known)) = &self.known else { return Ok(vec![]) };
+        let is_read: BTreeSet<_> = slices.iter().map(|slice| (slice.topic.as_str(), slice.partition)).collect();
+        let end = PartitionOffsets::from_offset(&range.end)?;
+        let at_rest = end.iter().filter(|(topic, partition, _)| {
+            let is_there = known.partitions.get(*topic).is_some_and(|there| there.contains(partition));
+            is_there && !is_read.contains(&(*topic, *partition))
+        });
+        Ok(at_rest.map(|(topic, partition, end)| (topic.to_owned(), partition, end)).collect())
+    }
+
+    /// Who reads which piece at one place of the plan.
+    fn cut(
+        &mut self,
+        range: &OffsetRange,
+        slices: &[Slice],
+        ids: &TopicIds,
+        mut at_rest: Vec<(String, i32, i64)>,
+        scan: &ScanRequest,
+    ) -> Vec<KafkaSplit> {
+        let mut cut = match self.cut.take() {
+            Some(cut) if cut.range == *range => cut,
+            _ => Cut { range: range.clone(), consumers: BTreeMap::new(), dead_letters_told: false },
+        };
+        let decodes = Wanted::new(&self.settings, scan, Arc::default(), false).decodes();
+        let tells_dead_letters = decodes && !cut.dead_letters_told && !slices.is_empty();
+        cut.dead_letters_told |= tells_dead_letters;
+        let settings = &self.settings;
+        let mut splits = vec![];
+        for slices in split(slices, self.lanes, settings.min_partitions, settings.max_records_per_partition) {
+            let mut pieces: Vec<Piece> = vec![];
+            for slice in slices {
+                let consumer = match pieces.last() {
+                    // A task reads the pieces of a partition one after the other.
+                    Some(last) if (&last.slice.topic, last.slice.partition) == (&slice.topic, slice.partition) => {
+                        last.consumer
+                    }
+                    _ => {
+                        let readers = cut.consumers.entry((slice.topic.clone(), slice.partition)).or_default();
+                        *readers += 1;
+                        *readers - 1
+                    }
+                };
+                pieces.push(Piece { slice, consumer });
+            }
+            let ids = ids.only(pieces.iter().map(|piece| piece.slice.topic.as_str()));
+            splits.push(KafkaSplit { pieces, ids, tells_dead_letters, at_rest: std::mem::take(&mut at_rest) });
+        }
+        self.cut = Some(cut);
+        splits
+    }
+}
+
 #[async_trait]
 impl SourceReader for KafkaReader {
     async fn freeze(&mut self) -> Result<()> {
@@ -297,64 +329,10 @@ impl SourceReader for KafkaReader {
         block_in_place(|| self.latest(after, limit))
     }
 
-    async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
-        if self.bound.as_ref().is_none_or(|bound| bound.range != *range) {
-            self.bound = Some(Bound { range: range.clone(), fetchers: BTreeMap::new(), dead_letters_told: false });
-        }
-        let (slices, ids) = self.slices(range)?;
-        // As a batch that is run again is bound before anything was asked.
-        self.fetch_ahead(&slices.iter().map(|s| (s.topic.clone(), s.partition, s.from)).collect())?;
-        if slices.is_empty() {
-            return Ok(Arc::new(EmptyExec::new(Arc::clone(&scan.schema))));
-        }
-        let mut wanted = Wanted {
-            projection: scan.projection.clone(),
-            schema: Arc::clone(&scan.schema),
-            key_format: self.settings.key_format.clone(),
-            value_format: self.settings.value_format.clone(),
-            bad_records: self.settings.bad_records,
-            source: self.settings.description(),
-            malformed: Arc::clone(&self.malformed),
-            tells_dead_letters: false,
-        };
-        if let Some(bound) = &mut self.bound {
-            wanted.tells_dead_letters = wanted.decodes() && !bound.dead_letters_told;
-            bound.dead_letters_told |= wanted.tells_dead_letters;
-        }
-        let wanted = Arc::new(wanted);
-        let settings = Arc::clone(&self.settings);
-        let mut tasks = vec![];
-        for pieces in split(&slices, self.lanes, settings.min_partitions, settings.max_records_per_partition) {
-            let mut read: Vec<(Slice, Arc<Fetcher>)> = vec![];
-            for slice in pieces {
-                let fetcher = match read.last() {
-                    // A task reads the pieces of a partition one after the other.
-                    Some((last, fetcher)) if (&last.topic, last.partition) == (&slice.topic, slice.partition) => {
-                        Arc::clone(fetcher)
-                    }
-                    _ => {
-                        let number = self.bound.as_mut().map_or(0, |bound| {
-                            let readers = bound.fetchers.entry((slice.topic.clone(), slice.partition)).or_default();
-                            *readers += 1;
-                            *readers - 1
-                        });
-                        self.fetcher(number)?
-                    }
-                };
-                read.push((slice, fetcher));
-            }
-            let task = KafkaTask {
-                pieces: read,
-                wanted: Arc::clone(&wanted),
-                settings: Arc::clone(&settings),
-                asker: Arc::clone(&self.asker),
-                context: self.context.clone(),
-                ids: ids.clone(),
-                lost: Arc::clone(&self.lost),
-            };
-            tasks.push(Arc::new(task) as Arc<dyn PartitionStream>);
-        }
-        Ok(Arc::new(StreamingTableExec::try_new(Arc::clone(&scan.schema), tasks, None, [], false, None)?))
+    async fn splits(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Option<Vec<Split>>> {
+        let (slices, ids) = block_in_place(|| self.slices(range))?;
+        let at_rest = self.at_rest(range, &slices)?;
+        self.cut(range, &slices, &ids, at_rest, scan).iter().map(Split::new).collect::<Result<_>>().map(Some)
     }
 
     async fn commit(&mut self, end: &Offset) -> Result<()> {
@@ -369,11 +347,9 @@ impl SourceReader for KafkaReader {
             metrics.insert("maxOffsetsBehindLatest".to_owned(), max.to_string());
             metrics.insert("avgOffsetsBehindLatest".to_owned(), avg.to_string());
         }
-        for (name, count) in [("malformedRecords", &self.malformed), ("lostOffsets", &self.lost)] {
-            let count = count.load(Ordering::Relaxed);
-            if count > 0 {
-                metrics.insert(name.to_owned(), count.to_string());
-            }
+        let lost = self.lost.load(Ordering::Relaxed);
+        if lost > 0 {
+            metrics.insert(LOST.to_owned(), lost.to_string());
         }
         metrics
     }

@@ -15,6 +15,7 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::PartitionStream;
 use futures::stream;
+use parking_lot::Mutex;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 use tidewater::batch::BatchContext;
@@ -23,12 +24,14 @@ use tidewater::executor::block_in_place;
 
 use super::columns::{Columns, Finished, Wanted};
 use super::consume::PartitionQueue;
+use super::consumers::Consumers;
 use super::discover::{Questions, Silence};
 use super::fetcher::Fetcher;
 use super::identity::TopicIds;
+use super::scanner::Piece;
 use super::settings::Settings;
 use super::split::Slice;
-use crate::kafka::client::Context;
+use crate::kafka::offsets::PartitionOffsets;
 use crate::kafka::patience::{Deadline, wait};
 use crate::kafka::problem::failed;
 use crate::memory::{Claim, left_in};
@@ -49,15 +52,38 @@ const MEMORY_HINT: &str =
 /// What one task of a batch reads.
 #[derive(Debug)]
 pub(super) struct KafkaTask {
-    pub(super) pieces: Vec<(Slice, Arc<Fetcher>)>,
+    pub(super) pieces: Vec<Piece>,
     pub(super) wanted: Arc<Wanted>,
     pub(super) settings: Arc<Settings>,
-    pub(super) asker: Arc<Fetcher>,
-    pub(super) context: Context,
+    pub(super) consumers: Arc<Consumers>,
+    pub(super) beginning: Arc<Beginning>,
     /// The topics that it is to read.
     pub(super) ids: TopicIds,
     /// Offsets that were gone before they were read.
     pub(super) lost: Arc<AtomicU64>,
+}
+
+/// Where a batch begins to fetch: all its partitions at once, when the first task begins.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    places: PartitionOffsets,
+    ids: TopicIds,
+    has_begun: Mutex<bool>,
+}
+
+impl Beginning {
+    pub(super) fn new(places: PartitionOffsets, ids: TopicIds) -> Self {
+        Beginning { places, ids, has_begun: Mutex::new(false) }
+    }
+
+    fn begin(&self, consumers: &Consumers) -> Result<()> {
+        let mut has_begun = self.has_begun.lock();
+        if !*has_begun {
+            consumers.fetch(&self.places, &self.ids)?;
+            *has_begun = true;
+        }
+        Ok(())
+    }
 }
 
 impl PartitionStream for KafkaTask {
@@ -70,13 +96,13 @@ impl PartitionStream for KafkaTask {
         let tasks = SHARE.saturating_mul(context.session_config().target_partitions().max(1));
         let most = left_in(context.memory_pool()).map_or(usize::MAX, |left| left / tasks);
         let reading = Reading {
+            beginning: Some(Arc::clone(&self.beginning)),
             left: self.pieces.iter().cloned().collect(),
             now: None,
             columns: Columns::new(Arc::clone(&self.wanted), most),
             settings: Arc::clone(&self.settings),
-            asker: Arc::clone(&self.asker),
-            context: self.context.clone(),
-            ids: self.ids.only(self.pieces.iter().map(|(slice, _)| slice.topic.as_str())),
+            consumers: Arc::clone(&self.consumers),
+            ids: self.ids.clone(),
             is_confirmed: false,
             lost: Arc::clone(&self.lost),
             memory: Claim::new(context.memory_pool(), format!("what is read of {}", self.wanted.source), MEMORY_HINT),
@@ -93,7 +119,7 @@ impl PartitionStream for KafkaTask {
 }
 
 /// A piece that is being read.
-struct Piece {
+struct Open {
     slice: Slice,
     fetcher: Arc<Fetcher>,
     queue: Arc<PartitionQueue>,
@@ -110,12 +136,13 @@ struct Piece {
 }
 
 struct Reading {
-    left: VecDeque<(Slice, Arc<Fetcher>)>,
-    now: Option<Piece>,
+    /// Until the batch has begun.
+    beginning: Option<Arc<Beginning>>,
+    left: VecDeque<Piece>,
+    now: Option<Open>,
     columns: Columns,
     settings: Arc<Settings>,
-    asker: Arc<Fetcher>,
-    context: Context,
+    consumers: Arc<Consumers>,
     ids: TopicIds,
     /// It is known that all came from topics with these ids.
     is_confirmed: bool,
@@ -127,6 +154,9 @@ struct Reading {
 impl Reading {
     /// The next rows; `None` at the end of the last piece.
     async fn next(&mut self, context: &TaskContext) -> Result<Option<RecordBatch>> {
+        if let Some(beginning) = self.beginning.take() {
+            block_in_place(|| beginning.begin(&self.consumers))?;
+        }
         loop {
             self.memory.free();
             let over = self.fill(context).await?;
@@ -155,8 +185,8 @@ impl Reading {
         }
         while self.columns.room() > 0 {
             if self.now.is_none() {
-                let Some((slice, fetcher)) = self.left.pop_front() else { return Ok(true) };
-                self.now = Some(self.open(slice, fetcher)?);
+                let Some(piece) = self.left.pop_front() else { return Ok(true) };
+                self.now = Some(self.open(piece)?);
             }
             let deadline = self.deadline();
             let Some(piece) = &mut self.now else { continue };
@@ -238,7 +268,8 @@ impl Reading {
 
     /// An error if a topic is another one by now. One that is gone says nothing of what was read before.
     fn check_ids(&self) -> Result<(), Silence> {
-        let questions = Questions { fetcher: &self.asker, settings: &self.settings };
+        let asker = self.consumers.asker().map_err(Silence::Refused)?;
+        let questions = Questions { fetcher: &asker, settings: &self.settings };
         let now = TopicIds::told(questions.describe(self.ids.topics())?);
         match self.ids.made_again(&now).first() {
             Some(topic) => {
@@ -250,13 +281,15 @@ impl Reading {
         }
     }
 
-    fn open(&self, slice: Slice, fetcher: Arc<Fetcher>) -> Result<Piece> {
+    fn open(&self, piece: Piece) -> Result<Open> {
+        let Piece { slice, consumer } = piece;
+        let fetcher = self.consumers.fetcher(consumer)?;
         let queue = fetcher.read_from(&slice.topic, slice.partition, slice.from).map_err(|e| {
             let action = format!("read {slice}");
-            e.told(|e| failed(&action, &self.settings.client, &self.context, e))
+            e.told(|e| failed(&action, &self.settings.client, self.consumers.context(), e))
         })?;
         let (deadline, look) = (self.deadline(), Deadline::after(LOOK));
-        Ok(Piece { next: slice.from, slice, fetcher, queue, deadline, look, missing: 0, stopped: false })
+        Ok(Open { next: slice.from, slice, fetcher, queue, deadline, look, missing: 0, stopped: false })
     }
 
     /// librdkafka gave an error instead of messages: records may be gone. What the error says may be long over, so the
@@ -292,7 +325,7 @@ impl Reading {
             }
             _ => {
                 let action = format!("read {}", piece.slice);
-                Err(failed(&action, &self.settings.client, &self.context, error))
+                Err(failed(&action, &self.settings.client, self.consumers.context(), error))
             }
         }
     }
@@ -303,14 +336,15 @@ impl Reading {
         let Some(piece) = &mut self.now else { return Ok(()) };
         piece.look = Deadline::after(LOOK);
         let action = format!("read {}", piece.slice);
-        let tell = |error: &KafkaError| failed(&action, &self.settings.client, &self.context, error);
+        let tell = |error: &KafkaError| failed(&action, &self.settings.client, self.consumers.context(), error);
         match self.check_ids() {
             Err(Silence::Refused(error)) => return Err(error),
             Err(Silence::Away(_)) => return Ok(()),
             Ok(()) => {}
         }
         let Some(piece) = &mut self.now else { return Ok(()) };
-        let questions = Questions { fetcher: &self.asker, settings: &self.settings };
+        let asker = self.consumers.asker()?;
+        let questions = Questions { fetcher: &asker, settings: &self.settings };
         let (first, end) = match questions.extent(&piece.slice.topic, piece.slice.partition) {
             Ok(Some(extent)) => extent,
             Ok(None) => {
@@ -377,7 +411,7 @@ impl Reading {
         let patience_ms = self.settings.patience_ms;
         let action = format!("read {} beyond offset {} within {patience_ms} ms", piece.slice, piece.next);
         let error = KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut);
-        Err(failed(&action, &self.settings.client, &self.context, &error))
+        Err(failed(&action, &self.settings.client, self.consumers.context(), &error))
     }
 }
 

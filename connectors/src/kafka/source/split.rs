@@ -7,13 +7,15 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use serde::{Deserialize, Serialize};
+
 /// To make use of idle lanes, no piece is cut smaller than this: starting to read in the middle has its price, too.
 const MIN_SLICE: u64 = 50_000;
 /// A batch with fewer offsets is not worth a second task.
 const SMALL: u128 = 4096;
 
 /// A stretch of one partition: the offsets from `from` to just below `to`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Slice {
     pub(super) topic: String,
     pub(super) partition: i32,

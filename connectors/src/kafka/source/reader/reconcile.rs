@@ -42,8 +42,6 @@ impl KafkaReader {
         if !made_again.is_empty() {
             self.made_again(&made_again, ids, &there.ids)?;
             from = without(&from, &made_again);
-            // What they have fetched ahead is the old topic's.
-            self.fetchers.clear();
         }
         let mut added = Partitions::new();
         for (topic, partition, _) in there.ends.iter() {
@@ -60,7 +58,7 @@ impl KafkaReader {
             for (topic, partition, first) in earliest.iter() {
                 tracing::info!(topic, partition, first, "a new partition");
                 if first > 0 {
-                    // They are counted where the batch is bound, which may be in a later run.
+                    // They are counted where the batch is split, which may be in a later run.
                     self.lose(0, new_and_cut(topic, partition, first))?;
                 }
                 from.set(topic, partition, first);
@@ -149,7 +147,7 @@ impl KafkaReader {
         let read: BTreeSet<&str> = slices.iter().map(|slice| slice.topic.as_str()).collect();
         let now = match &self.known {
             Some((_, found)) => found.ids.only(read),
-            // As a batch that is run again is bound before anything was asked.
+            // As a batch that is run again is split before anything was asked.
             None => {
                 let ask = |questions: &Questions<'_>| questions.describe(read.iter().copied());
                 TopicIds::told(self.ask(self.settings.patience_ms, ask)?)

@@ -9,25 +9,15 @@
 //!
 //! [`Falls::paused_at`]`(k)` lets the process sleep at the k-th moment instead: see [`super::overtaken`].
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
-use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use bytes::Bytes;
-use datafusion::physical_plan::ExecutionPlan;
-use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::checkpoint::{CheckpointStore, Created};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BatchId, PartitionId};
-use crate::identity::Identity;
-use crate::query::OutputMode;
-use crate::sink::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
-use crate::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
 
 /// Counts boundary calls for all wrappers of one run, and knows when to die or to sleep. Clones share the count.
 #[derive(Debug, Clone, Default)]
@@ -143,190 +133,12 @@ macro_rules! around {
     }};
 }
 
-/// A source whose calls are counted.
-#[derive(Debug)]
-pub struct FallingSource {
-    inner: Arc<dyn Source>,
-    falls: Falls,
-}
+mod sink;
 
-impl FallingSource {
-    /// Counts the calls to `inner`.
-    pub fn new(inner: impl Source + 'static, falls: &Falls) -> Self {
-        FallingSource { inner: Arc::new(inner), falls: falls.clone() }
-    }
-}
+mod source;
 
-#[async_trait]
-#[deny(clippy::missing_trait_methods)]
-impl Source for FallingSource {
-    fn identity(&self) -> Option<Identity> {
-        self.inner.identity()
-    }
-
-    fn reads_from(&self, sink: &Identity) -> Result<bool> {
-        self.inner.reads_from(sink)
-    }
-
-    fn description(&self) -> String {
-        self.inner.description()
-    }
-
-    fn schema(&self) -> SchemaRef {
-        self.inner.schema()
-    }
-
-    fn has_dead_letters(&self) -> bool {
-        self.inner.has_dead_letters()
-    }
-
-    fn knows_file_names(&self) -> bool {
-        self.inner.knows_file_names()
-    }
-
-    async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>> {
-        let inner = around!(self.falls, "source.open", self.inner.open(context).await)?;
-        Ok(Box::new(FallingReader { inner, falls: self.falls.clone() }))
-    }
-}
-
-#[derive(Debug)]
-struct FallingReader {
-    inner: Box<dyn SourceReader>,
-    falls: Falls,
-}
-
-#[async_trait]
-#[deny(clippy::missing_trait_methods)]
-impl SourceReader for FallingReader {
-    async fn freeze(&mut self) -> Result<()> {
-        around!(self.falls, "source.freeze", self.inner.freeze().await)
-    }
-
-    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
-        around!(self.falls, "source.latest_offset", self.inner.latest_offset(after, limit).await)
-    }
-
-    async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
-        around!(self.falls, "source.bind", self.inner.bind(range, scan).await)
-    }
-
-    async fn commit(&mut self, end: &Offset) -> Result<()> {
-        around!(self.falls, "source.commit", self.inner.commit(end).await)
-    }
-
-    fn news(&self) -> Option<BoxFuture<'static, ()>> {
-        self.inner.news()
-    }
-
-    fn metrics(&self) -> BTreeMap<String, String> {
-        self.inner.metrics()
-    }
-}
-
-/// A sink whose calls are counted, those of its partition writers too.
-#[derive(Debug)]
-pub struct FallingSink {
-    inner: Arc<dyn Sink>,
-    falls: Falls,
-}
-
-impl FallingSink {
-    /// Counts the calls to `inner`.
-    pub fn new(inner: impl Sink + 'static, falls: &Falls) -> Self {
-        FallingSink { inner: Arc::new(inner), falls: falls.clone() }
-    }
-}
-
-#[async_trait]
-#[deny(clippy::missing_trait_methods)]
-impl Sink for FallingSink {
-    fn identity(&self) -> Option<Identity> {
-        self.inner.identity()
-    }
-
-    fn description(&self) -> String {
-        self.inner.description()
-    }
-
-    fn guarantee(&self) -> Guarantee {
-        self.inner.guarantee()
-    }
-
-    fn supports(&self, mode: OutputMode) -> bool {
-        self.inner.supports(mode)
-    }
-
-    fn has_time_limit(&self) -> bool {
-        self.inner.has_time_limit()
-    }
-
-    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
-        let inner = around!(self.falls, "sink.open", self.inner.open(context).await)?;
-        Ok(Box::new(FallingSinkWriter { inner: Arc::from(inner), falls: self.falls.clone() }))
-    }
-}
-
-#[derive(Debug)]
-struct FallingSinkWriter {
-    inner: Arc<dyn SinkWriter>,
-    falls: Falls,
-}
-
-#[async_trait]
-#[deny(clippy::missing_trait_methods)]
-impl SinkWriter for FallingSinkWriter {
-    async fn begin(&self, batch: BatchId) -> Result<Begin> {
-        around!(self.falls, "sink.begin", self.inner.begin(batch).await)
-    }
-
-    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
-        let falls = self.falls.clone();
-        Ok(Box::new(FallingPartition { sink: Arc::clone(&self.inner), batch, partition, opened: None, falls }))
-    }
-
-    async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
-        around!(self.falls, "sink.commit", self.inner.commit(batch, receipts).await)
-    }
-}
-
-/// Opens what it wraps at the first write, where it can wait: who sleeps keeps no thread from others.
-struct FallingPartition {
-    sink: Arc<dyn SinkWriter>,
-    batch: BatchId,
-    partition: PartitionId,
-    opened: Option<Box<dyn PartitionWriter>>,
-    falls: Falls,
-}
-
-impl FallingPartition {
-    async fn open(&mut self) -> Result<&mut Box<dyn PartitionWriter>> {
-        let writer = match self.opened.take() {
-            Some(writer) => writer,
-            None => around!(self.falls, "sink.partition", self.sink.partition(self.batch, self.partition))?,
-        };
-        Ok(self.opened.insert(writer))
-    }
-}
-
-#[async_trait]
-#[deny(clippy::missing_trait_methods)]
-impl PartitionWriter for FallingPartition {
-    async fn write(&mut self, rows: RecordBatch) -> Result<()> {
-        self.open().await?;
-        around!(self.falls, "partition.write", self.open().await?.write(rows).await)
-    }
-
-    async fn finish(self: Box<Self>) -> Result<Receipt> {
-        let mut own = *self;
-        own.open().await?;
-        let FallingPartition { opened, falls, .. } = own;
-        match opened {
-            Some(inner) => around!(falls, "partition.finish", inner.finish().await),
-            None => Err(Error::internal("a writer that was opened is not there")),
-        }
-    }
-}
+pub use self::sink::FallingSink;
+pub use self::source::FallingSource;
 
 /// A checkpoint whose calls are counted, those that a source makes to its own log too.
 #[derive(Debug)]

@@ -1,0 +1,49 @@
+//! A sink as a query uses it, without a query: some writers are made by its driver's half, others by its factory.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::id::{BatchId, PartitionId};
+use crate::sink::{Begin, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter, WriterContext, WriterFactory};
+
+/// A sink's writer, where every second partition, the first one included, is written by a writer of the sink's
+/// [factory](Sink::writer_factory), if it has one: as if it were written in another process. For tests of a sink alone.
+pub async fn open_by_factory(sink: &dyn Sink, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    let elsewhere = WriterContext {
+        name: context.name,
+        schema: Arc::clone(&context.schema),
+        query_id: context.query_id,
+        run_id: context.run_id,
+        durable: context.durable,
+        session: Arc::clone(&context.session),
+    };
+    let driver = sink.open(context).await?;
+    Ok(Box::new(ByFactory { driver, factory: sink.writer_factory(elsewhere)? }))
+}
+
+#[derive(Debug)]
+struct ByFactory {
+    driver: Box<dyn SinkWriter>,
+    factory: Option<Arc<dyn WriterFactory>>,
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl SinkWriter for ByFactory {
+    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+        self.driver.begin(batch).await
+    }
+
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+        match &self.factory {
+            Some(factory) if partition.0 % 2 == 0 => factory.writer(batch, partition),
+            _ => self.driver.partition(batch, partition),
+        }
+    }
+
+    async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
+        self.driver.commit(batch, receipts).await
+    }
+}
