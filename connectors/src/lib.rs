@@ -29,6 +29,7 @@ pub mod console;
 #[cfg(feature = "file")]
 pub mod file;
 pub mod formats;
+pub mod guide;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 #[cfg(any(feature = "file", feature = "kafka"))]

@@ -36,8 +36,9 @@
 //!
 //! ## Where to look
 //!
-//! What a user writes is in [`query`]; [`prelude`] has the names most programs need. Whoever connects another system
-//! implements [`source::Source`] or [`sink::Sink`]; [`testing`] has the suites that prove it right.
+//! The [`guide`] explains the engine page by page. What a user writes is in [`query`]; [`prelude`] has the names most programs
+//! need. Whoever connects another system implements [`source::Source`] or [`sink::Sink`]; [`testing`] has the suites that
+//! prove it right.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -69,6 +70,8 @@
 //! # Ok(())
 //! # }
 //! ```
+
+pub mod guide;
 
 pub mod prelude;
 

@@ -207,7 +207,7 @@ impl Sink for FileSink {
         let retention_ms = self.parse()?.retention_ms;
         let runtime = context.session.runtime_env();
         let root = Root::parse(&self.location, runtime)?;
-        let writers = self.writers(root.clone(), &context.schema, context.durable)?;
+        let writers = self.writers(root.clone(), &context.schema, context.durable, &runtime.memory_pool)?;
         if let Root::Local(folder) = &root {
             create_folders(folder, context.durable)?;
         }
