@@ -38,7 +38,7 @@ impl SinkWriter for ByFactory {
 
     fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
         match &self.factory {
-            Some(factory) if partition.0 % 2 == 0 => factory.writer(batch, partition),
+            Some(factory) if partition.0.is_multiple_of(2) => factory.writer(batch, partition),
             _ => self.driver.partition(batch, partition),
         }
     }

@@ -77,7 +77,7 @@ impl SinkWriter for FallingSinkWriter {
 
     fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
         let (sink, falls) = (Arc::clone(&self.inner), self.falls.clone());
-        Ok(FallingPartition::new(move || sink.partition(batch, partition), falls))
+        Ok(Box::new(FallingPartition::new(move || sink.partition(batch, partition), falls)))
     }
 
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
@@ -94,7 +94,7 @@ struct FallingFactory {
 impl WriterFactory for FallingFactory {
     fn writer(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
         let (factory, falls) = (Arc::clone(&self.inner), self.falls.clone());
-        Ok(FallingPartition::new(move || factory.writer(batch, partition), falls))
+        Ok(Box::new(FallingPartition::new(move || factory.writer(batch, partition), falls)))
     }
 }
 
@@ -108,11 +108,8 @@ struct FallingPartition {
 }
 
 impl FallingPartition {
-    fn new(
-        make: impl Fn() -> Result<Box<dyn PartitionWriter>> + Send + Sync + 'static,
-        falls: Falls,
-    ) -> Box<dyn PartitionWriter> {
-        Box::new(FallingPartition { make: Box::new(make), opened: None, falls })
+    fn new(make: impl Fn() -> Result<Box<dyn PartitionWriter>> + Send + Sync + 'static, falls: Falls) -> Self {
+        FallingPartition { make: Box::new(make), opened: None, falls }
     }
 
     async fn open(&mut self) -> Result<&mut Box<dyn PartitionWriter>> {
