@@ -15,6 +15,8 @@ mod checkpoint_gone;
 mod conformance;
 mod dead_letters;
 
+mod elsewhere;
+
 mod endings;
 
 mod every_fall;
