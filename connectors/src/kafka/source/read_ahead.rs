@@ -1,9 +1,10 @@
 //! How much librdkafka may fetch ahead.
 //!
-//! It fetches nothing of a partition while its queue holds `queued.max.messages.kbytes`, and may go beyond that by one answer of
-//! the broker, `fetch.message.max.bytes`. (A record batch that the producer made larger than that comes whole.) Both together are on account of the session's memory pool, for every partition
-//! of every consumer, as long as the consumer lives. What is not set by the user goes by what the pool has left, so that a
-//! query with little memory fetches less far ahead instead of failing.
+//! It fetches nothing of a partition while its queue holds `queued.max.messages.kbytes`, and may go beyond that by one
+//! answer of the broker, `fetch.message.max.bytes`. (A record batch that the producer made larger than that comes whole.)
+//! Both together are on account of the session's memory pool, for every partition of every consumer, as long as the
+//! consumer lives. What is not set by the user goes by what the pool has left, so that a query with little memory fetches
+//! less far ahead instead of failing.
 
 use rdkafka::ClientConfig;
 
