@@ -86,7 +86,7 @@ async fn write(
     files_per_batch: Option<u64>,
 ) -> Result<StreamWriter, Box<dyn std::error::Error>> {
     let schema = Schema::new(vec![Field::new("v", DataType::Int64, true)]);
-    let mut source = FileSource::csv(input.display().to_string()).schema(schema);
+    let mut source = FileSource::csv(input.display().to_string()).with_schema(schema);
     if let Some(files) = files_per_batch {
         source = source.max_files_per_trigger(files);
     }

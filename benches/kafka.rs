@@ -20,9 +20,9 @@ use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use tidewater::prelude::*;
-use tidewater_book::kafka::{Broker, own_broker, unique_topic};
 use tidewater_connectors::formats::{Format, to_json};
 use tidewater_connectors::kafka::{KafkaSink, KafkaSource, StartingOffsets};
+use tidewater_workspace::kafka::{Broker, own_broker, unique_topic};
 
 use crate::made::Collect;
 use crate::quantile;

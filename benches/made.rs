@@ -12,7 +12,9 @@ use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::physical_plan::ExecutionPlan;
 use parking_lot::Mutex;
 use tidewater::prelude::*;
-use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
+use tidewater::source::{
+    LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext,
+};
 
 /// The rows of a batch, by partition.
 type Make = dyn Fn(u64) -> Result<Vec<RecordBatch>, ArrowError> + Send + Sync;
@@ -51,7 +53,7 @@ impl Source for Made {
         Arc::clone(&self.schema)
     }
 
-    async fn open(&self, _context: SourceContext) -> Result<Box<dyn SourceReader>> {
+    async fn open(&self, _context: SourceContext) -> Result<Box<dyn MicroBatchStream>> {
         Ok(Box::new(MadeReader(self.clone())))
     }
 }
@@ -64,13 +66,13 @@ fn count(offset: &Offset) -> u64 {
 }
 
 #[async_trait]
-impl SourceReader for MadeReader {
-    async fn freeze(&mut self) -> Result<()> {
+impl MicroBatchStream for MadeReader {
+    async fn prepare_for_available_now(&mut self) -> Result<()> {
         Ok(())
     }
 
-    async fn latest_offset(&mut self, after: Option<&Offset>, _limit: ReadLimit) -> Result<Latest> {
-        Ok(Latest::at(Offset::new((after.map_or(0, count) + 1).min(self.0.batches))))
+    async fn latest_offset(&mut self, after: Option<&Offset>, _limit: ReadLimit) -> Result<LatestOffset> {
+        Ok(LatestOffset::at(Offset::new((after.map_or(0, count) + 1).min(self.0.batches))))
     }
 
     async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {

@@ -1,6 +1,6 @@
 //! A thousand queries in one process: what it takes to start them, to let them wait, to give each a row, and to stop them.
 //!
-//! Half of them read memory and are told of new rows; half watch a folder of their own, which they have to look at.
+//! Half of them read memory and are notified of new rows; half watch a folder of their own, which they have to look at.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,7 +32,8 @@ pub(crate) async fn run() -> Result<(), Box<dyn std::error::Error>> {
         } else {
             let input = at(format!("in{number}"));
             std::fs::create_dir(&input)?;
-            ctx.read_stream(FileSource::csv(input.display().to_string()).schema(row.schema().as_ref().clone())).await?
+            ctx.read_stream(FileSource::csv(input.display().to_string()).with_schema(row.schema().as_ref().clone()))
+                .await?
         };
         let query = stream
             .filter(col("v").gt(lit(1)))?

@@ -206,10 +206,10 @@ async fn fill(keys: u64, folder: &str) -> Result<Figures, Failure> {
         let operators = progress.get(batch).map(|progress| &progress.state_operators);
         let operators = operators.into_iter().flatten();
         operators.fold([0.0, 0.0], |sum, operator| {
-            [sum[0] + operator.change_bytes_written as f64, sum[1] + operator.merge_bytes_written as f64]
+            [sum[0] + operator.state_bytes_written as f64, sum[1] + operator.compaction_bytes_written as f64]
         })
     };
-    let last = progress.last().and_then(|batch| batch.state_operators.first()).ok_or("no state was told of")?;
+    let last = progress.last().and_then(|batch| batch.state_operators.first()).ok_or("no state was reported")?;
     assert_eq!(last.num_rows_total, keys, "all keys are in state");
     let whole = sorted(&|batch| phase(&progress[batch], "triggerExecution"));
     Ok(Figures {

@@ -111,7 +111,7 @@ pub(crate) async fn run_child(arguments: &[String]) -> Result<(), Failure> {
     let figures = Figures {
         rows: state.num_rows_total,
         state_bytes: state.memory_used_bytes,
-        merged_bytes: state.merge_bytes_written,
+        merged_bytes: state.compaction_bytes_written,
         merges_waited_for: state.merges_waited_for,
         batch_ms: [0.5, 0.99, 1.0].map(|share| quantile(&ms, share)),
         seconds: started.elapsed().as_secs_f64(),

@@ -19,7 +19,9 @@ use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::*;
 use tidewater::prelude::*;
-use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
+use tidewater::source::{
+    LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext,
+};
 
 /// What a user names. It can be opened many times, once per run of a query.
 #[derive(Debug)]
@@ -35,7 +37,7 @@ impl Source for Squares {
         Arc::new(Schema::new(vec![Field::new("square", DataType::Int64, false)]))
     }
 
-    async fn open(&self, _context: SourceContext) -> Result<Box<dyn SourceReader>> {
+    async fn open(&self, _context: SourceContext) -> Result<Box<dyn MicroBatchStream>> {
         Ok(Box::new(SquaresReader { schema: self.schema() }))
     }
 }
@@ -47,14 +49,14 @@ struct SquaresReader {
 }
 
 #[async_trait::async_trait]
-impl SourceReader for SquaresReader {
+impl MicroBatchStream for SquaresReader {
     /// The end of the stream is fixed anyway, so there is nothing to freeze for a query that ends by itself.
-    async fn freeze(&mut self) -> Result<()> {
+    async fn prepare_for_available_now(&mut self) -> Result<()> {
         Ok(())
     }
 
-    async fn latest_offset(&mut self, after: Option<&Offset>, _limit: ReadLimit) -> Result<Latest> {
-        Ok(Latest::at(Offset::new((after.map_or(0, count) + 10).min(30))))
+    async fn latest_offset(&mut self, after: Option<&Offset>, _limit: ReadLimit) -> Result<LatestOffset> {
+        Ok(LatestOffset::at(Offset::new((after.map_or(0, count) + 10).min(30))))
     }
 
     async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {

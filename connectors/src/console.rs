@@ -17,7 +17,7 @@ use tidewater::error::{Error, Result};
 use tidewater::id::{BatchId, PartitionId};
 use tidewater::identity::Identity;
 use tidewater::query::OutputMode;
-use tidewater::sink::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
+use tidewater::sink::{BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, StreamingWrite};
 
 use crate::options::Options;
 
@@ -142,11 +142,11 @@ impl Sink for ConsoleSink {
         Guarantee::AtLeastOnce
     }
 
-    fn supports(&self, _mode: OutputMode) -> bool {
+    fn supports_output_mode(&self, _mode: OutputMode) -> bool {
         true
     }
 
-    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         Ok(Box::new(ConsoleWriter { sink: self.clone(), schema: context.schema }))
     }
 }
@@ -158,12 +158,12 @@ struct ConsoleWriter {
 }
 
 #[async_trait]
-impl SinkWriter for ConsoleWriter {
-    async fn begin(&self, _batch: BatchId) -> Result<Begin> {
-        Ok(Begin::Open)
+impl StreamingWrite for ConsoleWriter {
+    async fn begin(&self, _batch: BatchId) -> Result<BatchStatus> {
+        Ok(BatchStatus::New)
     }
 
-    fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         Ok(Box::new(FirstRows { wanted: self.sink.num_rows, rows: 0, first: vec![] }))
     }
 
@@ -201,7 +201,7 @@ struct FirstRows {
 }
 
 #[async_trait]
-impl PartitionWriter for FirstRows {
+impl DataWriter for FirstRows {
     async fn write(&mut self, rows: RecordBatch) -> Result<()> {
         self.rows += rows.num_rows() as u64;
         let taken = self.wanted.min(rows.num_rows());
@@ -260,19 +260,19 @@ mod tests {
     async fn printed(sink: impl FnOnce(ConsoleSink) -> ConsoleSink, partitions: &[i64]) -> String {
         let page = Page::default();
         let context = SinkContext {
-            name: tidewater::sink::SinkName::Output,
+            role: tidewater::sink::SinkRole::Output,
             schema: rows(0).schema(),
             output_mode: OutputMode::Update,
             query_id: QueryId::random(),
             run_id: RunId::random(),
             next_batch: BatchId(7),
-            next_batch_may_be_taken: true,
+            next_batch_may_be_committed: true,
             session: Arc::new(SessionContext::new().state()),
             clock: Arc::new(ManualClock::at(0)),
             durable: false,
         };
         let writer = sink(ConsoleSink::to(page.clone())).open(context).await.unwrap();
-        assert_eq!(writer.begin(BatchId(7)).await.unwrap(), Begin::Open);
+        assert_eq!(writer.begin(BatchId(7)).await.unwrap(), BatchStatus::New);
         let mut receipts = vec![];
         for (i, n) in partitions.iter().enumerate() {
             let mut partition = writer.partition(BatchId(7), PartitionId(i)).unwrap();

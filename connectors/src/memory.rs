@@ -48,8 +48,8 @@ impl Claim {
             ErrorKind::OutOfMemory,
             format!("{what} needs {bytes} bytes of memory, more than the session has left: {said}"),
         )
-        .hint(*hint)
-        .caused_by(cause)
+        .with_hint(*hint)
+        .with_source(cause)
     }
 }
 
@@ -78,7 +78,7 @@ mod tests {
         for error in [claim.grow(50).unwrap_err(), claim.resize(110).unwrap_err()] {
             assert_eq!(error.kind(), ErrorKind::OutOfMemory);
             assert!(error.message().contains("the rows of a test needs 110 bytes"), "{error}");
-            assert_eq!(error.hint_text(), Some("keep fewer"));
+            assert_eq!(error.hint(), Some("keep fewer"));
         }
         assert_eq!((claim.bytes(), pool.reserved()), (60, 60));
         claim.resize(10).unwrap();

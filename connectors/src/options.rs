@@ -73,12 +73,13 @@ impl Options {
     }
 }
 
-/// What to say of a `name` that is none of the `known`: `kind` is what it names ("option"), `what` is who was asked.
+/// The error for a `name` that is not among the `known` ones: `kind` is what it names ("option"), `what` is who was
+/// asked.
 pub(crate) fn unknown(kind: &str, name: &str, what: &str, known: &[&str]) -> Error {
     let near = near(name, known);
     let guess = if near.is_empty() { String::new() } else { format!(": did you mean {}?", near.join(" or ")) };
     let hint = if known.is_empty() { "it knows none".to_owned() } else { format!("it knows {}", known.join(", ")) };
-    Error::invalid(format!("`{name}` is no {kind} of {what}{guess}")).hint(hint)
+    Error::invalid(format!("unknown {kind} `{name}` of {what}{guess}")).with_hint(hint)
 }
 
 /// Up to three of `known` that are spelled much like `name`, nearest first.
@@ -116,9 +117,9 @@ mod tests {
     #[test]
     fn an_unknown_name_is_answered_with_the_near_ones() {
         let error = options(&[("maxFilePerTriger", "3")]).unwrap_err();
-        assert!(error.message().contains("`maxFilePerTriger` is no option of the test source"), "{error}");
+        assert!(error.message().contains("unknown option `maxFilePerTriger` of the test source"), "{error}");
         assert!(error.message().contains("did you mean `maxFilesPerTrigger`"), "{error}");
-        assert!(error.hint_text().unwrap().contains("latestFirst"), "{error}");
+        assert!(error.hint().unwrap().contains("latestFirst"), "{error}");
     }
 
     #[test]

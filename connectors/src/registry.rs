@@ -70,7 +70,7 @@ pub fn source(
             let (Some(path), Some(schema)) = (path, schema) else {
                 let message =
                     format!("a stream of {name} files needs to know where they are and which columns they have");
-                return Err(Error::invalid(message).hint(
+                return Err(Error::invalid(message).with_hint(
                     "name a folder, and write the columns down: files that come later may not look like the first",
                 ));
             };
@@ -145,7 +145,7 @@ impl TableProviderFactory for StreamTableFactory {
                 Some(bounded) => bounded.create(session, table).await,
                 None => {
                     let message = format!("a table stored as {} has no end", table.file_type);
-                    Err(Error::invalid(message).hint("write `CREATE UNBOUNDED EXTERNAL TABLE`").into())
+                    Err(Error::invalid(message).with_hint("write `CREATE UNBOUNDED EXTERNAL TABLE`").into())
                 }
             };
         }
@@ -191,10 +191,10 @@ mod tests {
         assert!(error.message().contains("did you mean `parquet`"), "{error}");
         let error = source("ratemicrobatch", None, None, none()).unwrap_err();
         assert!(error.message().contains("`rate-micro-batch`"), "{error}");
-        assert!(error.hint_text().unwrap().contains("json"), "{error}");
+        assert!(error.hint().unwrap().contains("json"), "{error}");
         assert!(source("json", Some("in"), None, none()).unwrap_err().message().contains("which columns"));
         let error = sink("noop", None, [("a".to_owned(), "b".to_owned())]).unwrap_err();
-        assert!(error.message().contains("`a` is no option of the discard sink"), "{error}");
+        assert!(error.message().contains("unknown option `a` of the discard sink"), "{error}");
     }
 
     #[tokio::test]

@@ -73,7 +73,7 @@ impl Calls {
         if self.cancel.is_set() { Err(Cancel::error()) } else { Ok(()) }
     }
 
-    /// Calls `whose` code. See the [module](self).
+    /// Calls `whose` code within the time limit, and turns a panic into an error.
     ///
     /// # Errors
     ///
@@ -115,7 +115,7 @@ impl Calls {
 
 fn too_late(whose: &str, phase: Phase, timeout: Duration) -> Error {
     let what = format!("{whose} did not answer within {} ms, in phase {}", timeout.as_millis(), phase.name());
-    Error::new(ErrorKind::Unavailable, what).hint(
+    Error::new(ErrorKind::Unavailable, what).with_hint(
         "find out what it waits for, then start the query again; if it needs more time than that, give the query a longer \
          `call_timeout`",
     )

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-/// Tells the time, and waits for it.
+/// The source of time: the current time, and waiting for a time.
 #[async_trait]
 pub trait Clock: std::fmt::Debug + Send + Sync {
     /// Milliseconds since 1970-01-01T00:00:00 UTC.
@@ -72,7 +72,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until told to move.
+/// A clock that stands still until the test moves it.
 ///
 /// ```
 /// use tidewater::clock::{Clock, ManualClock};

@@ -23,8 +23,9 @@ pub struct QueryConfig {
     pub durable: bool,
     /// Whether a batch without rows runs when only the watermark moved and state waits for it. Default true.
     pub no_data_batches: bool,
-    /// How old the kept rows of a static table may grow before they are read again, in milliseconds. Default: for ever.
-    pub static_refresh_ms: Option<i64>,
+    /// How old the kept rows of a static table may grow before they are read again, in milliseconds. Default: they are
+    /// never read again.
+    pub refresh_static_tables_every_ms: Option<i64>,
     /// How many progress reports are kept. Default 100.
     pub recent_progress: usize,
     /// How long one call to a source, a sink or the checkpoint may take, in milliseconds; `None` for as long as it likes.
@@ -42,7 +43,7 @@ impl Default for QueryConfig {
             polling_delay_ms: 10,
             durable: true,
             no_data_batches: true,
-            static_refresh_ms: None,
+            refresh_static_tables_every_ms: None,
             recent_progress: 100,
             call_timeout_ms: Some(600_000),
             idle_event_interval_ms: 10_000,
@@ -72,7 +73,7 @@ pub fn parse_interval_ms(text: &str) -> Result<i64> {
 pub(crate) fn parse_interval(text: &str) -> Result<(i32, i32, i64)> {
     let invalid = || {
         Error::invalid(format!("`{text}` is not an interval"))
-            .hint("write a number and a unit, such as `10 seconds` or `1 hour 30 minutes`")
+            .with_hint("write a number and a unit, such as `10 seconds` or `1 hour 30 minutes`")
     };
     let trimmed = text.trim();
     let body = match trimmed.get(..8) {
@@ -84,7 +85,7 @@ pub(crate) fn parse_interval(text: &str) -> Result<(i32, i32, i64)> {
         return Err(invalid());
     }
     let interval = parse_interval_month_day_nano_config(body, IntervalParseConfig::new(IntervalUnit::Second))
-        .map_err(|e| invalid().caused_by(e))?;
+        .map_err(|e| invalid().with_source(e))?;
     Ok((interval.months, interval.days, interval.nanoseconds))
 }
 

@@ -78,11 +78,11 @@ impl fmt::Display for ErrorKind {
 /// use tidewater::error::{Error, ErrorKind};
 ///
 /// let error = Error::new(ErrorKind::BadInput, "line 3 is not JSON")
-///     .file("in/part-7.json")
-///     .hint("mend the line and start the query again");
+///     .with_file("in/part-7.json")
+///     .with_hint("fix the line and start the query again");
 /// assert_eq!(
 ///     error.to_string(),
-///     "bad input: line 3 is not JSON [file in/part-7.json]. What to do: mend the line and start the query again"
+///     "bad input: line 3 is not JSON [file in/part-7.json]. What to do: fix the line and start the query again"
 /// );
 /// ```
 #[derive(Clone, Serialize, Deserialize)]
@@ -147,7 +147,10 @@ impl Error {
             std::io::ErrorKind::NotFound => "check that the path exists and nothing else deletes files there",
             _ => "check the disk and the path, then start again",
         };
-        Self::new(ErrorKind::Unavailable, format!("cannot {action}: {source}")).file(file).hint(hint).caused_by(source)
+        Self::new(ErrorKind::Unavailable, format!("cannot {action}: {source}"))
+            .with_file(file)
+            .with_hint(hint)
+            .with_source(source)
     }
 
     /// Code of the user panicked: `whose` says which. The panic ended what called it, not the process.
@@ -170,42 +173,42 @@ impl Error {
 
     /// Adds what to do next.
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
     }
 
     /// Adds the query, unless one is named already.
     #[must_use]
-    pub fn query(mut self, query: QueryId) -> Self {
+    pub fn with_query(mut self, query: QueryId) -> Self {
         self.0.query.get_or_insert(query);
         self
     }
 
     /// Adds the batch, unless one is named already.
     #[must_use]
-    pub fn batch(mut self, batch: BatchId) -> Self {
+    pub fn with_batch(mut self, batch: BatchId) -> Self {
         self.0.batch.get_or_insert(batch);
         self
     }
 
     /// Adds the partition, unless one is named already.
     #[must_use]
-    pub fn partition(mut self, partition: PartitionId) -> Self {
+    pub fn with_partition(mut self, partition: PartitionId) -> Self {
         self.0.partition.get_or_insert(partition);
         self
     }
 
     /// Adds the file, unless one is named already.
     #[must_use]
-    pub fn file(mut self, file: impl Into<String>) -> Self {
+    pub fn with_file(mut self, file: impl Into<String>) -> Self {
         self.0.file.get_or_insert_with(|| file.into());
         self
     }
 
     /// Adds the error underneath.
     #[must_use]
-    pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+    pub fn with_source(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.0.source = Some(Arc::new(source));
         self
     }
@@ -226,17 +229,27 @@ impl Error {
     }
 
     /// What to do next, if there is more to say than the message does.
-    pub fn hint_text(&self) -> Option<&str> {
+    pub fn hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
     }
 
+    /// The query it happened in, if known.
+    pub fn query(&self) -> Option<QueryId> {
+        self.0.query
+    }
+
+    /// The partition it happened in, if known.
+    pub fn partition(&self) -> Option<PartitionId> {
+        self.0.partition
+    }
+
     /// The batch that failed, if one was running.
-    pub fn batch_id(&self) -> Option<BatchId> {
+    pub fn batch(&self) -> Option<BatchId> {
         self.0.batch
     }
 
     /// The file at fault, if there is one.
-    pub fn file_name(&self) -> Option<&str> {
+    pub fn file(&self) -> Option<&str> {
         self.0.file.as_deref()
     }
 }
@@ -263,7 +276,7 @@ pub(crate) async fn guarded_call<T>(
 }
 
 fn panicked_in_a_call(whose: impl FnOnce() -> String, panic: &(dyn std::any::Any + Send)) -> Error {
-    Error::panicked(&whose(), panic).hint("mend the cause and start again: the batch is repeated")
+    Error::panicked(&whose(), panic).with_hint("fix the cause and start again: the batch is repeated")
 }
 
 impl fmt::Display for Error {
@@ -319,7 +332,7 @@ impl From<DataFusionError> for Error {
             DataFusionError::Internal(_) => ErrorKind::Internal,
             _ => ErrorKind::BadInput,
         };
-        Error::new(kind, error.strip_backtrace()).caused_by(error)
+        Error::new(kind, error.strip_backtrace()).with_source(error)
     }
 }
 
@@ -371,7 +384,7 @@ impl From<object_store::Error> for Error {
             }
             _ => ErrorKind::Unavailable,
         };
-        Error::new(kind, error.to_string()).caused_by(error)
+        Error::new(kind, error.to_string()).with_source(error)
     }
 }
 
@@ -381,16 +394,16 @@ mod tests {
 
     #[test]
     fn own_errors_survive_the_way_through_datafusion() {
-        let own = Error::new(ErrorKind::Fenced, "batch 3 was written by another run").batch(BatchId(3));
+        let own = Error::new(ErrorKind::Fenced, "batch 3 was written by another run").with_batch(BatchId(3));
         let outer = DataFusionError::Context("while writing".into(), Box::new(own.into()));
         let back = Error::from(outer);
         assert_eq!(back.kind(), ErrorKind::Fenced);
-        assert_eq!(back.batch_id(), Some(BatchId(3)));
+        assert_eq!(back.batch(), Some(BatchId(3)));
     }
 
     #[test]
     fn place_is_named_by_whoever_knew_it_first() {
-        let error = Error::internal("x").partition(PartitionId(1)).partition(PartitionId(2));
+        let error = Error::internal("x").with_partition(PartitionId(1)).with_partition(PartitionId(2));
         assert!(error.to_string().contains("partition 1"));
     }
 }

@@ -8,10 +8,10 @@
 //!                                               └────── wakes ── [IO runtime] ◀─┘           waits, never computes
 //! ```
 //!
-//! A task is a future whose polls run on the pool. Whatever it waits for (storage, a timer, another task) keeps no thread; when
-//! it is woken, it goes to the end of the queue, and whichever thread of the pool is free polls the one at the front. So
-//! all queries of a process take turns, and one that waits for ever keeps nobody. The IO runtime is entered while a task is
-//! polled: whatever its code spawns, or hands to blocking threads, runs there.
+//! A task is a future whose polls run on the pool. Whatever it waits for (storage, a timer, another task) keeps no
+//! thread; when it is woken, it goes to the end of the queue, and whichever thread of the pool is free polls the one at
+//! the front. So all queries of a process take turns, and one that waits forever blocks nobody. The IO runtime is
+//! entered while a task is polled: whatever its code spawns, or hands to blocking threads, runs there.
 //!
 //! Dropping a task cancels it. Code that must block its thread says so with [`block_in_place`]; another thread takes its place
 //! meanwhile.
@@ -109,12 +109,12 @@ impl ExecutorBuilder {
     pub fn build(self) -> Result<Executor> {
         let failed = |e: &dyn std::fmt::Display| {
             Error::internal(format!("the threads of the engine cannot be started: {e}"))
-                .hint("see how many threads the process may have")
+                .with_hint("see how many threads the process may have")
         };
         let io = match self.runtime {
             Some(runtime) if runtime.runtime_flavor() == RuntimeFlavor::CurrentThread => {
                 return Err(Error::invalid("an executor cannot use a tokio runtime of one thread: it may be busy or idle while a query needs it")
-                    .hint("give it a multi-threaded runtime, or none: then it has one of its own"));
+                    .with_hint("give it a multi-threaded runtime, or none: then it has one of its own"));
             }
             Some(runtime) => Io::Borrowed(runtime),
             None => {
@@ -123,7 +123,7 @@ impl ExecutorBuilder {
                     .thread_name("tidewater-io")
                     .enable_all()
                     .build()
-                    .map_err(|e| failed(&e).caused_by(e))?;
+                    .map_err(|e| failed(&e).with_source(e))?;
                 let handle = runtime.handle().clone();
                 Io::Own(Some(runtime), handle)
             }
@@ -134,7 +134,7 @@ impl ExecutorBuilder {
             .thread_name(|number| format!("tidewater-{number}"))
             .stack_size(STACK_BYTES)
             .build()
-            .map_err(|e| failed(&e).caused_by(e))?;
+            .map_err(|e| failed(&e).with_source(e))?;
         Ok(Executor {
             inner: Arc::new(Inner {
                 pool,
@@ -192,7 +192,7 @@ impl Executor {
     /// Runs a future on the pool. A panic in it goes to whoever awaits the task.
     pub(crate) fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Task<T> {
         let inner = Arc::clone(&self.inner);
-        // Who listens to what the engine logs may have told only this thread.
+        // A subscriber to the engine's log may be installed on this thread only.
         let work = work.with_current_subscriber();
         let builder = async_task::Builder::new().propagate_panic(true);
         let (runnable, task) = builder.spawn(|_| work, move |runnable| inner.schedule(runnable));

@@ -86,7 +86,7 @@ uuid_id!(
 );
 
 impl RunId {
-    /// Enough of it to tell the runs of one query apart in the names of files.
+    /// Enough of it to distinguish the runs of one query in the names of files.
     pub(crate) fn short(self) -> String {
         let (first, ..) = self.0.as_fields();
         format!("{first:08x}")

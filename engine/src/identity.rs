@@ -45,8 +45,8 @@ impl Identity {
         self
     }
 
-    /// A place that is found under this name only as long as the process lives. It is told apart from others of the query,
-    /// and not missed when it has another name.
+    /// A place that is found under this name only as long as the process lives. It is distinguished from others of the
+    /// query, and not missed when it has another name.
     #[must_use]
     pub fn in_process(mut self, place: impl Into<String>) -> Self {
         self.passing = true;

@@ -8,26 +8,26 @@
 //! A query is planned once. Then, trigger after trigger, the same plan runs over the next stretch of each source:
 //!
 //! 1. **Trigger.** The [`Trigger`](trigger::Trigger) says when to look: at once, in a rhythm, or until all is read.
-//! 2. **Decide.** Each [`SourceReader`](source::SourceReader) says how far this batch may go
-//!    ([`latest_offset`](source::SourceReader::latest_offset)). Is there anything to do? If not, wait.
+//! 2. **Decide.** Each [`MicroBatchStream`](source::MicroBatchStream) says how far this batch may go
+//!    ([`latest_offset`](source::MicroBatchStream::latest_offset)). Is there anything to do? If not, wait.
 //! 3. **Log.** `offsets/N` is created in the [checkpoint]: where the batch ends, its watermark, its clock. From now
 //!    on batch N exists, and whenever it runs, it reads the same rows and sees the same time.
-//! 4. **Split.** Each source cuts its stretch into [splits](source::SourceReader::splits), which are data; a simple one
-//!    [binds](source::SourceReader::bind) it to a bounded plan. The columns and filters that the query pushed down go along.
+//! 4. **Split.** Each source cuts its stretch into [splits](source::MicroBatchStream::splits), which are data; a simple one
+//!    [binds](source::MicroBatchStream::bind) it to a bounded plan. The columns and filters that the query pushed down go along.
 //! 5. **Execute.** The cached plan runs, each partition a task on the engine's own [threads](executor). Where it runs, a
 //!    [scan](source::SourceScanner::scan) makes rows of the splits. Leaves and operators find what they need to know of the
 //!    batch in the [`BatchContext`](batch::BatchContext).
-//!    Where rows of one key must meet, the plan is cut: what is below runs first, and its rows are dealt out by key.
+//!    Where rows of one key must meet, the plan is cut: what is below runs first, and its rows are distributed by key.
 //! 6. **Remember.** Stateful operators find what they know of each key, change it, and give rows out; what changed is
 //!    written to `state/` in the checkpoint, one file per operator. How far event time has come is noted, too
 //!    ([`watermark`]).
-//! 7. **Sink.** Each partition that has rows fills a [`PartitionWriter`](sink::PartitionWriter) and ends with a
-//!    [`Receipt`](sink::Receipt). [`commit`](sink::SinkWriter::commit) makes the batch visible, once: a second commit of the
+//! 7. **Sink.** Each partition that has rows fills a [`DataWriter`](sink::DataWriter) and ends with a
+//!    [`Receipt`](sink::Receipt). [`commit`](sink::StreamingWrite::commit) makes the batch visible, once: a second commit of the
 //!    same batch changes nothing. Records that a source could not read may go to a second sink, as
 //!    [dead letters](sink::DeadLetters), in the same way.
 //! 8. **Commit.** `commits/N` is created, with the watermark of the next batch and the names of the files that are the
 //!    state after it. Batch N is done.
-//! 9. **Progress.** A [`QueryProgress`](progress::QueryProgress) tells what happened, to handles and listeners.
+//! 9. **Progress.** A [`QueryProgress`](progress::QueryProgress) reports what happened, to handles and listeners.
 //! 10. **Housekeeping.** Sources let go of what was read; old log entries and files of state are deleted; small files of
 //!     state are merged into larger ones.
 //!

@@ -54,7 +54,7 @@ pub(crate) fn with_limit(user: &Arc<RuntimeEnv>) -> Result<Arc<RuntimeEnv>> {
 }
 
 /// What the process may use: the least of the limits of its control groups and of what the machine has; none where the
-/// system tells neither.
+/// system reports neither.
 fn usable_bytes(read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
     let machine = read(Path::new("/proc/meminfo")).and_then(|text| mem_total_bytes(&text));
     let groups = read(Path::new("/proc/self/cgroup")).map(|text| limit_files(&text)).unwrap_or_default();

@@ -5,7 +5,9 @@ pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::id::BatchId;
 pub use crate::progress::{QueryEvent, QueryListener, QueryProgress};
 pub use crate::query::window::{session_window, window, window_time};
-pub use crate::query::{OutputMode, QueryManager, StreamWriter, StreamingContext, StreamingDataFrame, StreamingQuery};
+pub use crate::query::{
+    OutputMode, QueryManager, StreamWriter, StreamingDataFrameExt, StreamingQuery, StreamingSessionExt,
+};
 pub use crate::sink::{DiscardSink, ForeachBatchSink, Guarantee, MemorySink};
 pub use crate::source::MemorySource;
 pub use crate::trigger::Trigger;

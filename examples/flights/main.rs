@@ -87,7 +87,7 @@ async fn main() -> ExitCode {
 
 impl Args {
     fn source(&self) -> FileSource {
-        let source = FileSource::csv(&self.input).schema(flights_schema()).header(true);
+        let source = FileSource::csv(&self.input).with_schema(flights_schema()).header(true);
         source.max_files_per_trigger(self.files_per_batch)
     }
 
@@ -192,7 +192,7 @@ async fn read_back(output: &str, columns: SchemaRef) -> Result<DataFrame> {
     let ctx = SessionContext::new();
     let rows = MemorySink::new();
     let query = ctx
-        .read_stream(FileSource::parquet(output).schema(columns))
+        .read_stream(FileSource::parquet(output).with_schema(columns))
         .await?
         .write_stream(rows.clone())
         .trigger(Trigger::AvailableNow)
@@ -218,8 +218,8 @@ fn remove_earlier_answer(output: &Path) -> Result<()> {
     };
     if let Some(foreign) = entries.iter().find(|path| !ours(path)) {
         return Err(Error::invalid("the directory for the batch job holds something that no batch job wrote")
-            .file(foreign.display().to_string())
-            .hint("give another --output, or move that away"));
+            .with_file(foreign.display().to_string())
+            .with_hint("give another --output, or move that away"));
     }
     let remove = |path: &PathBuf| match path.is_dir() {
         true => std::fs::remove_dir_all(path),

@@ -13,7 +13,7 @@ use tidewater::prelude::*;
 const PHASES: [&str; 7] =
     ["latestOffset", "walCommit", "getBatch", "queryPlanning", "addBatch", "commitOffsets", "triggerExecution"];
 
-/// Listens to the query, tells each batch as it is committed, and keeps the sums for the end.
+/// Listens to the query, prints each batch as it is committed, and keeps the sums for the end.
 #[derive(Debug)]
 pub(crate) struct Show {
     /// When the process started.

@@ -43,7 +43,7 @@ pub(crate) fn hourly(flights: DataFrame) -> Result<DataFrame> {
     ])?)
 }
 
-/// The routes on which flights leave latest, as far as is known. On a stream in update mode each batch tells those that
+/// The routes on which flights leave latest, as far as is known. On a stream in update mode each batch prints those that
 /// changed.
 pub(crate) fn worst_routes(flights: DataFrame) -> Result<DataFrame> {
     let routes = flights.filter(col("dep_delay").is_not_null())?.aggregate(

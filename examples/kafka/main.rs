@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! rate ─▶ tidewater-orders ─┬─▶ large    ─▶ tidewater-large              (keeps nothing)
-//!                           ├─▶ revenue  ─▶ tidewater-revenue            (keeps open windows, tells each once)
+//!                           ├─▶ revenue  ─▶ tidewater-revenue            (keeps open windows, emits each once)
 //!                           │                       └─▶ archive ─▶ Parquet
 //!                           └─▶ what is no order ─▶ tidewater-dead-letters, in the same commit as `revenue`
 //!
@@ -30,7 +30,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use tidewater::prelude::*;
 use tidewater_connectors::file::FileSink;
 use tidewater_connectors::formats::Format;
-use tidewater_connectors::kafka::{BadRecords, KafkaSink, KafkaSource, StartingOffsets};
+use tidewater_connectors::kafka::{BadRecordPolicy, KafkaSink, KafkaSource, StartingOffsets};
 use tidewater_connectors::rate::RateSource;
 
 use self::pipeline::{fields_of_value, large, made_up, order_fields, revenue, revenue_fields};
@@ -89,7 +89,7 @@ impl Args {
     }
 
     /// Orders, and what to do with what is none.
-    fn orders(&self, bad: BadRecords) -> KafkaSource {
+    fn orders(&self, bad: BadRecordPolicy) -> KafkaSource {
         self.source("orders").value_format(Format::json(order_fields())).bad_records(bad)
     }
 
@@ -113,11 +113,11 @@ async fn run(args: &Args) -> Result<()> {
         queries.push(args.start(made_up(rate)?.write_stream(args.sink("orders")), "orders").await?);
     }
 
-    // Its bad orders are told by `revenue` already; here they become null, and the filter drops them.
-    let orders = ctx.read_stream(args.orders(BadRecords::Null)).await?;
+    // Its bad orders are emitted by `revenue` already; here they become null, and the filter drops them.
+    let orders = ctx.read_stream(args.orders(BadRecordPolicy::Null)).await?;
     queries.push(args.start(large(orders)?.write_stream(args.sink("large")), "large").await?);
 
-    let orders = ctx.read_stream(args.orders(BadRecords::DeadLetter)).await?;
+    let orders = ctx.read_stream(args.orders(BadRecordPolicy::DeadLetter)).await?;
     let writer = revenue(orders)?.write_stream(args.sink("revenue")).dead_letters(args.sink("dead-letters"));
     let spent = args.start(writer, "revenue").await?;
     if args.once {
@@ -183,7 +183,7 @@ async fn asked_to_stop(seconds: Option<u64>) {
 async fn make_topics(args: &Args) -> Result<()> {
     let unavailable = |what: &str, why: &dyn Display| {
         Error::new(ErrorKind::Unavailable, format!("cannot {what} at {}: {why}", args.bootstrap))
-            .hint("start a broker, or name another one with `--bootstrap`")
+            .with_hint("start a broker, or name another one with `--bootstrap`")
     };
     let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
         .set("bootstrap.servers", &args.bootstrap)

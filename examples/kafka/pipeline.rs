@@ -83,7 +83,7 @@ pub(crate) fn large(records: DataFrame) -> Result<DataFrame> {
     Ok(orders.select(vec![col("customer").alias("key"), json(&ORDER).alias("value")])?)
 }
 
-/// What each customer spent in each window, told once, when the window is over: keeps open windows.
+/// What each customer spent in each window, emitted once, when the window is over: keeps open windows.
 pub(crate) fn revenue(records: DataFrame) -> Result<DataFrame> {
     let orders = fields_of_value(records, &order_fields())?.with_watermark("ordered_at", DELAY)?;
     let spent = orders.aggregate(

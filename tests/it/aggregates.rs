@@ -355,7 +355,8 @@ async fn what_older_releases_kept_is_continued_or_refused_truthfully() {
     }
 }
 
-/// Where our code stands in for DataFusion's. A test that fails here says that DataFusion has mended something: ours may go.
+/// Where our code stands in for DataFusion's. A test that fails here says that DataFusion has fixed something: ours may
+/// go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn datafusion_still_needs_ours() {
     let batches = [rows(&[
@@ -375,8 +376,8 @@ async fn datafusion_still_needs_ours() {
     ] {
         let answer = batch_answer(&format!("SELECT k, {aggregates} FROM t GROUP BY k"), &batches).await;
         match wrong {
-            Some(wrong) => assert_eq!(answer.unwrap(), [wrong], "{aggregates}: mended"),
-            None => assert!(answer.is_err(), "{aggregates}: mended, it gives {answer:?}"),
+            Some(wrong) => assert_eq!(answer.unwrap(), [wrong], "{aggregates}: fixed upstream"),
+            None => assert!(answer.is_err(), "{aggregates}: fixed upstream, it gives {answer:?}"),
         }
     }
 }

@@ -11,7 +11,7 @@ use arrow::record_batch::RecordBatch;
 use datafusion::datasource::MemTable;
 use datafusion::prelude::*;
 use serde_json::{Value, json};
-use tidewater::checkpoint::{CheckpointStore, memory_store};
+use tidewater::checkpoint::{MetadataStore, memory_store};
 use tidewater::prelude::*;
 use tidewater::testing::{batch_table, table};
 
@@ -73,7 +73,7 @@ impl Streams {
         mode: OutputMode,
         sources: &[MemorySource],
         sink: &MemorySink,
-        checkpoint: &Arc<dyn CheckpointStore>,
+        checkpoint: &Arc<dyn MetadataStore>,
     ) -> Result<StreamWriter> {
         let ctx = self.tables().await;
         for (name, source) in NAMES.into_iter().zip(sources) {
@@ -133,10 +133,8 @@ impl Streams {
         };
         match started {
             Ok(()) => Err(format!("{mode}: accepted {sql}")),
-            Err(refused) if refused.batch_id().is_some() => {
-                Err(format!("{mode}: failed only when run: {sql}\n{refused}"))
-            }
-            Err(refused) => Ok(format!("{} ({})", refused.message(), refused.hint_text().unwrap_or_default())),
+            Err(refused) if refused.batch().is_some() => Err(format!("{mode}: failed only when run: {sql}\n{refused}")),
+            Err(refused) => Ok(format!("{} ({})", refused.message(), refused.hint().unwrap_or_default())),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Input, storage and options that are not as they should be: each has a clear error, and mending it loses nothing.
+//! Input, storage and options that are not as they should be: each has a clear error, and fixing it loses nothing.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,12 +7,12 @@ use arrow::record_batch::RecordBatch;
 use datafusion::prelude::*;
 use serde_json::json;
 use tempfile::TempDir;
-use tidewater::checkpoint::{CheckpointStore, memory_store};
+use tidewater::checkpoint::{MetadataStore, memory_store};
 use tidewater::prelude::*;
 use tidewater::testing::{FullDisk, assert_same_rows, table};
-use tidewater_book::events::{event_schema, events};
-use tidewater_book::files::{Format, committed_rows, put_file, put_rows};
 use tidewater_connectors::file::{FileSink, FileSource, ParseMode};
+use tidewater_workspace::events::{event_schema, events};
+use tidewater_workspace::files::{Format, committed_rows, put_file, put_rows};
 
 use crate::job::{
     DOUBLED, PARTITIONS, add, csv_events, doubled, doubled_answer, finish, json_events, memory_events, text, to_the_end,
@@ -55,9 +55,9 @@ async fn malformed(name: &str, good: &str, spoil: (&str, &str), source: fn(&Path
     // As it is, the query stops and says where.
     let failed = place.run(source(&place.path("in")).max_files_per_trigger(1)).await.unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::BadInput, "{failed}");
-    assert!(failed.file_name().is_some_and(|file| file.ends_with(&format!("2-{name}"))), "{failed}");
+    assert!(failed.file().is_some_and(|file| file.ends_with(&format!("2-{name}"))), "{failed}");
     assert!(failed.message().contains("line 3"), "{failed}");
-    assert!(failed.batch_id().is_some() && failed.hint_text().is_some(), "{failed}");
+    assert!(failed.batch().is_some() && failed.hint().is_some(), "{failed}");
     assert_same_rows(&doubled_answer(std::slice::from_ref(&before)).await, &place.written().await);
 
     // Mended, it goes on where it was.
@@ -73,7 +73,7 @@ async fn malformed(name: &str, good: &str, spoil: (&str, &str), source: fn(&Path
     // On request the bad line is left out, and counted.
     let other = Place::new();
     put_file(&other.path("in"), &format!("2-{name}"), bad.as_bytes()).unwrap();
-    let query = other.run(source(&other.path("in")).mode(ParseMode::DropMalformed)).await.unwrap();
+    let query = other.run(source(&other.path("in")).parse_mode(ParseMode::DropMalformed)).await.unwrap();
     let progress = query.last_progress().unwrap();
     assert_eq!(progress.sources[0].metrics.get("malformedRowsDropped").map(String::as_str), Some("1"), "{progress:?}");
     assert_eq!(progress.sink.num_output_rows, 2);
@@ -97,7 +97,8 @@ async fn a_malformed_line_can_be_kept() {
     let place = Place::new();
     put_file(&place.path("in"), "x.csv", b"1,one\nx,two\n3,three\n").unwrap();
     let schema = table::schema(&[("n", "long"), ("name", "string"), ("_corrupt_record", "string")]).unwrap();
-    let source = FileSource::csv(text(&place.path("in"))).schema(schema.clone()).option("mode", "PERMISSIVE").unwrap();
+    let source =
+        FileSource::csv(text(&place.path("in"))).with_schema(schema.clone()).option("mode", "PERMISSIVE").unwrap();
     let sink = MemorySink::new();
     let stream = SessionContext::new().read_stream(source).await.unwrap();
     let query = finish(to_the_end(stream, sink.clone(), &place.path("checkpoint"))).await.unwrap();
@@ -128,7 +129,7 @@ async fn a_vanished_file() {
     std::fs::rename(&file, place.path("moved.json")).unwrap();
     let lost = run().await.unwrap_err();
     assert_eq!(lost.kind(), ErrorKind::SourceLostData, "{lost}");
-    assert!(lost.file_name().is_some_and(|file| file.ends_with("1.json")), "{lost}");
+    assert!(lost.file().is_some_and(|file| file.ends_with("1.json")), "{lost}");
 
     std::fs::rename(place.path("moved.json"), &file).unwrap();
     run().await.unwrap();
@@ -139,7 +140,7 @@ async fn a_vanished_file() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_schema() {
     let place = Place::new();
-    let source = || FileSource::parquet(text(&place.path("in"))).schema(event_schema().unwrap());
+    let source = || FileSource::parquet(text(&place.path("in"))).with_schema(event_schema().unwrap());
     put_rows(&place.path("in"), "1.parquet", Format::Parquet, &events(1, 5).unwrap()).unwrap();
     place.run(source()).await.unwrap();
 
@@ -148,7 +149,7 @@ async fn a_changed_schema() {
     put_rows(&place.path("in"), "2.parquet", Format::Parquet, &other).unwrap();
     let failed = place.run(source()).await.unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::BadInput, "{failed}");
-    assert!(failed.file_name().is_some_and(|file| file.ends_with("2.parquet")), "{failed}");
+    assert!(failed.file().is_some_and(|file| file.ends_with("2.parquet")), "{failed}");
     assert!(failed.to_string().contains("`v`") || failed.to_string().contains("v"), "{failed}");
 }
 
@@ -156,10 +157,10 @@ async fn a_changed_schema() {
 async fn a_file_that_is_torn() {
     let place = Place::new();
     put_file(&place.path("in"), "1.parquet", b"PAR1 and then nothing of the kind").unwrap();
-    let source = FileSource::parquet(text(&place.path("in"))).schema(event_schema().unwrap());
+    let source = FileSource::parquet(text(&place.path("in"))).with_schema(event_schema().unwrap());
     let failed = place.run(source).await.unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::BadInput, "{failed}");
-    assert!(failed.file_name().is_some_and(|file| file.ends_with("1.parquet")), "{failed}");
+    assert!(failed.file().is_some_and(|file| file.ends_with("1.parquet")), "{failed}");
 }
 
 /// Files and folders that stand where the checkpoint or the output would go: also what a missing right would look like, for
@@ -171,7 +172,7 @@ async fn places_that_cannot_be_written() {
     std::fs::write(place.path("checkpoint"), "a file").unwrap();
     let failed = place.run(json_events(&place.path("in"))).await.unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::Unavailable, "{failed}");
-    assert!(failed.file_name().is_some_and(|file| file.contains("checkpoint")), "{failed}");
+    assert!(failed.file().is_some_and(|file| file.contains("checkpoint")), "{failed}");
     std::fs::remove_file(place.path("checkpoint")).unwrap();
 
     std::fs::write(place.path("out"), "a file").unwrap();
@@ -190,7 +191,7 @@ async fn a_full_disk() {
     for room_for in 0..7 {
         let (source, sink, disk) = (memory_events(), MemorySink::new(), memory_store());
         rows.iter().for_each(|rows| add(&source, rows));
-        let run = async |store: Arc<dyn CheckpointStore>| {
+        let run = async |store: Arc<dyn MetadataStore>| {
             let stream = doubled(SessionContext::new().read_stream(source.clone()).await?)?;
             let writer = stream.write_stream(sink.clone()).checkpoint_store(store).partitions(PARTITIONS);
             finish(writer.trigger(Trigger::AvailableNow)).await
@@ -198,8 +199,8 @@ async fn a_full_disk() {
         let small = FullDisk::with_room_for(room_for, Arc::clone(&disk));
         let failed = run(Arc::new(small)).await.unwrap_err();
         assert_eq!(failed.kind(), ErrorKind::Unavailable, "{failed}");
-        assert!(failed.hint_text().is_some_and(|hint| hint.contains("free space")), "{failed}");
-        assert!(failed.file_name().is_some(), "{failed}");
+        assert!(failed.hint().is_some_and(|hint| hint.contains("free space")), "{failed}");
+        assert!(failed.file().is_some(), "{failed}");
 
         run(disk).await.unwrap();
         assert_same_rows(&doubled_answer(&rows).await, &sink.batches());
@@ -228,7 +229,7 @@ async fn options_that_are_wrong() {
     assert!(unknown.to_string().contains("`nobody`"), "{unknown}");
 
     let writer = to_the_end(stream.clone(), DiscardSink::new(), &place.path("checkpoint"));
-    let negative = writer.static_refresh("-5 minutes").start().await.unwrap_err();
+    let negative = writer.refresh_static_tables_every("-5 minutes").start().await.unwrap_err();
     assert_eq!(negative.kind(), ErrorKind::InvalidQuery, "{negative}");
     assert!(negative.to_string().contains("`-5 minutes`"), "{negative}");
 

@@ -8,9 +8,9 @@ use tempfile::TempDir;
 use tidewater::prelude::*;
 use tidewater::testing::oracle::row_lines;
 use tidewater::testing::table;
-use tidewater_book::events::{event_schema, events};
-use tidewater_book::files::{Format, committed_rows, put_rows};
 use tidewater_connectors::file::{FileSink, FileSource};
+use tidewater_workspace::events::{event_schema, events};
+use tidewater_workspace::files::{Format, committed_rows, put_rows};
 
 use crate::job::{DOUBLED, finish, json_events, text, to_the_end};
 
@@ -296,7 +296,7 @@ impl World {
 async fn refused(writer: StreamWriter, words: &[&str]) {
     let error = finish(writer).await.map(|_| ()).expect_err("it is another query");
     assert_eq!(error.kind(), ErrorKind::IncompatibleCheckpoint, "{error}");
-    let told = format!("{error} {:?}", error.hint_text());
+    let told = format!("{error} {:?}", error.hint());
     words.iter().for_each(|word| assert!(told.contains(word), "`{word}` is not in: {told}"));
 }
 
@@ -312,7 +312,7 @@ async fn a_checkpoint_knows_its_sources_and_sinks() {
     assert!(!world.at("out2").exists() || world.rows("out2").await == 0);
 
     let ctx = SessionContext::new();
-    let csv = FileSource::csv(text(&world.at("a"))).schema(event_schema().unwrap());
+    let csv = FileSource::csv(text(&world.at("a"))).with_schema(event_schema().unwrap());
     let stream = ctx.read_stream(csv).await.unwrap();
     let stream = stream.union(ctx.read_stream(json_events(&world.at("b"))).await.unwrap()).unwrap();
     let stream = stream.select_columns(&["ts", "k", "v"]).unwrap();
@@ -416,7 +416,8 @@ async fn a_query_does_not_read_its_own_output() {
         (path("a"), path("out"), true, false, false),
     ] {
         let ctx = SessionContext::new();
-        let files = FileSource::json(source.clone()).schema(event_schema().unwrap()).recursive(recursive);
+        let files =
+            FileSource::json(source.clone()).with_schema(event_schema().unwrap()).recursive_file_lookup(recursive);
         let stream = ctx.read_stream(files).await.unwrap().select_columns(&["k", "v"]).unwrap();
         let mut to = FileSink::json(sink.clone());
         if partitioned {
@@ -440,7 +441,7 @@ async fn a_query_does_not_read_its_own_output() {
     }
     // Nor its checkpoint.
     let ctx = SessionContext::new();
-    let files = FileSource::json(path("b")).schema(event_schema().unwrap()).recursive(true);
+    let files = FileSource::json(path("b")).with_schema(event_schema().unwrap()).recursive_file_lookup(true);
     let stream = ctx.read_stream(files).await.unwrap();
     let error = to_the_end(stream, MemorySink::new(), &world.at("b/checkpoint")).start().await.map(|_| ()).unwrap_err();
     assert!(error.message().contains("checkpoint files"), "{error}");

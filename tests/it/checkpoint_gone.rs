@@ -7,9 +7,9 @@ use datafusion::prelude::*;
 use tempfile::TempDir;
 use tidewater::prelude::*;
 use tidewater::testing::{assert_same_rows, table};
-use tidewater_book::events::events;
-use tidewater_book::files::{Format, committed_rows, put_rows};
 use tidewater_connectors::file::FileSink;
+use tidewater_workspace::events::events;
+use tidewater_workspace::files::{Format, committed_rows, put_rows};
 
 use crate::job::{DOUBLED, doubled, doubled_answer, json_events, text, to_the_end};
 
@@ -34,7 +34,7 @@ impl Place {
         let stream = SessionContext::new().read_stream(json_events(&self.path("in"))).await.unwrap();
         let sink = FileSink::parquet(text(&self.path("out")));
         let writer = to_the_end(doubled(stream).unwrap(), sink, &self.path("checkpoint"));
-        writer.durable(durable).trigger(Trigger::AsFastAsPossible).start().await.unwrap()
+        writer.durable(durable).trigger(Trigger::Immediate).start().await.unwrap()
     }
 }
 
@@ -59,8 +59,8 @@ async fn a_folder_that_is_deleted_while_the_query_runs() {
             let failed = query.process_all_available().await.expect_err(gone);
             assert_eq!(failed.kind(), ErrorKind::DamagedCheckpoint, "{gone}: {failed}");
             assert!(failed.message().contains("deleted"), "{gone}: {failed}");
-            assert!(failed.file_name().is_some_and(|file| file.contains(gone)), "{gone}: {failed}");
-            assert!(failed.hint_text().is_some(), "{gone}: {failed}");
+            assert!(failed.file().is_some_and(|file| file.contains(gone)), "{gone}: {failed}");
+            assert!(failed.hint().is_some(), "{gone}: {failed}");
             assert!(!query.is_active());
             // An output without its log may get data files, which nobody sees.
             assert!(gone == "out" || !place.path(gone).exists(), "{gone} was made anew");

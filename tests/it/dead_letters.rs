@@ -17,11 +17,15 @@ use datafusion::prelude::*;
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use tidewater::batch::BatchContext;
-use tidewater::checkpoint::{CheckpointStore, memory_store};
+use tidewater::checkpoint::{MetadataStore, memory_store};
 use tidewater::prelude::*;
 use tidewater::sink::{DeadLetter, DeadLetters};
-use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
-use tidewater::testing::{FallingSink, FallingSource, FallingStore, Falls, assert_same_rows, every_fall, table};
+use tidewater::source::{
+    LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext,
+};
+use tidewater::testing::{
+    FaultInjector, FaultySink, FaultySource, FaultyStore, assert_same_rows, crash_at_every_call, table,
+};
 
 use crate::job::{PARTITIONS, add, finish, same};
 
@@ -73,29 +77,29 @@ impl Source for Picky {
         self.inner.schema()
     }
 
-    fn has_dead_letters(&self) -> bool {
+    fn emits_dead_letters(&self) -> bool {
         self.announces
     }
 
-    async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>> {
+    async fn open(&self, context: SourceContext) -> Result<Box<dyn MicroBatchStream>> {
         Ok(Box::new(PickyReader { inner: self.inner.open(context).await?, told: None }))
     }
 }
 
 #[derive(Debug)]
 struct PickyReader {
-    inner: Box<dyn SourceReader>,
+    inner: Box<dyn MicroBatchStream>,
     /// The place of the plan that bound this range first tells of what is bad in it.
     told: Option<OffsetRange>,
 }
 
 #[async_trait]
-impl SourceReader for PickyReader {
-    async fn freeze(&mut self) -> Result<()> {
-        self.inner.freeze().await
+impl MicroBatchStream for PickyReader {
+    async fn prepare_for_available_now(&mut self) -> Result<()> {
+        self.inner.prepare_for_available_now().await
     }
 
-    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
+    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<LatestOffset> {
         self.inner.latest_offset(after, limit).await
     }
 
@@ -162,7 +166,7 @@ struct World {
     adds: Vec<RecordBatch>,
     sink: MemorySink,
     letters: MemorySink,
-    checkpoint: Arc<dyn CheckpointStore>,
+    checkpoint: Arc<dyn MetadataStore>,
 }
 
 impl World {
@@ -198,14 +202,14 @@ impl World {
     }
 
     /// Passes on what can be read, every boundary watched.
-    async fn run(&self, falls: &Falls) -> Result<StreamingQuery> {
-        let source = FallingSource::new(self.source.clone(), falls);
+    async fn run(&self, falls: &FaultInjector) -> Result<StreamingQuery> {
+        let source = FaultySource::new(self.source.clone(), falls);
         let writer = SessionContext::new()
             .read_stream(source)
             .await?
-            .write_stream(FallingSink::new(self.sink.clone(), falls))
-            .dead_letters(FallingSink::new(self.letters.clone(), falls))
-            .checkpoint_store(Arc::new(FallingStore::new(Arc::clone(&self.checkpoint), falls)))
+            .write_stream(FaultySink::new(self.sink.clone(), falls))
+            .dead_letters(FaultySink::new(self.letters.clone(), falls))
+            .checkpoint_store(Arc::new(FaultyStore::new(Arc::clone(&self.checkpoint), falls)))
             .min_batches_to_retain(2);
         to_the_end(writer).await
     }
@@ -254,7 +258,7 @@ fn dead_letter_rows(query: &StreamingQuery) -> Vec<Option<String>> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_record_is_in_one_of_both_sinks() {
     let world = World::new();
-    let query = world.run(&Falls::quiet()).await.unwrap();
+    let query = world.run(&FaultInjector::disarmed()).await.unwrap();
     world.check().unwrap();
     assert_eq!(query.guarantee(), Guarantee::ExactlyOnce);
     let expected: Vec<Option<String>> = COUNTS.iter().map(|(bad, _)| Some(bad.to_string())).collect();
@@ -266,7 +270,7 @@ async fn every_record_is_in_one_of_both_sinks() {
 /// Wherever the process dies, each of both sinks has every batch once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_fall_leaves_both_sinks_whole() {
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         World::new,
         async |world: &World, falls: &Falls| world.run(falls).await.map(|_| ()),
         async |world: &World| world.check(),
@@ -284,13 +288,13 @@ async fn every_fall_leaves_both_sinks_whole() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_query_without_a_sink_for_them_is_refused() {
     let world = World::new();
-    let source = FallingSource::new(world.source.clone(), &Falls::quiet());
+    let source = FaultySource::new(world.source.clone(), &FaultInjector::disarmed());
     let stream = SessionContext::new().read_stream(source).await.unwrap();
     let writer = stream.write_stream(world.sink.clone()).checkpoint_store(Arc::clone(&world.checkpoint));
     let refused = writer.start().await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidQuery, "{refused}");
     assert!(refused.message().contains("`picky`") && refused.message().contains("dead letters"), "{refused}");
-    let hint = refused.hint_text().unwrap();
+    let hint = refused.hint().unwrap();
     assert!(hint.contains("`.dead_letters(sink)`") && hint.contains("treatment of bad records"), "{refused}");
     assert!(world.checkpoint.list("").await.unwrap().is_empty(), "nothing was written");
 }
@@ -303,7 +307,7 @@ async fn dead_letters_that_were_not_announced_fail_the_batch() {
     let stream = SessionContext::new().read_stream(source).await.unwrap();
     let failed = to_the_end(stream.write_stream(world.sink.clone())).await.unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::Internal, "{failed}");
-    assert!(failed.to_string().contains("has_dead_letters"), "{failed}");
+    assert!(failed.to_string().contains("emits_dead_letters"), "{failed}");
     assert_eq!(world.sink.last_batch(), None);
 }
 
@@ -381,6 +385,6 @@ async fn one_memory_sink_cannot_be_both() {
         let writer = stream.write_stream(world.sink.clone()).dead_letters(world.sink.clone());
         let failed = to_the_end(writer.checkpoint_store(Arc::clone(&world.checkpoint))).await.unwrap_err();
         assert_eq!(failed.kind(), ErrorKind::InvalidQuery, "{failed}");
-        assert_eq!(failed.batch_id(), Some(BatchId(0)), "{failed}");
+        assert_eq!(failed.batch(), Some(BatchId(0)), "{failed}");
     }
 }

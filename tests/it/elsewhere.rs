@@ -10,11 +10,11 @@ use tidewater::error::Error;
 use tidewater::id::{BatchId, PartitionId};
 use tidewater::prelude::*;
 use tidewater::sink::{
-    Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter, WriterContext, WriterFactory,
+    BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, StreamingWrite, WriterContext, WriterFactory,
 };
 use tidewater::testing::{assert_same_rows, table};
-use tidewater_book::files::{Format, committed_rows, put_file};
 use tidewater_connectors::file::{FileSink, FileSource, ParseMode};
+use tidewater_workspace::files::{Format, committed_rows, put_file};
 
 use crate::job::{finish, session, text, to_the_end};
 
@@ -32,11 +32,11 @@ impl Sink for Apart {
         self.0.guarantee()
     }
 
-    fn supports(&self, mode: OutputMode) -> bool {
-        self.0.supports(mode)
+    fn supports_output_mode(&self, mode: OutputMode) -> bool {
+        self.0.supports_output_mode(mode)
     }
 
-    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         Ok(Box::new(ApartWriter(self.0.open(context).await?)))
     }
 
@@ -46,16 +46,16 @@ impl Sink for Apart {
 }
 
 #[derive(Debug)]
-struct ApartWriter(Box<dyn SinkWriter>);
+struct ApartWriter(Box<dyn StreamingWrite>);
 
 #[async_trait]
-impl SinkWriter for ApartWriter {
-    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+impl StreamingWrite for ApartWriter {
+    async fn begin(&self, batch: BatchId) -> Result<BatchStatus> {
         self.0.begin(batch).await
     }
 
-    fn partition(&self, _batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
-        Err(Error::invalid("the driver is asked to write").partition(partition))
+    fn partition(&self, _batch: BatchId, partition: PartitionId) -> Result<Box<dyn DataWriter>> {
+        Err(Error::invalid("the driver is asked to write").with_partition(partition))
     }
 
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
@@ -72,7 +72,7 @@ async fn what_tasks_do_needs_no_driver() {
         put_file(&input, name, lines.as_bytes()).unwrap();
     }
     let schema = table::schema(&[("n", "long"), ("s", "string")]).unwrap();
-    let source = FileSource::csv(text(&input)).schema(schema.clone()).mode(ParseMode::DropMalformed);
+    let source = FileSource::csv(text(&input)).with_schema(schema.clone()).mode(ParseMode::DropMalformed);
     let ctx = session();
     let rows = ctx.read_stream(source).await.unwrap();
     let twice = rows.clone().filter(col("n").gt(lit(1))).unwrap().union(rows).unwrap();

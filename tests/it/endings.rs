@@ -16,8 +16,8 @@ use datafusion::logical_expr::{ColumnarValue, ScalarUDF, Volatility, create_udf}
 use datafusion::prelude::*;
 use tidewater::id::PartitionId;
 use tidewater::prelude::*;
-use tidewater::sink::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
-use tidewater_book::events::events;
+use tidewater::sink::{BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, StreamingWrite};
+use tidewater_workspace::events::events;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::job::{add, finish, memory_events, to_the_end};
@@ -32,7 +32,7 @@ fn runtime() -> Runtime {
 fn over(query: &StreamingQuery) -> Option<Error> {
     for _ in 0..6_000 {
         if !query.is_active() {
-            return query.exception();
+            return query.error();
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -86,8 +86,8 @@ fn a_batch_whose_tasks_were_dropped_is_not_committed() {
     std::thread::sleep(Duration::from_millis(100));
     go_on.wait();
     let error = over(&query).expect("the batch cannot be whole");
-    assert_eq!((error.kind(), error.batch_id()), (ErrorKind::Stopped, Some(BatchId(0))), "{error}");
-    assert!(error.to_string().contains("runtime") && error.hint_text().is_some(), "{error}");
+    assert_eq!((error.kind(), error.batch()), (ErrorKind::Stopped, Some(BatchId(0))), "{error}");
+    assert!(error.to_string().contains("runtime") && error.hint().is_some(), "{error}");
     assert_eq!(sink.last_batch(), None);
 
     let stream = async { to_the_end(counted(&source, &slow(&reached, &go_on, false)).await, sink.clone(), dir.path()) };
@@ -98,7 +98,7 @@ fn a_batch_whose_tasks_were_dropped_is_not_committed() {
 /// Neither a panic nor a request to report it: the runtime was dropped under an idle query.
 #[test]
 fn an_idle_query_whose_runtime_goes_says_so() {
-    for trigger in [Trigger::AsFastAsPossible, Trigger::processing_time("1 hour").unwrap()] {
+    for trigger in [Trigger::Immediate, Trigger::processing_time("1 hour").unwrap()] {
         let first = runtime();
         let query = first.block_on(async {
             let stream = SessionContext::new().read_stream(memory_events()).await.unwrap();
@@ -185,7 +185,7 @@ async fn a_query_may_be_started_again_when_its_end_is_told() {
     };
     let stream = ctx.read_stream(source).await.unwrap();
     finish(to_the_end(stream, DiscardSink::new(), dir.path()).name("one").listener(restart)).await.unwrap();
-    let again = again.lock().unwrap().take().expect("the end was told").expect("the checkpoint is free");
+    let again = again.lock().unwrap().take().expect("the end was reported").expect("the checkpoint is free");
     assert!(again.await_termination_for(SOON).await.unwrap());
 }
 
@@ -226,17 +226,17 @@ impl Sink for Panics {
         Guarantee::AtLeastOnce
     }
 
-    fn supports(&self, _mode: OutputMode) -> bool {
+    fn supports_output_mode(&self, _mode: OutputMode) -> bool {
         true
     }
 
-    async fn open(&self, _context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, _context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         Ok(Box::new(PanicsWriter(*self, MemorySink::new().open(_context).await?)))
     }
 }
 
 #[derive(Debug)]
-struct PanicsWriter(Panics, Box<dyn SinkWriter>);
+struct PanicsWriter(Panics, Box<dyn StreamingWrite>);
 
 impl Drop for PanicsWriter {
     fn drop(&mut self) {
@@ -245,13 +245,13 @@ impl Drop for PanicsWriter {
 }
 
 #[async_trait]
-impl SinkWriter for PanicsWriter {
-    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+impl StreamingWrite for PanicsWriter {
+    async fn begin(&self, batch: BatchId) -> Result<BatchStatus> {
         assert!(self.0 != Panics::Begin, "too old for this");
         self.1.begin(batch).await
     }
 
-    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         self.1.partition(batch, partition)
     }
 
@@ -289,7 +289,7 @@ async fn a_panic_in_foreach_batch_is_user_code() {
     for sink in [at_once, later] {
         let stream = SessionContext::new().read_stream(source.clone()).await.unwrap();
         let error = finish(to_the_end(stream, sink, dir.path())).await.unwrap_err();
-        assert_eq!((error.kind(), error.batch_id()), (ErrorKind::UserCode, Some(BatchId(0))), "{error}");
+        assert_eq!((error.kind(), error.batch()), (ErrorKind::UserCode, Some(BatchId(0))), "{error}");
         assert!(error.to_string().contains("nine lives") && error.to_string().contains("foreach_batch"), "{error}");
     }
 }
@@ -315,7 +315,7 @@ async fn foreach_batch_may_stop_its_own_query() {
                 let waits = query.await_termination().await.unwrap_err();
                 assert_eq!(waits.kind(), ErrorKind::InvalidQuery, "{waits}");
                 if abandon {
-                    query.abandon().await?
+                    query.abort().await?
                 } else {
                     query.stop().await?
                 };
@@ -361,7 +361,7 @@ async fn await_any_termination_sees_queries_started_later() {
         let later = start().await;
         later.stop().await.unwrap();
         tokio::time::timeout(SOON, waiting).await.expect("it hears of the end").unwrap().unwrap();
-        ctx.streams().reset_terminated();
+        ctx.streams().forget_terminated();
         start().await;
     }
     for query in ctx.streams().active() {
@@ -394,7 +394,7 @@ async fn state_that_outgrows_its_memory_is_out_of_memory() {
     let stream = ctx.read_stream(source).await.unwrap().drop_duplicates(&[]).unwrap();
     let error = finish(to_the_end(stream, DiscardSink::new(), dir.path())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}");
-    assert!(!error.to_string().contains("storage unavailable") && error.hint_text().is_some(), "{error}");
+    assert!(!error.to_string().contains("storage unavailable") && error.hint().is_some(), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

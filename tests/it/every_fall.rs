@@ -8,16 +8,16 @@ use std::sync::{Arc, Mutex};
 use arrow::record_batch::RecordBatch;
 use datafusion::prelude::*;
 use tempfile::TempDir;
-use tidewater::checkpoint::{CheckpointStore, memory_store};
+use tidewater::checkpoint::{MetadataStore, memory_store};
 use tidewater::prelude::*;
 use tidewater::sink::Sink;
 use tidewater::source::Source;
 use tidewater::testing::oracle::row_lines;
-use tidewater::testing::{FallingSink, FallingSource, FallingStore, Falls, every_fall, table};
-use tidewater_book::events::events;
-use tidewater_book::files::{Format, committed_rows, put_file, put_rows};
+use tidewater::testing::{FaultInjector, FaultySink, FaultySource, FaultyStore, crash_at_every_call, table};
 use tidewater_connectors::console::ConsoleSink;
 use tidewater_connectors::file::{CleanSource, FileSink, FileSource};
+use tidewater_workspace::events::events;
+use tidewater_workspace::files::{Format, committed_rows, put_file, put_rows};
 
 use crate::flights::{airlines_schema, flights_schema, pipeline};
 use crate::job::{
@@ -30,15 +30,15 @@ async fn drive(
     source: impl Source + 'static,
     query: impl AsyncFnOnce(&SessionContext, DataFrame) -> Result<DataFrame>,
     sink: impl Sink + 'static,
-    checkpoint: Arc<dyn CheckpointStore>,
-    falls: &Falls,
+    checkpoint: Arc<dyn MetadataStore>,
+    falls: &FaultInjector,
 ) -> Result<()> {
     let ctx = session();
-    let stream = ctx.read_stream(FallingSource::new(source, falls)).await?;
+    let stream = ctx.read_stream(FaultySource::new(source, falls)).await?;
     query(&ctx, stream)
         .await?
-        .write_stream(FallingSink::new(sink, falls))
-        .checkpoint_store(Arc::new(FallingStore::new(checkpoint, falls)))
+        .write_stream(FaultySink::new(sink, falls))
+        .checkpoint_store(Arc::new(FaultyStore::new(checkpoint, falls)))
         .partitions(PARTITIONS)
         .durable(false)
         .min_batches_to_retain(2)
@@ -49,7 +49,7 @@ async fn drive(
         .await
 }
 
-fn told(job: &str, outcome: Result<u64, String>) {
+fn report(job: &str, outcome: Result<u64, String>) {
     match outcome {
         Ok(falls) => {
             println!("every fall: {job}: {falls} falls tried, no row lost or doubled");
@@ -87,9 +87,9 @@ impl Flights {
         Ok(ctx.read_csv(AIRLINES, CsvReadOptions::new().has_header(true).schema(&airlines_schema())).await?)
     }
 
-    async fn run(&self, falls: &Falls) -> Result<()> {
+    async fn run(&self, falls: &FaultInjector) -> Result<()> {
         let source =
-            FileSource::csv(text(&self.path("in"))).schema(flights_schema()).header(true).max_files_per_trigger(3);
+            FileSource::csv(text(&self.path("in"))).with_schema(flights_schema()).header(true).max_files_per_trigger(3);
         let sink = FileSink::parquet(text(&self.path("out"))).partition_by(["origin"]);
         let job = async |ctx: &SessionContext, flights| pipeline(flights, Self::airlines(ctx).await?);
         drive(source, job, sink, local_checkpoint(&self.path("checkpoint")), falls).await
@@ -114,8 +114,8 @@ impl Flights {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_main_job() {
-    let outcome = every_fall(Flights::new, Flights::run, Flights::check).await;
-    told("flights, CSV files to partitioned Parquet files with a static join", outcome);
+    let outcome = crash_at_every_call(Flights::new, Flights::run, Flights::check).await;
+    report("flights, CSV files to partitioned Parquet files with a static join", outcome);
 }
 
 /// Rows in memory, output and checkpoint in a folder of its own.
@@ -123,7 +123,7 @@ struct Events {
     dir: TempDir,
     source: MemorySource,
     rows: Vec<RecordBatch>,
-    checkpoint: Arc<dyn CheckpointStore>,
+    checkpoint: Arc<dyn MetadataStore>,
 }
 
 impl Events {
@@ -136,7 +136,7 @@ impl Events {
         Events { dir: tempfile::tempdir().unwrap(), source, rows, checkpoint: memory_store() }
     }
 
-    async fn run(&self, sink: impl Sink + 'static, falls: &Falls) -> Result<()> {
+    async fn run(&self, sink: impl Sink + 'static, falls: &FaultInjector) -> Result<()> {
         let job = async |_: &SessionContext, events| doubled(events);
         drive(self.source.clone(), job, sink, Arc::clone(&self.checkpoint), falls).await
     }
@@ -154,29 +154,29 @@ impl Events {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn parquet_files_over_a_compaction_of_their_log() {
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         || Events::new(12),
         async |world: &Events, falls: &Falls| world.run(FileSink::parquet(text(&world.out())), falls).await,
         async |world: &Events| world.files_hold_the_answer(Format::Parquet).await,
     )
     .await;
-    told("memory to Parquet files, 12 batches", outcome);
+    report("memory to Parquet files, 12 batches", outcome);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn csv_files() {
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         || Events::new(4),
         async |world: &Events, falls: &Falls| world.run(FileSink::csv(text(&world.out())), falls).await,
         async |world: &Events| world.files_hold_the_answer(Format::Csv).await,
     )
     .await;
-    told("memory to CSV files", outcome);
+    report("memory to CSV files", outcome);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn json_files_partitioned() {
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         || Events::new(4),
         async |world: &Events, falls: &Falls| {
             world.run(FileSink::json(text(&world.out())).partition_by(["k"]), falls).await
@@ -184,7 +184,7 @@ async fn json_files_partitioned() {
         async |world: &Events| world.files_hold_the_answer(Format::Json).await,
     )
     .await;
-    told("memory to partitioned JSON files", outcome);
+    report("memory to partitioned JSON files", outcome);
 }
 
 /// Input that is deleted once it was read: a fall between reading and deleting must lose nothing.
@@ -198,7 +198,7 @@ async fn input_files_that_are_deleted() {
         }
         world
     }
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         new_world,
         async |world: &Events, falls: &Falls| {
             let source =
@@ -209,18 +209,18 @@ async fn input_files_that_are_deleted() {
         async |world: &Events| world.files_hold_the_answer(Format::Parquet).await,
     )
     .await;
-    told("JSON files, deleted when read, to Parquet files", outcome);
+    report("JSON files, deleted when read, to Parquet files", outcome);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_memory_sink() {
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         || (Events::new(5), MemorySink::new()),
         async |(world, sink): &(Events, MemorySink), falls: &Falls| world.run(sink.clone(), falls).await,
         async |(world, sink): &(Events, MemorySink)| same(&doubled_answer(&world.rows).await, &sink.batches()),
     )
     .await;
-    told("memory to memory", outcome);
+    report("memory to memory", outcome);
 }
 
 /// Every call of the user's function, in order.
@@ -256,13 +256,13 @@ async fn foreach_batch() {
         }
         Ok(())
     }
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         || (Events::new(5), Calls::default()),
         async |(world, calls): &(Events, Calls), falls: &Falls| world.run(remember(calls), falls).await,
         check,
     )
     .await;
-    told("memory to foreach_batch", outcome);
+    report("memory to foreach_batch", outcome);
 }
 
 /// What was printed.
@@ -282,7 +282,7 @@ impl Write for Page {
 /// A batch may be printed twice, but none is left out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_console() {
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         || (Events::new(4), Page::default()),
         async |(world, page): &(Events, Page), falls: &Falls| world.run(ConsoleSink::to(page.clone()), falls).await,
         async |(world, page): &(Events, Page)| {
@@ -296,12 +296,12 @@ async fn the_console() {
         },
     )
     .await;
-    told("memory to console", outcome);
+    report("memory to console", outcome);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_discard_sink() {
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         || Events::new(4),
         async |world: &Events, falls: &Falls| world.run(DiscardSink::new(), falls).await,
         async |world: &Events| {
@@ -312,25 +312,25 @@ async fn the_discard_sink() {
         },
     )
     .await;
-    told("memory to discard", outcome);
+    report("memory to discard", outcome);
 }
 
 /// Two falls in a row: the restart dies as well, at every one of its own moments after a fall in the middle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fall_while_getting_up() {
-    let quiet = Falls::quiet();
+    let quiet = FaultInjector::disarmed();
     Events::new(3).run(MemorySink::new(), &quiet).await.unwrap();
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         || (Events::new(3), MemorySink::new()),
         async |(world, sink): &(Events, MemorySink), falls: &Falls| {
-            let first = Falls::at(quiet.moments() / 2);
+            let first = FaultInjector::at(quiet.call_sites() / 2);
             let _ = world.run(sink.clone(), &first).await;
             world.run(sink.clone(), falls).await
         },
         async |(world, sink): &(Events, MemorySink)| same(&doubled_answer(&world.rows).await, &sink.batches()),
     )
     .await;
-    told("memory to memory, two falls", outcome);
+    report("memory to memory, two falls", outcome);
 }
 
 /// The wrappers see the rows of several partitions, or the tests above would prove less than they say.

@@ -8,11 +8,11 @@ use async_trait::async_trait;
 use datafusion::prelude::*;
 use tempfile::TempDir;
 use tidewater::prelude::*;
-use tidewater::sink::{Sink, SinkContext, SinkWriter};
+use tidewater::sink::{Sink, SinkContext, StreamingWrite};
 use tidewater::testing::{assert_same_rows, table};
-use tidewater_book::events::events;
-use tidewater_book::files::{Format, committed_rows};
 use tidewater_connectors::file::FileSink;
+use tidewater_workspace::events::events;
+use tidewater_workspace::files::{Format, committed_rows};
 use tokio::sync::Notify;
 
 use crate::job::{DOUBLED, add, doubled, doubled_answer, finish, memory_events, text, to_the_end};
@@ -22,7 +22,7 @@ async fn driver(source: &MemorySource, dir: &TempDir) -> StreamingQuery {
     let ctx = SessionContext::new();
     let sink = FileSink::parquet(text(&dir.path().join("out")));
     to_the_end(doubled(ctx.read_stream(source.clone()).await.unwrap()).unwrap(), sink, &dir.path().join("checkpoint"))
-        .trigger(Trigger::AsFastAsPossible)
+        .trigger(Trigger::Immediate)
         .clock(Arc::new(ManualClock::at(0)))
         .start()
         .await
@@ -46,10 +46,10 @@ async fn the_earlier_driver_is_fenced() {
     one.process_all_available().await.unwrap();
     let fenced = other.process_all_available().await.unwrap_err();
     assert_eq!(fenced.kind(), ErrorKind::Fenced, "{fenced}");
-    assert!(fenced.batch_id() == Some(BatchId(0)) && fenced.hint_text().is_some(), "{fenced}");
+    assert!(fenced.batch() == Some(BatchId(0)) && fenced.hint().is_some(), "{fenced}");
     assert!(fenced.to_string().contains("another run"), "{fenced}");
     assert!(!other.is_active());
-    assert_eq!(other.exception().unwrap().kind(), ErrorKind::Fenced);
+    assert_eq!(other.error().unwrap().kind(), ErrorKind::Fenced);
 
     add(&source, &rows[1]);
     one.process_all_available().await.unwrap();
@@ -116,11 +116,11 @@ impl Sink for Late {
         self.inner.guarantee()
     }
 
-    fn supports(&self, mode: OutputMode) -> bool {
-        self.inner.supports(mode)
+    fn supports_output_mode(&self, mode: OutputMode) -> bool {
+        self.inner.supports_output_mode(mode)
     }
 
-    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         let stream = doubled(SessionContext::new().read_stream(self.source.clone()).await?)?;
         finish(to_the_end(stream, self.inner.clone(), &self.checkpoint)).await?;
         self.inner.open(context).await
@@ -174,10 +174,7 @@ async fn one_session_does_not_share_a_checkpoint() {
     let ctx = SessionContext::new();
     let start = async |checkpoint: &str| {
         let stream = ctx.read_stream(source.clone()).await.unwrap();
-        to_the_end(stream, DiscardSink::new(), &dir.path().join(checkpoint))
-            .trigger(Trigger::AsFastAsPossible)
-            .start()
-            .await
+        to_the_end(stream, DiscardSink::new(), &dir.path().join(checkpoint)).trigger(Trigger::Immediate).start().await
     };
     let one = start("checkpoint").await.unwrap();
     let refused = start("checkpoint").await.unwrap_err();

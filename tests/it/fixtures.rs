@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use tidewater::prelude::*;
-use tidewater::testing::{Falls, table};
+use tidewater::testing::{FaultInjector, table};
 use tokio::sync::OnceCell;
 
 use self::exhibits::{Adds, Exhibit, Query, exhibits};
@@ -164,7 +164,7 @@ fn job(exhibit: &Exhibit, query: Query, read: &[Adds], next: &[Adds]) -> Arc<Job
 }
 
 async fn run(world: &World, partitions: usize, clock: &ManualClock) -> Result<()> {
-    let writer = world.writer(world.sink.clone(), partitions, &Falls::quiet()).await?;
+    let writer = world.writer(world.sink.clone(), partitions, &FaultInjector::disarmed()).await?;
     finish(writer.clock(Arc::new(clock.clone()))).await.map(|_| ())
 }
 

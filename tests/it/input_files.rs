@@ -9,9 +9,9 @@ use datafusion::prelude::*;
 use serde_json::json;
 use tidewater::prelude::*;
 use tidewater::testing::{assert_same_rows, table};
-use tidewater_book::files::{Format, committed_rows, put_file};
 use tidewater_connectors::file::{FileSink, FileSource};
 use tidewater_connectors::registry::register_connectors;
+use tidewater_workspace::files::{Format, committed_rows, put_file};
 
 use crate::job::{finish, text, to_the_end};
 
@@ -25,7 +25,7 @@ fn input(folder: &Path) -> FileSource {
 }
 
 fn source(folder: &Path) -> FileSource {
-    FileSource::csv(text(folder)).schema(table::schema(&COLUMNS).unwrap())
+    FileSource::csv(text(folder)).with_schema(table::schema(&COLUMNS).unwrap())
 }
 
 fn uri(folder: &Path, name: &str) -> String {
@@ -97,7 +97,7 @@ async fn what_cannot_be_told_of_a_row_is_refused_at_the_start() {
         let error = answer(stream, mode).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
         assert!(error.message().contains(why), "{error}");
-        assert!(error.batch_id().is_none(), "{error}");
+        assert!(error.batch().is_none(), "{error}");
     }
 }
 
@@ -146,7 +146,7 @@ async fn an_output_folder_that_moved_is_told_as_what_it_is() {
         finish(writer.moved(uri(dir.path(), "out"), uri(dir.path(), "moved"))).await
     };
     let read = async || {
-        let from = FileSource::json(text(&path("moved"))).schema(table::schema(&COLUMNS).unwrap());
+        let from = FileSource::json(text(&path("moved"))).with_schema(table::schema(&COLUMNS).unwrap());
         answer(SessionContext::new().read_stream(from).await.unwrap(), OutputMode::Append).await
     };
     input(&path("in"));
@@ -154,10 +154,10 @@ async fn an_output_folder_that_moved_is_told_as_what_it_is() {
     std::fs::rename(path("out"), path("moved")).unwrap();
     put_file(&path("in"), "c", b"z,4\n").unwrap();
 
-    // Neither read nor gone on with, until the log is mended as the hint says.
+    // Neither read nor gone on with, until the log is fixed as the hint says.
     for failed in [read().await.unwrap_err(), write(&path("moved")).await.unwrap_err()] {
         assert!(failed.message().contains("copied or moved"), "{failed}");
-        let hint = failed.hint_text().unwrap();
+        let hint = failed.hint().unwrap();
         assert!(hint.contains(&uri(dir.path(), "moved")) && hint.contains("_spark_metadata"), "{failed}");
     }
     for entry in std::fs::read_dir(path("moved/_spark_metadata")).unwrap() {
@@ -214,7 +214,7 @@ async fn a_folder_that_lost_its_log_is_not_listed_instead() {
         let writer = to_the_end(stream, FileSink::json(text(&path("out"))), &path("checkpoint 2"));
         writer.trigger(trigger).start().await
     };
-    let running = read(Trigger::AsFastAsPossible).await.unwrap();
+    let running = read(Trigger::Immediate).await.unwrap();
     running.process_all_available().await.unwrap();
     std::fs::rename(path("middle/_spark_metadata"), path("log")).unwrap();
     let told = running.process_all_available().await.unwrap_err();
@@ -225,7 +225,7 @@ async fn a_folder_that_lost_its_log_is_not_listed_instead() {
         Err(error) => error,
     };
     assert_eq!(told.kind(), ErrorKind::Unavailable, "{told}");
-    assert!(told.file_name().unwrap().ends_with("/middle/_spark_metadata"), "{told}");
+    assert!(told.file().unwrap().ends_with("/middle/_spark_metadata"), "{told}");
     // Put back, it is as it was.
     std::fs::rename(path("log"), path("middle/_spark_metadata")).unwrap();
     read(Trigger::AvailableNow).await.unwrap().await_termination().await.unwrap();

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 use datafusion::prelude::*;
-use tidewater::checkpoint::{CheckpointStore, open_store};
+use tidewater::checkpoint::{MetadataStore, open_store};
 use tidewater::prelude::*;
 use tidewater::testing::{batch_answer, difference, serialised_batches, table};
-use tidewater_book::events::event_schema;
 use tidewater_connectors::file::FileSource;
+use tidewater_workspace::events::event_schema;
 
 /// Of every stage, because one partition hides mistakes.
 pub(crate) const PARTITIONS: usize = 3;
@@ -48,12 +48,12 @@ pub(crate) fn add(source: &MemorySource, rows: &RecordBatch) {
 
 /// A file source of events as JSON lines.
 pub(crate) fn json_events(folder: &Path) -> FileSource {
-    FileSource::json(text(folder)).schema(event_schema().unwrap())
+    FileSource::json(text(folder)).with_schema(event_schema().unwrap())
 }
 
 /// A file source of events as CSV with a header line.
 pub(crate) fn csv_events(folder: &Path) -> FileSource {
-    FileSource::csv(text(folder)).schema(event_schema().unwrap()).header(true)
+    FileSource::csv(text(folder)).with_schema(event_schema().unwrap()).header(true)
 }
 
 /// A path as text.
@@ -62,7 +62,7 @@ pub(crate) fn text(path: &Path) -> String {
 }
 
 /// A checkpoint in a local folder, fast rather than safe against power cuts.
-pub(crate) fn local_checkpoint(folder: &Path) -> Arc<dyn CheckpointStore> {
+pub(crate) fn local_checkpoint(folder: &Path) -> Arc<dyn MetadataStore> {
     open_store(&text(folder), &SessionContext::new().runtime_env(), false).unwrap()
 }
 

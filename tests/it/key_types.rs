@@ -246,7 +246,7 @@ async fn text_leaves_no_slack() {
             let query = finish(query).await.unwrap_or_else(|e| panic!("{sql}: {e}"));
             let operator = query.last_progress().unwrap().state_operators[0].clone();
             // How much is merged in the background before the run ends is luck.
-            sizes.push((operator.change_bytes_written, operator.memory_used_bytes));
+            sizes.push((operator.state_bytes_written, operator.memory_used_bytes));
         }
         let [(files, memory), (files_of_views, memory_of_views)] = sizes[..] else { panic!() };
         assert!(files_of_views < files + files / 4, "{sql}: {files_of_views} bytes were written for {files}");

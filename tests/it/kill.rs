@@ -13,8 +13,8 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
 use tidewater::testing::{assert_same_rows, table};
-use tidewater_book::events::Lcg;
-use tidewater_book::files::{Format, committed_rows, data_files, put_file, rows_of};
+use tidewater_workspace::events::Lcg;
+use tidewater_workspace::files::{Format, committed_rows, data_files, put_file, rows_of};
 
 const DAYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/flights");
 

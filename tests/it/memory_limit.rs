@@ -8,7 +8,7 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::*;
-use tidewater::checkpoint::{CheckpointStore, memory_store};
+use tidewater::checkpoint::{MetadataStore, memory_store};
 use tidewater::error::ErrorKind;
 use tidewater::prelude::*;
 use tidewater::testing::{PeakMemory, assert_same_rows, small_state};
@@ -35,7 +35,7 @@ fn session(memory_bytes: usize, mode: DiskManagerMode) -> SessionContext {
 struct World {
     source: MemorySource,
     sink: MemorySink,
-    checkpoint: Arc<dyn CheckpointStore>,
+    checkpoint: Arc<dyn MetadataStore>,
 }
 
 impl World {
@@ -127,7 +127,7 @@ async fn merging_and_loading_hold_little_more_than_the_state() {
     let (grown, progress) = run().await.unwrap();
     let state = &progress.unwrap().state_operators[0];
     let bytes = state.memory_used_bytes as f64;
-    assert!(state.merge_bytes_written > state.change_bytes_written / 2, "few merges: {state:?}");
+    assert!(state.compaction_bytes_written > state.state_bytes_written / 2, "few merges: {state:?}");
     assert!(bytes > 1e7 && grown <= 1.3 * bytes, "{grown} bytes at the most, {bytes} of state");
     assert_eq!(peak.reserved(), 0, "memory was not given back");
     let (loaded, progress) = run().await.unwrap();

@@ -11,16 +11,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::prelude::*;
 use tempfile::TempDir;
-use tidewater::checkpoint::{CheckpointStore, Created, memory_store};
+use tidewater::checkpoint::{CreateOutcome, MetadataStore, memory_store};
 use tidewater::prelude::*;
 use tidewater::sink::Sink;
 use tidewater::source::Source;
 use tidewater::testing::{
-    FallingSink, FallingSource, FallingStore, Falls, Overtaken, assert_same_rows, overtaken_at_every_moment, table,
+    FaultInjector, FaultySink, FaultySource, FaultyStore, Overtaken, assert_same_rows, overtaken_at_every_moment, table,
 };
-use tidewater_book::events::events;
-use tidewater_book::files::{Format, committed_rows, put_rows};
 use tidewater_connectors::file::{CleanSource, FileSink};
+use tidewater_workspace::events::events;
+use tidewater_workspace::files::{Format, committed_rows, put_rows};
 
 use crate::job::{
     DOUBLED, add, doubled, doubled_answer, finish, json_events, local_checkpoint, memory_events, same, session, text,
@@ -29,7 +29,7 @@ use crate::stateful::{Job, World, jobs, settled};
 
 const PARTITIONS: usize = 2;
 
-fn told(job: &str, outcome: Result<Overtaken, String>) {
+fn report(job: &str, outcome: Result<Overtaken, String>) {
     match outcome {
         Ok(came) => {
             println!("overtaken at every moment: {job}: {came}; no row lost or doubled, none forgotten");
@@ -68,7 +68,7 @@ impl Files {
         }
     }
 
-    async fn run(&self, clean: CleanSource, falls: &Falls) -> Result<()> {
+    async fn run(&self, clean: CleanSource, falls: &FaultInjector) -> Result<()> {
         let source = json_events(&self.path("in")).max_files_per_trigger(1).clean_source(clean);
         let sink = FileSink::parquet(text(&self.path("out")));
         drive(source, sink, local_checkpoint(&self.path("checkpoint")), falls).await
@@ -84,13 +84,13 @@ impl Files {
 async fn drive(
     source: impl Source + 'static,
     sink: impl Sink + 'static,
-    checkpoint: Arc<dyn CheckpointStore>,
-    falls: &Falls,
+    checkpoint: Arc<dyn MetadataStore>,
+    falls: &FaultInjector,
 ) -> Result<()> {
-    let stream = session().read_stream(FallingSource::new(source, falls)).await?;
+    let stream = session().read_stream(FaultySource::new(source, falls)).await?;
     let writer = doubled(stream)?
-        .write_stream(FallingSink::new(sink, falls))
-        .checkpoint_store(Arc::new(FallingStore::new(checkpoint, falls)))
+        .write_stream(FaultySink::new(sink, falls))
+        .checkpoint_store(Arc::new(FaultyStore::new(checkpoint, falls)))
         .partitions(PARTITIONS)
         .durable(false)
         .min_batches_to_retain(1)
@@ -106,7 +106,7 @@ async fn files(name: &str, clean: fn(&Files) -> CleanSource) {
         Files::check,
     )
     .await;
-    told(name, outcome);
+    report(name, outcome);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,7 +130,7 @@ struct Events {
     rows: Vec<RecordBatch>,
     sink: MemorySink,
     dir: TempDir,
-    checkpoint: Arc<dyn CheckpointStore>,
+    checkpoint: Arc<dyn MetadataStore>,
 }
 
 impl Events {
@@ -165,7 +165,7 @@ async fn parquet_files_over_a_compaction_of_their_log() {
         },
     )
     .await;
-    told("memory to Parquet files, 12 batches", outcome);
+    report("memory to Parquet files, 12 batches", outcome);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -179,7 +179,7 @@ async fn the_memory_sink() {
         async |world: &Events| same(&doubled_answer(&world.rows).await, &world.sink.batches()),
     )
     .await;
-    told("memory to memory", outcome);
+    report("memory to memory", outcome);
 }
 
 /// Every call of the user's function, by batch.
@@ -221,7 +221,7 @@ async fn foreach_batch() {
         },
     )
     .await;
-    told("memory to foreach_batch", outcome);
+    report("memory to foreach_batch", outcome);
 }
 
 /// A world whose sources give one partition each.
@@ -241,7 +241,7 @@ async fn stateful(job: Job) {
         let undisturbed = world(&job);
         for adds in [0..early, early..job.adds()] {
             undisturbed.feed(adds);
-            undisturbed.run(PARTITIONS, &Falls::quiet()).await.unwrap();
+            undisturbed.run(PARTITIONS, &FaultInjector::disarmed()).await.unwrap();
         }
         expected = undisturbed.answer().unwrap();
     }
@@ -256,7 +256,7 @@ async fn stateful(job: Job) {
         async |world: &World| world.check(&expected),
     )
     .await;
-    told(&job.name, outcome);
+    report(&job.name, outcome);
 }
 
 macro_rules! every_operator {
@@ -320,16 +320,16 @@ async fn windows_over_merges_to_parquet_files() {
         },
     )
     .await;
-    told("tumbling windows over merges to Parquet files", outcome);
+    report("tumbling windows over merges to Parquet files", outcome);
 }
 
 /// A store whose calls take time.
 #[derive(Debug)]
-struct Slow(Arc<dyn CheckpointStore>, Duration);
+struct Slow(Arc<dyn MetadataStore>, Duration);
 
 #[async_trait]
-impl CheckpointStore for Slow {
-    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+impl MetadataStore for Slow {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<CreateOutcome> {
         tokio::time::sleep(self.1).await;
         self.0.create(name, contents).await
     }
@@ -367,7 +367,7 @@ async fn two_replicas_that_start_each_other_again() {
         let (mut starts, mut fenced) = (0, 0);
         while began.elapsed() < Duration::from_secs(6) {
             let slow = Arc::new(Slow(Arc::clone(&world.checkpoint), Duration::from_millis(10)));
-            let writer = world.writer(world.sink.clone(), PARTITIONS, &Falls::quiet()).await.unwrap();
+            let writer = world.writer(world.sink.clone(), PARTITIONS, &FaultInjector::disarmed()).await.unwrap();
             let writer = writer.checkpoint_store(slow).trigger(Trigger::AvailableNow).min_batches_to_retain(1);
             starts += 1;
             match finish(writer).await {
@@ -388,7 +388,7 @@ async fn two_replicas_that_start_each_other_again() {
     println!("two replicas: {} and {} starts, {} and {} fenced", one.0, other.0, one.1, other.1);
     assert!(one.1 + other.1 > 0, "they never met");
     world.feed(job.adds() - 1..job.adds());
-    world.run(PARTITIONS, &Falls::quiet()).await.unwrap();
+    world.run(PARTITIONS, &FaultInjector::disarmed()).await.unwrap();
     world.check(&expected).unwrap();
 }
 
@@ -400,7 +400,7 @@ async fn starts_on_a_busy_checkpoint() {
     let start = async || {
         let stream = SessionContext::new().read_stream(source.clone()).await?;
         let writer = doubled(stream)?.write_stream(sink.clone()).checkpoint_store(Arc::clone(&checkpoint));
-        writer.partitions(1).min_batches_to_retain(0).trigger(Trigger::AsFastAsPossible).start().await
+        writer.partitions(1).min_batches_to_retain(0).trigger(Trigger::Immediate).start().await
     };
     let (mut rows, mut refused, mut holder) = (vec![], 0, start().await.unwrap());
     for i in 0..150 {
@@ -417,7 +417,7 @@ async fn starts_on_a_busy_checkpoint() {
             }
         }
     }
-    println!("150 starts on a busy checkpoint: {refused} were told that another run is at it");
+    println!("150 starts on a busy checkpoint: {refused} were refused because another run is at it");
     if let Err(e) = holder.process_all_available().await {
         assert_eq!(e.kind(), ErrorKind::Fenced, "{e}");
         start().await.unwrap().process_all_available().await.unwrap();
@@ -438,7 +438,7 @@ async fn an_idle_run_leaves_its_successor_alone() {
                 .write_stream(FileSink::parquet(text(&files.path("out"))))
                 .checkpoint_store(local_checkpoint(&files.path("checkpoint")))
                 .durable(false);
-            writer.partitions(1).trigger(Trigger::AsFastAsPossible).start().await.unwrap()
+            writer.partitions(1).trigger(Trigger::Immediate).start().await.unwrap()
         };
         let earlier = start().await;
         earlier.process_all_available().await.unwrap();

@@ -87,7 +87,7 @@ async fn datafusion_still_drops_computed_columns() {
         expected.sort_unstable();
         wrong += usize::from(batch(sql, false).await.ok().is_none_or(|rows| rows != expected));
     }
-    assert!(wrong > 0, "https://github.com/apache/datafusion/issues/25414 is mended");
+    assert!(wrong > 0, "https://github.com/apache/datafusion/issues/25414 is fixed");
 }
 
 /// Rows 1 to 3, of which the second has NaN where the others have 1, in a Parquet file whose statistics leave it out.
@@ -168,7 +168,7 @@ async fn datafusion_still_loses_rows_with_nan() {
     let dir = tempfile::tempdir().unwrap();
     let ctx = with_nan(dir.path(), false, false).await;
     let rows = ctx.sql("SELECT k FROM d WHERE f > 2").await.unwrap().count().await.unwrap();
-    assert_eq!(rows, 0, "https://github.com/apache/datafusion/issues/15812 is mended");
+    assert_eq!(rows, 0, "https://github.com/apache/datafusion/issues/15812 is fixed");
     let rows = ctx.sql("SELECT f FROM d").await.unwrap().collect().await.unwrap();
     assert_eq!(row_lines(&rows).unwrap(), ["1.0", "1.0", "1.0"], "a column is read again");
 }
@@ -211,5 +211,5 @@ fn arrow_still_casts_lists_that_were_cut_to_others() {
     let fixed = DataType::FixedSizeList(Arc::new(Field::new_list_field(DataType::Int64, true)), 2);
     let whole = cast(&lists(), &fixed).unwrap();
     let cut = cast(&lists().slice(3, 2), &fixed).unwrap();
-    assert_ne!(&whole.slice(3, 2), &cut, "https://github.com/apache/arrow-rs/issues/10975 is mended");
+    assert_ne!(&whole.slice(3, 2), &cut, "https://github.com/apache/arrow-rs/issues/10975 is fixed");
 }

@@ -118,7 +118,7 @@ async fn job(bucket: &Arc<Bucket>) -> Result<usize> {
         writer.finish().unwrap();
         bucket.objects.put(&Path::from(format!("in/{n}.json")), lines.into()).await.unwrap();
     }
-    let source = FileSource::json("bucket://place/in").schema(rows(0).schema()).max_files_per_trigger(1);
+    let source = FileSource::json("bucket://place/in").with_schema(rows(0).schema()).max_files_per_trigger(1);
     let counts = ctx
         .read_stream(source)
         .await?
@@ -139,7 +139,7 @@ async fn job(bucket: &Arc<Bucket>) -> Result<usize> {
         .await_termination()
         .await?;
     let sink = MemorySink::new();
-    let written = ctx.read_stream(FileSource::parquet("bucket://place/out").schema(schema)).await?;
+    let written = ctx.read_stream(FileSource::parquet("bucket://place/out").with_schema(schema)).await?;
     written.write_stream(sink.clone()).trigger(Trigger::AvailableNow).start().await?.await_termination().await?;
     Ok(sink.batches().iter().map(RecordBatch::num_rows).sum())
 }

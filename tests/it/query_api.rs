@@ -10,9 +10,9 @@ use datafusion::prelude::*;
 use serde_json::{Value, json};
 use tidewater::prelude::*;
 use tidewater::testing::{assert_same_rows, table};
-use tidewater_book::events::{event_schema, events};
-use tidewater_book::files::{Format, committed_rows, put_rows};
 use tidewater_connectors::file::{FileSink, FileSource};
+use tidewater_workspace::events::{event_schema, events};
+use tidewater_workspace::files::{Format, committed_rows, put_rows};
 use tokio::sync::Notify;
 
 use crate::job::{DOUBLED, PARTITIONS, add, doubled, doubled_answer, finish, memory_events, text, to_the_end};
@@ -34,7 +34,7 @@ async fn a_handle_from_start_to_stop() {
     let (ctx, source, sink) = (SessionContext::new(), memory_events(), MemorySink::new());
     let query = idle_query(&ctx, &source, &sink).await;
     query.process_all_available().await.unwrap();
-    assert!(query.is_active() && query.last_progress().is_none() && query.exception().is_none());
+    assert!(query.is_active() && query.last_progress().is_none() && query.error().is_none());
     assert!(!query.status().is_trigger_active && !query.status().is_data_available, "{:?}", query.status());
     assert_eq!(query.guarantee(), Guarantee::ExactlyOnce);
     assert_eq!(query.watermark_ms(), None);
@@ -48,7 +48,7 @@ async fn a_handle_from_start_to_stop() {
     query.stop().await.unwrap();
     query.stop().await.unwrap();
     assert!(query.await_termination_for(Duration::from_secs(30)).await.unwrap());
-    assert!(!query.is_active() && query.exception().is_none());
+    assert!(!query.is_active() && query.error().is_none());
     query.process_all_available().await.unwrap();
 }
 
@@ -163,10 +163,10 @@ async fn the_first_error_is_kept() {
         query.await_termination_for(Duration::from_secs(30)).await.unwrap_err(),
         query.process_all_available().await.unwrap_err(),
         query.stop().await.unwrap_err(),
-        query.exception().unwrap(),
+        query.error().unwrap(),
         ctx.streams().await_any_termination().await.unwrap_err(),
     ] {
-        assert_eq!((failed.kind(), failed.batch_id()), (ErrorKind::UserCode, Some(BatchId(0))));
+        assert_eq!((failed.kind(), failed.batch()), (ErrorKind::UserCode, Some(BatchId(0))));
         let told = failed.to_string();
         assert!(told.contains("the shelf is full") && told.contains(&query.id().to_string()), "{told}");
     }
@@ -186,7 +186,7 @@ async fn a_panic_fails_the_batch_alone() {
     let stream = ctx.read_stream(source).await.unwrap().select(vec![panics.call(vec![col("v")]).alias("x")]).unwrap();
     let failed = finish(to_the_end(stream, MemorySink::new(), dir.path())).await.unwrap_err();
     assert!(failed.to_string().contains("seven is not even"), "{failed}");
-    assert_eq!(failed.batch_id(), Some(BatchId(0)), "{failed}");
+    assert_eq!(failed.batch(), Some(BatchId(0)), "{failed}");
 }
 
 /// A stop waits for the running batch; abandoning drops it, and the next start repeats it.
@@ -231,7 +231,7 @@ async fn a_stop_is_graceful_and_abandoning_is_clean() {
         reached.notified().await;
         let stopping = {
             let query = query.clone();
-            tokio::spawn(async move { if graceful { query.stop().await } else { query.abandon().await } })
+            tokio::spawn(async move { if graceful { query.stop().await } else { query.abort().await } })
         };
         // The stop must have been asked for before the batch goes on; until then its flag cannot be seen from outside.
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -256,7 +256,7 @@ async fn explain_shows_what_reaches_the_files() {
     let input = dir.path().join("in");
     put_rows(&input, "1.parquet", Format::Parquet, &events(1, 50).unwrap()).unwrap();
     let ctx = SessionContext::new();
-    let source = FileSource::parquet(text(&input)).schema(event_schema().unwrap());
+    let source = FileSource::parquet(text(&input)).with_schema(event_schema().unwrap());
     let stream = ctx.read_stream(source).await.unwrap();
     let wanted = stream.filter(col("v").gt(lit(100))).unwrap().select(vec![col("k")]).unwrap();
     let sink = MemorySink::new();
@@ -288,7 +288,7 @@ async fn the_manager_knows_the_queries_of_its_session() {
     one.stop().await.unwrap();
     waiting.await.unwrap().unwrap();
     assert_eq!(ctx.streams().active().len(), 1);
-    ctx.streams().reset_terminated();
+    ctx.streams().forget_terminated();
     assert!(ctx.streams().get(one.id()).is_none());
     other.stop().await.unwrap();
 }

@@ -16,8 +16,8 @@ use object_store::{
 };
 use tidewater::prelude::*;
 use tidewater::testing::{assert_same_rows, table};
-use tidewater_book::events::{event_schema, events};
 use tidewater_connectors::file::{FileSink, FileSource};
+use tidewater_workspace::events::{event_schema, events};
 use url::Url;
 
 use crate::job::{DOUBLED, PARTITIONS, doubled, doubled_answer, finish};
@@ -104,7 +104,7 @@ fn session(bucket: &Arc<Bucket>) -> SessionContext {
 /// JSON files → filter, projection → Parquet files, all of it in the bucket.
 async fn run(bucket: &Arc<Bucket>) -> Result<StreamingQuery> {
     let ctx = session(bucket);
-    let source = FileSource::json("bucket://place/in").schema(event_schema()?).max_files_per_trigger(1);
+    let source = FileSource::json("bucket://place/in").with_schema(event_schema()?).max_files_per_trigger(1);
     let writer = doubled(ctx.read_stream(source).await?)?
         .write_stream(FileSink::parquet("bucket://place/out"))
         .checkpoint("bucket://place/checkpoint")
@@ -116,7 +116,7 @@ async fn run(bucket: &Arc<Bucket>) -> Result<StreamingQuery> {
 /// What a stream that reads the output through its manifest finds.
 async fn written(bucket: &Arc<Bucket>) -> Vec<RecordBatch> {
     let (ctx, sink) = (session(bucket), MemorySink::new());
-    let source = FileSource::parquet("bucket://place/out").schema(table::schema(&DOUBLED).unwrap());
+    let source = FileSource::parquet("bucket://place/out").with_schema(table::schema(&DOUBLED).unwrap());
     let writer = ctx.read_stream(source).await.unwrap().write_stream(sink.clone()).trigger(Trigger::AvailableNow);
     finish(writer).await.unwrap();
     sink.batches()
@@ -162,5 +162,5 @@ async fn a_store_that_nobody_registered() {
     let refused = stream.write_stream(DiscardSink::new()).checkpoint("elsewhere://place/x").start().await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidQuery, "{refused}");
     assert!(refused.to_string().contains("elsewhere://place/x"), "{refused}");
-    assert!(refused.hint_text().is_some_and(|hint| hint.contains("register_object_store")), "{refused}");
+    assert!(refused.hint().is_some_and(|hint| hint.contains("register_object_store")), "{refused}");
 }

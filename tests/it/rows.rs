@@ -11,9 +11,9 @@ use datafusion::prelude::*;
 use serde_json::{Value, json};
 use tidewater::prelude::*;
 use tidewater::testing::{StreamTest, assert_same_rows, table};
-use tidewater_book::events::events;
-use tidewater_book::files::{Format, committed_rows, put_rows};
 use tidewater_connectors::file::{FileSink, FileSource};
+use tidewater_workspace::events::events;
+use tidewater_workspace::files::{Format, committed_rows, put_rows};
 
 use crate::job::{
     DOUBLED, PARTITIONS, add, doubled, doubled_answer, finish, json_events, memory_events, text, to_the_end,
@@ -42,7 +42,7 @@ async fn a_static_table_is_read_again() {
         .write_stream(sink.clone())
         .partitions(PARTITIONS)
         .clock(Arc::new(clock.clone()))
-        .static_refresh("1 minute")
+        .refresh_static_tables_every("1 minute")
         .start()
         .await
         .unwrap();
@@ -217,7 +217,7 @@ async fn one_query_reads_what_another_wrote() {
 
     let schema = table::schema(&DOUBLED).unwrap();
     let sink = MemorySink::new();
-    let middle = FileSource::parquet(text(&path("middle"))).schema(Arc::clone(&schema));
+    let middle = FileSource::parquet(text(&path("middle"))).with_schema(Arc::clone(&schema));
     let stream = SessionContext::new().read_stream(middle).await.unwrap();
     finish(to_the_end(stream, sink.clone(), &path("checkpoint 2"))).await.unwrap();
     assert_same_rows(&doubled_answer(&rows).await, &sink.batches());

@@ -212,7 +212,7 @@ async fn datafusion_still_takes_the_columns_nullability_for_the_subquerys() {
     assert_ne!(
         answer[0].column(0).as_ref(),
         &right as &dyn arrow::array::Array,
-        "https://github.com/apache/datafusion/issues/24513 is mended"
+        "https://github.com/apache/datafusion/issues/24513 is fixed"
     );
 }
 

@@ -10,10 +10,12 @@ use async_trait::async_trait;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::*;
 use tidewater::prelude::*;
-use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
+use tidewater::source::{
+    LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext,
+};
 use tidewater::testing::assert_same_rows;
-use tidewater_book::events::events;
-use tidewater_book::files::{Format, put_rows};
+use tidewater_workspace::events::events;
+use tidewater_workspace::files::{Format, put_rows};
 
 use crate::job::{PARTITIONS, add, finish, json_events, memory_events, text, to_the_end};
 
@@ -47,7 +49,7 @@ impl Source for Mute {
         self.inner.schema()
     }
 
-    async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>> {
+    async fn open(&self, context: SourceContext) -> Result<Box<dyn MicroBatchStream>> {
         Ok(Box::new(MuteReader { source: self.clone(), inner: self.inner.open(context).await? }))
     }
 }
@@ -55,22 +57,26 @@ impl Source for Mute {
 #[derive(Debug)]
 struct MuteReader {
     source: Mute,
-    inner: Box<dyn SourceReader>,
+    inner: Box<dyn MicroBatchStream>,
 }
 
 fn nobody_answers() -> Error {
-    Error::new(ErrorKind::Unavailable, "nobody answers at all").hint("speak up")
+    Error::new(ErrorKind::Unavailable, "nobody answers at all").with_hint("speak up")
 }
 
 #[async_trait]
-impl SourceReader for MuteReader {
-    async fn freeze(&mut self) -> Result<()> {
-        if self.source.is_mute.load(Ordering::Relaxed) { Err(nobody_answers()) } else { self.inner.freeze().await }
+impl MicroBatchStream for MuteReader {
+    async fn prepare_for_available_now(&mut self) -> Result<()> {
+        if self.source.is_mute.load(Ordering::Relaxed) {
+            Err(nobody_answers())
+        } else {
+            self.inner.prepare_for_available_now().await
+        }
     }
 
-    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
+    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<LatestOffset> {
         if self.source.is_mute.load(Ordering::Relaxed) {
-            return Ok(Latest::unknown(after, nobody_answers()));
+            return Ok(LatestOffset::unknown(after, nobody_answers()));
         }
         self.inner.latest_offset(after, limit).await
     }
@@ -87,7 +93,7 @@ impl SourceReader for MuteReader {
 async fn until(query: &StreamingQuery, what: &str, done: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
-        assert!(query.is_active(), "{what}: it ended: {:?}", query.exception());
+        assert!(query.is_active(), "{what}: it ended: {:?}", query.error());
         assert!(Instant::now() < deadline, "{what}: {:?}", query.status());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -112,7 +118,7 @@ async fn a_trigger_that_ends_fails() {
             let failed = run().await.unwrap_err();
             assert_eq!(failed.kind(), ErrorKind::Unavailable, "{failed}");
             assert!(failed.to_string().contains("nobody answers at all"), "{failed}");
-            assert_eq!(failed.hint_text(), Some("speak up"), "{failed}");
+            assert_eq!(failed.hint(), Some("speak up"), "{failed}");
             assert_eq!(rows(&sink), 7 * batch as usize);
             source.mute(false);
             run().await.unwrap();
@@ -174,7 +180,7 @@ async fn a_query_that_goes_on_says_what_it_waits_for() {
     let unknown = query.process_all_available().await.unwrap_err();
     assert_eq!(unknown.kind(), ErrorKind::Unavailable, "{unknown}");
     assert!(unknown.message().contains("waiting for the mute one since 20"), "{unknown}");
-    assert!(query.is_active() && query.exception().is_none(), "it goes on");
+    assert!(query.is_active() && query.error().is_none(), "it goes on");
     until(&query, "the status", || query.status().message.starts_with("waiting for the mute one since 20")).await;
     let status = query.status();
     assert!(status.message.ends_with(": nobody answers at all") && !status.is_data_available, "{status:?}");
@@ -224,7 +230,7 @@ async fn a_folder_that_is_gone_is_not_an_empty_one() {
         let read = rows(&sink);
         let unknown = query.process_all_available().await.unwrap_err();
         assert_eq!(unknown.kind(), ErrorKind::Unavailable, "{unknown}");
-        assert!(unknown.message().contains("waiting for") && unknown.file_name().unwrap().contains("/in"), "{unknown}");
+        assert!(unknown.message().contains("waiting for") && unknown.file().unwrap().contains("/in"), "{unknown}");
         query.stop().await.unwrap();
 
         for trigger in [Trigger::Once, Trigger::AvailableNow] {

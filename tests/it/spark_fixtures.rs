@@ -12,9 +12,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tidewater::prelude::*;
 use tidewater::testing::{assert_same_rows, table};
-use tidewater_book::files::{Format, committed_rows};
 use tidewater_connectors::file::FileSink;
 use tidewater_connectors::rate::RatePerBatchSource;
+use tidewater_workspace::files::{Format, committed_rows};
 
 use crate::job::{doubled, finish, json_events, text, to_the_end};
 

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex};
 use arrow::record_batch::RecordBatch;
 use datafusion::prelude::*;
 use serde_json::{Value, json};
-use tidewater::checkpoint::{CheckpointStore, memory_store};
+use tidewater::checkpoint::{MetadataStore, memory_store};
 use tidewater::prelude::*;
-use tidewater::testing::{Falls, assert_same_rows, table};
-use tidewater_book::files::{Format, put_rows};
+use tidewater::testing::{FaultInjector, assert_same_rows, table};
 use tidewater_connectors::file::FileSource;
+use tidewater_workspace::files::{Format, put_rows};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::job::{finish, local_checkpoint, text};
@@ -66,8 +66,8 @@ impl Appearing {
         Appearing { operators, known: files(checkpoint), batches: 0, files: 0 }
     }
 
-    /// Looks again: the batches since the last look must not have left more than they may. What merges the changes of
-    /// several batches is of none of them, and what the run wrote down once of its operators is not either.
+    /// Looks again: the batches since the last look must not have left more than they may. Files of merged changes, and
+    /// the description of the operators that a run writes once, are not counted for any batch.
     fn look(&mut self, checkpoint: &Path, job: &str) {
         let now = files(checkpoint);
         let new: Vec<&String> = now.difference(&self.known).collect();
@@ -110,8 +110,8 @@ async fn few_files_per_batch() {
         let dir = tempfile::tempdir().unwrap();
         let mut world = World::new(&job);
         world.checkpoint = local_checkpoint(dir.path());
-        let writer = world.writer(world.sink.clone(), PARTITIONS, &Falls::quiet()).await.unwrap();
-        let query = writer.trigger(Trigger::AsFastAsPossible).clock(stopped_clock()).start().await.unwrap();
+        let writer = world.writer(world.sink.clone(), PARTITIONS, &FaultInjector::disarmed()).await.unwrap();
+        let query = writer.trigger(Trigger::Immediate).clock(stopped_clock()).start().await.unwrap();
         let mut appearing = Appearing::new(dir.path(), operators);
         for add in 0..job.adds() {
             world.feed(add..add + 1);
@@ -130,7 +130,7 @@ async fn few_files_per_batch_of_a_file_source() {
     let (dir, job) = (tempfile::tempdir().unwrap(), Arc::new(jobs::tumbling(6)));
     let (input, checkpoint) = (dir.path().join("in"), dir.path().join("checkpoint"));
     std::fs::create_dir_all(&input).unwrap();
-    let source = FileSource::json(text(&input)).schema(job.inputs[0].schema.clone()).max_files_per_trigger(1);
+    let source = FileSource::json(text(&input)).with_schema(job.inputs[0].schema.clone()).max_files_per_trigger(1);
     let ctx = SessionContext::new();
     let stream = ctx.read_stream(source).await.unwrap();
     let sink = MemorySink::new();
@@ -316,7 +316,7 @@ async fn the_source_that_holds_the_watermark_is_named() {
 
 /// Starts a query on a checkpoint, lets it take what there is, and returns what came out.
 async fn run_on(
-    store: &Arc<dyn CheckpointStore>,
+    store: &Arc<dyn MetadataStore>,
     source: &MemorySource,
     mode: OutputMode,
     partitions: usize,
@@ -425,7 +425,7 @@ async fn state_of_another_query_is_refused() {
         let refused = run_on(&store, &source, mode, PARTITIONS, after).await.expect_err(what);
         println!("{what}: {refused}");
         assert_eq!(refused.kind(), ErrorKind::IncompatibleCheckpoint, "{what}: {refused}");
-        assert!(refused.hint_text().is_some(), "{what}: no word of what can be done: {refused}");
+        assert!(refused.hint().is_some(), "{what}: no word of what can be done: {refused}");
         let told = refused.to_string().to_lowercase();
         named.iter().for_each(|name| assert!(told.contains(name), "{what}: `{name}` is not in: {refused}"));
         // Refused is not damaged: the first query goes on.
@@ -514,9 +514,9 @@ async fn unbounded_state_is_named_at_the_start() {
 
     let said =
         said_at_start(&[&EVENTS], OutputMode::Update, |inputs| by_key(inputs[0].clone(), &["count(*) AS n"])).await;
-    assert!(said.contains("aggregation by k") && said.contains("for ever"), "{said}");
+    assert!(said.contains("aggregation by k") && said.contains("never evicted"), "{said}");
     let said = said_at_start(&[&EVENTS], OutputMode::Append, |inputs| inputs[0].clone().drop_duplicates(&["k"])).await;
-    assert!(said.contains("duplicates") && said.contains("(k)") && said.contains("for ever"), "{said}");
+    assert!(said.contains("duplicates") && said.contains("(k)") && said.contains("never evicted"), "{said}");
     let said = said_at_start(&[&LEFT, &RIGHT], OutputMode::Append, |inputs| {
         Ok(inputs[0].clone().join(inputs[1].clone(), JoinType::Inner, &["lk"], &["rk"], None)?)
     })

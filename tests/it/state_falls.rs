@@ -8,9 +8,9 @@ use arrow::record_batch::RecordBatch;
 use datafusion::prelude::JoinType;
 use tempfile::TempDir;
 use tidewater::error::Result;
-use tidewater::testing::{Falls, every_fall};
-use tidewater_book::files::{Format, committed_rows};
+use tidewater::testing::{FaultInjector, crash_at_every_call};
 use tidewater_connectors::file::FileSink;
+use tidewater_workspace::files::{Format, committed_rows};
 
 use crate::job::{finish, same, text};
 use crate::stateful::{Job, World, jobs, settled};
@@ -21,7 +21,7 @@ const PARTITIONS: usize = 2;
 /// More batches than there are files of state before some are merged, and than a checkpoint here keeps.
 const MANY_ADDS: usize = 18;
 
-fn told(job: &str, outcome: Result<u64, String>) {
+fn report(job: &str, outcome: Result<u64, String>) {
     match outcome {
         Ok(falls) => {
             println!("every fall: {job}: {falls} falls tried, no row lost or doubled, none forgotten");
@@ -34,13 +34,13 @@ fn told(job: &str, outcome: Result<u64, String>) {
 async fn survives(job: Job) {
     let job = Arc::new(job);
     let expected: Vec<RecordBatch> = job.expected().await;
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         || World::with_all_rows(&job).with_small_state(),
         async |world: &World, falls: &Falls| world.run_alone(PARTITIONS, falls).await,
         async |world: &World| world.check(&expected),
     )
     .await;
-    told(&job.name, outcome);
+    report(&job.name, outcome);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -135,7 +135,7 @@ async fn windows_to_parquet_files() {
     let expected = job.expected().await;
     let columns = job.columns();
     let out = |dir: &TempDir| -> PathBuf { dir.path().join("out") };
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         || (World::with_all_rows(&job), tempfile::tempdir().unwrap()),
         async |(world, dir): &(World, TempDir), falls: &Falls| {
             let sink = FileSink::parquet(text(&out(dir)));
@@ -147,7 +147,7 @@ async fn windows_to_parquet_files() {
         },
     )
     .await;
-    told("tumbling windows to Parquet files", outcome);
+    report("tumbling windows to Parquet files", outcome);
 }
 
 /// Two falls in a row: the restart, which loads the state, dies as well at every one of its own moments.
@@ -155,17 +155,17 @@ async fn windows_to_parquet_files() {
 async fn a_fall_while_the_state_is_loaded() {
     let job = Arc::new(jobs::windows_of_windows());
     let expected = job.expected().await;
-    let quiet = Falls::quiet();
+    let quiet = FaultInjector::disarmed();
     World::with_all_rows(&job).run(PARTITIONS, &quiet).await.unwrap();
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         || World::with_all_rows(&job),
         async |world: &World, falls: &Falls| {
-            let first = Falls::at(quiet.moments() * 2 / 3);
+            let first = FaultInjector::at(quiet.call_sites() * 2 / 3);
             let _ = world.run_alone(PARTITIONS, &first).await;
             world.run_alone(PARTITIONS, falls).await
         },
         async |world: &World| world.check(&expected),
     )
     .await;
-    told("windows of windows, two falls", outcome);
+    report("windows of windows, two falls", outcome);
 }

@@ -12,9 +12,9 @@ use bytes::Bytes;
 use datafusion::execution::memory_pool::{GreedyMemoryPool, MemoryPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::*;
-use tidewater::checkpoint::{CheckpointStore, Created, memory_store};
+use tidewater::checkpoint::{CreateOutcome, MetadataStore, memory_store};
 use tidewater::prelude::*;
-use tidewater::testing::{Falls, small_state};
+use tidewater::testing::{FaultInjector, small_state};
 use tokio::sync::Semaphore;
 
 use crate::job::finish;
@@ -37,7 +37,7 @@ async fn no_piece_of_state_is_larger_than_it_may_be() {
         let job = Arc::new(job);
         let expected = job.expected().await;
         let world = World::with_all_rows(&job).with_small_state();
-        world.run(2, &Falls::quiet()).await.unwrap();
+        world.run(2, &FaultInjector::disarmed()).await.unwrap();
         world.check(&expected).unwrap_or_else(|e| panic!("{}: {e}", job.name));
         let mut pieces = 0;
         for operator in 0..9 {
@@ -70,7 +70,7 @@ fn rows(keys: std::ops::Range<i64>) -> RecordBatch {
 async fn greatest(
     pool: &Arc<dyn MemoryPool>,
     source: &MemorySource,
-    checkpoint: &Arc<dyn CheckpointStore>,
+    checkpoint: &Arc<dyn MetadataStore>,
 ) -> Result<StreamWriter> {
     let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::clone(pool)).build_arc()?;
     let ctx = SessionContext::new_with_config_rt(small_state(SessionConfig::new(), 200, 10_000), runtime);
@@ -91,7 +91,7 @@ async fn state_beyond_the_memory_pool_is_an_error_that_names_the_operator() {
         let error = run(&small).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}");
         assert!(error.message().contains("operator 0 (aggregate)") && error.message().contains("bytes"), "{error}");
-        let hint = error.hint_text().unwrap_or_default();
+        let hint = error.hint().unwrap_or_default();
         assert!(hint.contains("memory pool") && hint.contains("watermark"), "{error}");
         assert_eq!(small.reserved(), 0, "memory was not given back");
     };
@@ -109,11 +109,11 @@ async fn state_beyond_the_memory_pool_is_an_error_that_names_the_operator() {
 
 /// Merges wait for a permit before their files are written.
 #[derive(Debug)]
-struct SlowMerges(Arc<dyn CheckpointStore>, Semaphore);
+struct SlowMerges(Arc<dyn MetadataStore>, Semaphore);
 
 #[async_trait]
-impl CheckpointStore for SlowMerges {
-    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+impl MetadataStore for SlowMerges {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<CreateOutcome> {
         if name.strip_prefix("state/0/").is_some_and(|file| file.split('.').next().unwrap_or_default().contains('m')) {
             let _permit = self.1.acquire().await;
         }
@@ -142,7 +142,7 @@ async fn until_one_waits(query: &StreamingQuery, source: &MemorySource) {
     let deadline = Instant::now() + PATIENCE;
     let mut added = 0;
     while !query.status().message.contains("waits until files of its state are merged") {
-        assert!(query.is_active(), "it ended: {:?}", query.exception());
+        assert!(query.is_active(), "it ended: {:?}", query.error());
         assert!(Instant::now() < deadline, "{:?}", query.status());
         if query.last_progress().map_or(-1, |progress| progress.batch_id.0 as i64) + 1 >= added {
             source.add(vec![rows(added..added + 5)]).unwrap();
@@ -160,7 +160,7 @@ async fn a_batch_that_waits_for_a_merge_says_so() {
     for goes_on in [true, false] {
         let source = MemorySource::new(rows(0..1).schema()).adds_per_batch(1);
         let slow = Arc::new(SlowMerges(memory_store(), Semaphore::new(0)));
-        let checkpoint: Arc<dyn CheckpointStore> = Arc::clone(&slow) as _;
+        let checkpoint: Arc<dyn MetadataStore> = Arc::clone(&slow) as _;
         let writer = greatest(&pool, &source, &checkpoint).await.unwrap();
         let query = writer.trigger(Trigger::ProcessingTime { interval_ms: 0 }).start().await.unwrap();
         until_one_waits(&query, &source).await;
@@ -172,7 +172,7 @@ async fn a_batch_that_waits_for_a_merge_says_so() {
             query.stop().await.unwrap();
         } else {
             // Only now: merges end before the run does.
-            let (abandoned, ()) = tokio::join!(query.abandon(), async { slow.1.add_permits(1_000) });
+            let (abandoned, ()) = tokio::join!(query.abort(), async { slow.1.add_permits(1_000) });
             abandoned.unwrap();
         }
         assert_eq!(pool.reserved(), 0, "memory was not given back");

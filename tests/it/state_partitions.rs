@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
-use tidewater::testing::Falls;
+use tidewater::testing::FaultInjector;
 
 use crate::stateful::{Job, World, jobs};
 
@@ -14,7 +14,7 @@ async fn in_three_parts(job: &Arc<Job>, partitions: [usize; 3], small: bool) -> 
     let adds = job.adds();
     for (part, partitions) in partitions.into_iter().enumerate() {
         world.feed(adds * part / 3..adds * (part + 1) / 3);
-        let ran = world.run(partitions, &Falls::quiet()).await;
+        let ran = world.run(partitions, &FaultInjector::disarmed()).await;
         ran.unwrap_or_else(|e| panic!("{}: part {part} with {partitions} partitions: {e}", job.name));
     }
     world

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use datafusion::prelude::*;
 use serde_json::Value;
 use tidewater::prelude::*;
-use tidewater::testing::Falls;
-use tidewater_book::events::Lcg;
+use tidewater::testing::FaultInjector;
+use tidewater_workspace::events::Lcg;
 
 use crate::stateful::arrivals::{Arrivals, EVENTS, LEFT, RIGHT, input};
 use crate::stateful::jobs::{by_window, grouped, join_where, without_near_copies};
@@ -357,7 +357,7 @@ async fn seed(seed: u64) -> Result<usize, String> {
         let partitions = dice.between(1, 5);
         dice.tell(format!("adds {fed} to {next} in {partitions} partitions"));
         world.feed(fed..next);
-        ran = world.run_alone(partitions, &Falls::quiet()).await;
+        ran = world.run_alone(partitions, &FaultInjector::disarmed()).await;
         fed = next;
     }
     let expected = job.batch_answer().await;

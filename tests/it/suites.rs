@@ -11,10 +11,10 @@ use tidewater::prelude::*;
 use tidewater::sink::Sink;
 use tidewater::source::Source;
 use tidewater::testing::{sink_suite, source_suite};
-use tidewater_book::events::{event_schema, events};
-use tidewater_book::files::{Format, committed_rows, put_rows};
 use tidewater_connectors::file::{FileSink, FileSource};
 use tidewater_connectors::rate::{RatePerBatchSource, RateSource};
+use tidewater_workspace::events::{event_schema, events};
+use tidewater_workspace::files::{Format, committed_rows, put_rows};
 
 use crate::job::{csv_events, json_events, text};
 
@@ -43,7 +43,7 @@ impl source_suite::SourceUnderTest for Folder {
         Arc::new(match self.format {
             Format::Csv => csv_events(&self.input()),
             Format::Json => json_events(&self.input()),
-            Format::Parquet => FileSource::parquet(text(&self.input())).schema(event_schema().unwrap()),
+            Format::Parquet => FileSource::parquet(text(&self.input())).with_schema(event_schema().unwrap()),
         })
     }
 

@@ -18,7 +18,7 @@ use tidewater::executor::Executor;
 use tidewater::id::PartitionId;
 use tidewater::prelude::*;
 use tidewater::query::RestartPolicy;
-use tidewater::sink::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
+use tidewater::sink::{BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, StreamingWrite};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::job::{finish, to_the_end};
@@ -141,11 +141,11 @@ impl Sink for Hangs {
         Guarantee::AtLeastOnce
     }
 
-    fn supports(&self, _mode: OutputMode) -> bool {
+    fn supports_output_mode(&self, _mode: OutputMode) -> bool {
         true
     }
 
-    async fn open(&self, _context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, _context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         match self {
             Hangs::Open => pending().await,
             _ => Ok(Box::new(*self)),
@@ -154,15 +154,15 @@ impl Sink for Hangs {
 }
 
 #[async_trait]
-impl SinkWriter for Hangs {
-    async fn begin(&self, _batch: BatchId) -> Result<Begin> {
+impl StreamingWrite for Hangs {
+    async fn begin(&self, _batch: BatchId) -> Result<BatchStatus> {
         match self {
             Hangs::Begin => pending().await,
-            _ => Ok(Begin::Open),
+            _ => Ok(BatchStatus::New),
         }
     }
 
-    fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         Ok(Box::new(*self))
     }
 
@@ -172,7 +172,7 @@ impl SinkWriter for Hangs {
 }
 
 #[async_trait]
-impl PartitionWriter for Hangs {
+impl DataWriter for Hangs {
     async fn write(&mut self, _rows: RecordBatch) -> Result<()> {
         match self {
             Hangs::Write => pending().await,
@@ -204,7 +204,7 @@ fn a_sink_that_never_answers_stops_nobody_else() {
             assert_eq!(total(&sink), 450);
             for query in hanging {
                 assert!(query.is_active());
-                query.abandon().await.unwrap();
+                query.abort().await.unwrap();
                 assert!(!query.is_active());
             }
         });
@@ -224,7 +224,7 @@ async fn a_call_that_takes_too_long_fails_the_query() {
             Hangs::Open => (None, "loading"),
             _ => (Some(BatchId(0)), "addBatch"),
         };
-        assert_eq!((error.kind(), error.batch_id()), (ErrorKind::Unavailable, batch), "{hangs:?}: {error}");
+        assert_eq!((error.kind(), error.batch()), (ErrorKind::Unavailable, batch), "{hangs:?}: {error}");
         for words in ["the sink `void`", "50 ms", phase, "call_timeout"] {
             assert!(error.to_string().contains(words), "{hangs:?}: {error}");
         }
@@ -249,25 +249,25 @@ impl Sink for Away {
         self.inner.guarantee()
     }
 
-    fn supports(&self, mode: OutputMode) -> bool {
-        self.inner.supports(mode)
+    fn supports_output_mode(&self, mode: OutputMode) -> bool {
+        self.inner.supports_output_mode(mode)
     }
 
-    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         Ok(Box::new(AwayWriter(self.clone(), self.inner.open(context).await?)))
     }
 }
 
 #[derive(Debug)]
-struct AwayWriter(Away, Box<dyn SinkWriter>);
+struct AwayWriter(Away, Box<dyn StreamingWrite>);
 
 #[async_trait]
-impl SinkWriter for AwayWriter {
-    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+impl StreamingWrite for AwayWriter {
+    async fn begin(&self, batch: BatchId) -> Result<BatchStatus> {
         self.1.begin(batch).await
     }
 
-    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         self.1.partition(batch, partition)
     }
 
@@ -333,7 +333,7 @@ async fn a_query_that_waits_to_start_again_can_be_stopped() {
             tokio::task::yield_now().await;
         }
         assert!(query.is_active());
-        let error = if abandon { query.abandon().await } else { query.stop().await }.unwrap_err();
+        let error = if abandon { query.abort().await } else { query.stop().await }.unwrap_err();
         assert!(error.to_string().contains("nobody is there"), "{error}");
         assert!(!query.is_active());
     }
@@ -353,26 +353,26 @@ impl Sink for TakesTime {
         self.0.guarantee()
     }
 
-    fn supports(&self, mode: OutputMode) -> bool {
-        self.0.supports(mode)
+    fn supports_output_mode(&self, mode: OutputMode) -> bool {
+        self.0.supports_output_mode(mode)
     }
 
-    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         self.1.advance_ms(1_000);
         Ok(Box::new(TakesTimeWriter(self.0.open(context).await?, self.1.clone())))
     }
 }
 
 #[derive(Debug)]
-struct TakesTimeWriter(Box<dyn SinkWriter>, ManualClock);
+struct TakesTimeWriter(Box<dyn StreamingWrite>, ManualClock);
 
 #[async_trait]
-impl SinkWriter for TakesTimeWriter {
-    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+impl StreamingWrite for TakesTimeWriter {
+    async fn begin(&self, batch: BatchId) -> Result<BatchStatus> {
         self.0.begin(batch).await
     }
 
-    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         self.0.partition(batch, partition)
     }
 

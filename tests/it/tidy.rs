@@ -44,7 +44,7 @@ fn shown(file: &Path) -> String {
     file.strip_prefix(ROOT).unwrap_or(file).display().to_string()
 }
 
-fn told(complaints: &[String]) {
+fn fail_if_any(complaints: &[String]) {
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
 }
 
@@ -64,7 +64,7 @@ fn nothing_is_left_over() {
             }
         }
     }
-    told(&complaints);
+    fail_if_any(&complaints);
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn no_file_is_too_long() {
     let long = sources().into_iter().map(|file| (lines(&file), file)).filter(|(lines, _)| *lines > LINES_MAX);
     let complaints: Vec<String> =
         long.map(|(lines, file)| format!("{}: {lines} lines, more than {LINES_MAX}", shown(&file))).collect();
-    told(&complaints);
+    fail_if_any(&complaints);
 }
 
 /// Every file is a crate's root or is declared with `mod`: one that is not would never be compiled.
@@ -116,7 +116,7 @@ fn every_file_is_declared() {
         .filter(|file| !roots(file) && !declared.contains(*file))
         .map(|file| format!("{}: no `mod` declares it", shown(file)))
         .collect();
-    told(&complaints);
+    fail_if_any(&complaints);
 }
 
 /// The visible conformance cases are the ones that were recorded: 230, in twelve groups.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use datafusion::prelude::*;
 use tidewater::prelude::*;
-use tidewater_book::events::events;
+use tidewater_workspace::events::events;
 
 use crate::job::{PARTITIONS, add, finish, memory_events, to_the_end};
 
@@ -43,7 +43,7 @@ impl Timed {
                 if let Some(progress) = self.query.last_progress().filter(|p| p.batch_id >= BatchId(batch)) {
                     return progress;
                 }
-                assert!(self.query.is_active(), "{:?}", self.query.exception());
+                assert!(self.query.is_active(), "{:?}", self.query.error());
                 tokio::task::yield_now().await;
             }
         };
@@ -130,7 +130,7 @@ async fn a_batch_that_overruns_is_followed_at_once() {
         .unwrap();
     let all = async {
         while query.recent_progress().len() < 5 {
-            assert!(query.is_active(), "{:?}", query.exception());
+            assert!(query.is_active(), "{:?}", query.error());
             tokio::task::yield_now().await;
         }
     };
@@ -211,7 +211,7 @@ async fn as_fast_as_possible_does_not_wait_between_batches() {
 
 #[test]
 fn intervals_that_are_none_are_refused() {
-    assert_eq!(Trigger::processing_time("0 seconds").unwrap(), Trigger::AsFastAsPossible, "as in Spark");
+    assert_eq!(Trigger::processing_time("0 seconds").unwrap(), Trigger::Immediate, "as in Spark");
     for interval in ["-1 seconds", "soon", ""] {
         let refused = Trigger::processing_time(interval).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InvalidQuery, "{refused}");

@@ -8,9 +8,9 @@ use tempfile::TempDir;
 use tidewater::prelude::*;
 use tidewater::sink::Sink;
 use tidewater::testing::{assert_same_rows, table};
-use tidewater_book::events::events;
-use tidewater_book::files::{Format, committed_rows};
 use tidewater_connectors::file::FileSink;
+use tidewater_workspace::events::events;
+use tidewater_workspace::files::{Format, committed_rows};
 use tokio::sync::Barrier;
 
 use crate::job::{DOUBLED, add, doubled, doubled_answer, finish, memory_events, text, to_the_end};
@@ -42,7 +42,7 @@ async fn a_second_query_is_refused_at_its_start() {
         let refused = query(FileSink::parquet(text(&out)), &place(checkpoint), batches).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::IncompatibleCheckpoint, "{checkpoint}: {refused}");
         assert!(checkpoint == "other" || refused.message().contains("output directory"), "{checkpoint}: {refused}");
-        assert!(refused.batch_id().is_none(), "before a batch ran: {refused}");
+        assert!(refused.batch().is_none(), "before a batch ran: {refused}");
     }
     assert_same_rows(&answer(0..3).await, &written(&out).await);
     query(FileSink::parquet(text(&out)), &place("first"), 0..5).await.unwrap();
@@ -59,7 +59,7 @@ async fn two_that_start_at_once() {
             let source = memory_events();
             let stream = doubled(SessionContext::new().read_stream(source.clone()).await.unwrap()).unwrap();
             let writer = to_the_end(stream, FileSink::parquet(text(&out)), &dir.path().join(name));
-            let query = writer.trigger(Trigger::AsFastAsPossible).start().await.unwrap();
+            let query = writer.trigger(Trigger::Immediate).start().await.unwrap();
             barrier.wait().await;
             (first..first + 3).for_each(|i| add(&source, &events(i, 10).unwrap()));
             let outcome = query.process_all_available().await;
@@ -73,7 +73,7 @@ async fn two_that_start_at_once() {
         won.0.unwrap();
         let error = lost.0.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::IncompatibleCheckpoint, "{error}");
-        assert_eq!(error.batch_id(), Some(BatchId(0)), "{error}");
+        assert_eq!(error.batch(), Some(BatchId(0)), "{error}");
         assert_eq!(lost.1, 0, "no row of the second is counted as written");
         let expected = answer(firsts[winner]..firsts[winner] + 3).await;
         assert_same_rows(&expected, &written(&out).await);

@@ -19,7 +19,7 @@ print(os.path.dirname(next(p["manifest_path"] for p in json.load(sys.stdin)["pac
 # Some files write beside themselves.
 cp -R "$package" "$work/files"
 chmod -R u+w "$work/files"
-cargo build --release --workspace --features tidewater-book/sqllogictest --example sqllogictest
+cargo build --release --workspace --features tidewater-workspace/sqllogictest --example sqllogictest
 binary=${CARGO_TARGET_DIR:-target}/release/examples/sqllogictest
 case $binary in /*) ;; *) binary=$PWD/$binary ;; esac
 cd "$work/files"

@@ -1,4 +1,4 @@
-//! Seeded rows: the same seed gives the same rows for ever.
+//! Seeded rows: the same seed always gives the same rows.
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;

@@ -31,7 +31,7 @@ pub enum Format {
 }
 
 fn bad(e: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(ErrorKind::BadInput, e.to_string()).caused_by(e)
+    Error::new(ErrorKind::BadInput, e.to_string()).with_source(e)
 }
 
 /// Puts a file into `folder` at once: it is written under a hidden name and renamed, as the file source asks.
@@ -78,7 +78,7 @@ pub async fn committed_rows(directory: &Path, format: Format, schema: &SchemaRef
         let found = std::fs::metadata(&path).map_err(|e| Error::io("find the committed file", &file.path, e))?;
         if found.len() != file.size {
             return Err(Error::damaged(format!("the manifest says {} bytes, there are {}", file.size, found.len()))
-                .file(file.path));
+                .with_file(file.path));
         }
         batches.extend(rows_of_file(directory, &path, format, schema)?);
     }

@@ -5,7 +5,7 @@
 //! a failure.
 //!
 //! ```no_run
-//! use tidewater_book::kafka::{shared_broker, unique_topic};
+//! use tidewater_workspace::kafka::{shared_broker, unique_topic};
 //!
 //! let Some(broker) = shared_broker() else { return };
 //! let topic = unique_topic("orders");

@@ -78,13 +78,13 @@ fn archive_folder(folder: &str, pattern: &Pattern) -> Result<FileLocation> {
     }
     if root.store != pattern.root().store {
         return Err(Error::invalid(format!("the archive `{folder}` lies in another store than the input `{pattern}`"))
-            .hint("archive within the same store: files are moved, not copied"));
+            .with_hint("archive within the same store: files are moved, not copied"));
     }
     if pattern.may_contain(&root) {
         return Err(Error::invalid(format!(
             "files archived in `{folder}` might be read again as input of `{pattern}`"
         ))
-        .hint("choose an archive outside of the input"));
+        .with_hint("choose an archive outside of the input"));
     }
     Ok(root)
 }

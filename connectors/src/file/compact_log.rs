@@ -12,7 +12,8 @@
 //!
 //! What always holds:
 //!
-//! 1. A file is created once and never changed. Who finds its number taken is told by whom: see [`Added`].
+//! 1. A file is created once and never changed. Creating an entry that exists already returns whose entry it is: see
+//!    [`Added`].
 //! 2. `N` is a compact file exactly if `(N + 1) % interval == 0`. A folder keeps the interval it was begun with.
 //! 3. The last compact file and all plain ones after it hold everything. A hole among them is damage, never skipped.
 
@@ -23,17 +24,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tidewater::checkpoint::{CheckpointStore, Created};
+use tidewater::checkpoint::{CreateOutcome, MetadataStore};
 use tidewater::error::{Error, ErrorKind, Result};
 
 /// The only version of the format there is.
 const VERSION: u64 = 1;
 const COMPACT: &str = ".compact";
 
-/// A numbered, self-summarizing log of `E` in one folder. See the [module](self).
+/// A numbered, self-summarizing log of `E` in one folder.
 #[derive(Debug)]
 pub(crate) struct CompactLog<E> {
-    store: Arc<dyn CheckpointStore>,
+    store: Arc<dyn MetadataStore>,
     interval: u64,
     min_batches_to_retain: u64,
     /// The numbers that exist, and whether each is a compact file.
@@ -41,7 +42,7 @@ pub(crate) struct CompactLog<E> {
     entries: PhantomData<fn() -> E>,
 }
 
-/// What came of adding a number to the log.
+/// The outcome of adding an entry to the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Added<E> {
     /// It is there now; this run had not seen it there before.
@@ -55,7 +56,7 @@ pub(crate) enum Added<E> {
 impl<E: Serialize + DeserializeOwned + Clone + Send + Sync> CompactLog<E> {
     /// Opens the log in `store`, which may be empty. `default_interval` counts for a folder without compact files.
     pub(crate) async fn open(
-        store: Arc<dyn CheckpointStore>,
+        store: Arc<dyn MetadataStore>,
         default_interval: u64,
         min_batches_to_retain: u64,
     ) -> Result<Self> {
@@ -68,7 +69,7 @@ impl<E: Serialize + DeserializeOwned + Clone + Send + Sync> CompactLog<E> {
         };
         log.refresh().await?;
         log.interval = interval_of(&log.files, log.interval);
-        // A newer version must be refused before anything is done with the folder, and reading the last file tells.
+        // A newer version must be refused before anything is done with the folder, and reading the last file shows it.
         if let Some(latest) = log.latest() {
             log.read(latest).await?;
         }
@@ -102,7 +103,7 @@ impl<E: Serialize + DeserializeOwned + Clone + Send + Sync> CompactLog<E> {
         let Some(compact) = self.files.get(&id) else { return Ok(None) };
         let name = file_name(id, *compact);
         match self.store.read(&name).await? {
-            Some(contents) => parse(&contents).map(Some).map_err(|e| e.file(self.store.full_name(&name))),
+            Some(contents) => parse(&contents).map(Some).map_err(|e| e.with_file(self.store.full_name(&name))),
             None => Ok(None),
         }
     }
@@ -121,7 +122,7 @@ impl<E: Serialize + DeserializeOwned + Clone + Send + Sync> CompactLog<E> {
         Ok(all)
     }
 
-    /// The same for who only reads along: a file that the writer purged after it was listed is no hole.
+    /// The same for a reader that only follows: a file that the writer purged after it was listed is not a hole.
     pub(crate) async fn all_now(&mut self) -> Result<Vec<E>> {
         loop {
             match self.all().await {
@@ -149,15 +150,15 @@ impl<E: Serialize + DeserializeOwned + Clone + Send + Sync> CompactLog<E> {
         let contents = self.contents(id, entries).await?;
         let created = self.store.create(&name, contents.clone()).await?;
         self.files.insert(id, compact);
-        if created == Created::New {
+        if created == CreateOutcome::Created {
             return Ok(Added::New);
         }
         match self.store.read(&name).await? {
             Some(there) if there == contents => Ok(Added::Same),
-            Some(there) => Ok(Added::Other(parse(&there).map_err(|e| e.file(self.store.full_name(&name)))?)),
+            Some(there) => Ok(Added::Other(parse(&there).map_err(|e| e.with_file(self.store.full_name(&name)))?)),
             None => Err(Error::damaged(format!("`{name}` was there a moment ago and is gone"))
-                .file(self.store.full_name(&name))
-                .hint("find out what else deletes files of this folder, then start again")),
+                .with_file(self.store.full_name(&name))
+                .with_hint("find out what else deletes files of this folder, then start again")),
         }
     }
 
@@ -210,8 +211,8 @@ impl<E: Serialize + DeserializeOwned + Clone + Send + Sync> CompactLog<E> {
     fn missing(&self, id: u64, latest: u64) -> Error {
         let name = self.store.full_name(&file_name(id, self.is_compact(id)));
         Error::damaged(format!("entry {id} of the log is missing, though {latest} is there"))
-            .file(name)
-            .hint("restore the file from a backup; without it, it is not known which data files belong here")
+            .with_file(name)
+            .with_hint("restore the file from a backup; without it, it is not known which data files belong here")
     }
 }
 
@@ -224,14 +225,15 @@ fn serialize<E: Serialize>(entries: &[E]) -> Result<Bytes> {
     for entry in entries {
         text.push(b'\n');
         serde_json::to_writer(&mut text, entry)
-            .map_err(|e| Error::internal(format!("cannot write a log entry as JSON: {e}")).caused_by(e))?;
+            .map_err(|e| Error::internal(format!("cannot write a log entry as JSON: {e}")).with_source(e))?;
     }
     Ok(text.into())
 }
 
 fn parse<E: DeserializeOwned>(contents: &[u8]) -> Result<Vec<E>> {
     let damaged = |what: String| {
-        Error::damaged(what).hint("restore the file from a backup: every line after the first must be a JSON object")
+        Error::damaged(what)
+            .with_hint("restore the file from a backup: every line after the first must be a JSON object")
     };
     let text = std::str::from_utf8(contents).map_err(|e| damaged(format!("the file is not text: {e}")))?;
     let mut lines = text.lines();
@@ -243,7 +245,7 @@ fn parse<E: DeserializeOwned>(contents: &[u8]) -> Result<Vec<E>> {
                 ErrorKind::IncompatibleCheckpoint,
                 format!("the file has version v{newer}, and this program reads up to v{VERSION}"),
             )
-            .hint("use the program that wrote it, or a newer one"));
+            .with_hint("use the program that wrote it, or a newer one"));
         }
         _ => return Err(damaged(format!("the file begins with `{first}` and not with its version, `v{VERSION}`"))),
     }
@@ -256,7 +258,7 @@ fn parse<E: DeserializeOwned>(contents: &[u8]) -> Result<Vec<E>> {
         .collect()
 }
 
-/// The interval a folder was begun with, as far as its compact files tell.
+/// The interval a folder was begun with, as far as its compact files show it.
 fn interval_of(files: &BTreeMap<u64, bool>, default: u64) -> u64 {
     let mut compacts = files.iter().rev().filter(|(_, compact)| **compact).map(|(id, _)| *id);
     match (compacts.next(), compacts.next()) {
@@ -290,12 +292,12 @@ mod tests {
         n: u64,
     }
 
-    async fn text(store: &Arc<dyn CheckpointStore>, name: &str) -> String {
+    async fn text(store: &Arc<dyn MetadataStore>, name: &str) -> String {
         String::from_utf8(store.read(name).await.unwrap().unwrap().to_vec()).unwrap()
     }
 
-    async fn put(store: &Arc<dyn CheckpointStore>, name: &str, contents: &str) {
-        assert_eq!(store.create(name, contents.to_owned().into()).await.unwrap(), Created::New);
+    async fn put(store: &Arc<dyn MetadataStore>, name: &str, contents: &str) {
+        assert_eq!(store.create(name, contents.to_owned().into()).await.unwrap(), CreateOutcome::Created);
     }
 
     #[tokio::test]
@@ -379,7 +381,7 @@ mod tests {
         let log = CompactLog::<Entry>::open(store, 10, 100).await.unwrap();
         let error = log.all().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::DamagedCheckpoint);
-        assert!(error.file_name().unwrap().ends_with("/1"), "{error}");
+        assert!(error.file().unwrap().ends_with("/1"), "{error}");
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use crate::options::Options;
 /// What becomes of a row that cannot be read as the schema says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ParseMode {
-    /// The query stops and names file and line. Nothing is lost: the batch is repeated once the line is mended.
+    /// The query stops and names file and line. Nothing is lost: the batch is repeated once the line is fixed.
     #[default]
     FailFast,
     /// The row is left out and counted, as `malformedRowsDropped` in the progress of the batch.
@@ -41,12 +41,12 @@ pub(super) enum Format {
 impl Format {
     /// By its name in options and SQL.
     pub(super) fn named(name: &str) -> Result<Self> {
-        const KNOWN: &[&str] = &["csv", "json", "parquet"];
+        const KNOWN_FORMATS: &[&str] = &["csv", "json", "parquet"];
         match name.to_ascii_lowercase().as_str() {
             "csv" => Ok(Format::Csv(CsvFormat::default())),
             "json" => Ok(Format::Json),
             "parquet" => Ok(Format::Parquet),
-            _ => Err(crate::options::unknown("format", name, "the file source", KNOWN)),
+            _ => Err(crate::options::unknown("format", name, "the file source", KNOWN_FORMATS)),
         }
     }
 
@@ -116,7 +116,7 @@ impl CsvFormat {
         for name in ["dateFormat", "timestampFormat"] {
             if options.get(name).is_some() {
                 return Err(Error::unsupported(format!("`{name}`: dates and timestamps are read as ISO 8601"))
-                    .hint("declare the column as Utf8 and convert it with `to_timestamp(column, format)`"));
+                    .with_hint("declare the column as Utf8 and convert it with `to_timestamp(column, format)`"));
             }
         }
         self.header = options.bool("header", self.header)?;

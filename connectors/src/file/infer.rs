@@ -37,7 +37,7 @@ pub(super) async fn infer_schema(pattern: &Pattern, format: &Format, session: &S
     files.sort_by(|a, b| a.uri.cmp(&b.uri));
     let Some(first) = files.first() else {
         return Err(Error::invalid(format!("`{pattern}` has no files yet, so its schema cannot be inferred"))
-            .hint("give the schema, or wait for the first file"));
+            .with_hint("give the schema, or wait for the first file"));
     };
     let locations = files.iter().map(|file| FileLocation::parse(&file.uri)).collect::<Result<Vec<_>>>()?;
 
@@ -66,10 +66,12 @@ pub(super) async fn infer_schema(pattern: &Pattern, format: &Format, session: &S
     };
     let mut objects = vec![];
     for location in looked_at {
-        objects.push(store.head(&location.path).await.map_err(|e| Error::from(e).file(location.uri()))?);
+        objects.push(store.head(&location.path).await.map_err(|e| Error::from(e).with_file(location.uri()))?);
     }
     let columns = reader.infer_schema(session, &store, &objects).await.map_err(|e| {
-        Error::from(e).file(pattern.to_string()).hint("give the schema, or see whether all files have the same columns")
+        Error::from(e)
+            .with_file(pattern.to_string())
+            .with_hint("give the schema, or see whether all files have the same columns")
     })?;
     let mut fields: Vec<Field> = columns.fields().iter().map(|field| lasting(field)).collect();
     if !pattern.recursive {

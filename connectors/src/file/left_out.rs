@@ -1,6 +1,6 @@
 //! What is not read although it is there: said once each, and counted for progress.
 //!
-//! The figures tell how things stood when the folder was last listed as a whole, and what was found out since.
+//! The figures say how things stood when the folder was last listed as a whole, and what was found out since.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -5,7 +5,7 @@
 //! [`FileSource`] offers every file that appears in a folder once. A batch goes through these rooms:
 //!
 //! ```text
-//! reader ── listing ──▶ seen ──▶ admit ──▶ source_log ──▶ (offset {"logOffset":N})
+//! reader ── listing ──▶ seen ──▶ admission ──▶ source_log ──▶ (offset {"logOffset":N})
 //!           what is     what is  what fits  written before
 //!           there       new                 the batch exists
 //!
@@ -15,11 +15,12 @@
 //! (batch committed)  ──▶ clean          archive or delete what was read
 //! ```
 //!
-//! Files must appear whole: write them elsewhere (or under a hidden name) and rename. A file is known by its path: one that
-//! was offered is not read again when it changes, is replaced, or comes again with its folder. Such a file is told by its time
-//! of modification and counted (`filesChangedAfterRead` in the progress of a batch); a new file of an old name *and* an old
-//! time cannot be told from the one that was read. Nor is there a proof that a batch which is read again after a crash finds
-//! the contents it had: where the time of a file says otherwise, it is traced.
+//! Files must appear whole: write them elsewhere (or under a hidden name) and rename. A file is known by its path: one
+//! that was offered is not read again when it changes, is replaced, or comes again with its folder. Such a file is
+//! recognised by its time of modification and counted (`filesChangedAfterRead` in the progress of a batch); a new file
+//! of an old name *and* an old time cannot be distinguished from the one that was read. Nor is there a proof that a
+//! batch which is read again after a crash finds the contents it had: where the time of a file says otherwise, it is
+//! traced.
 //!
 //! What a listing sees and does not offer is traced once and counted: entries that are neither files nor folders
 //! (`entriesLeftOut`), and files that came later than `maxFileAge` allows (`filesTooOld`). Hidden names, and names that a
@@ -33,7 +34,7 @@
 //! Log, offset and options are Apache Spark's; an unreadable row stops the query unless [`ParseMode`] says otherwise, which
 //! is where it differs.
 
-mod admit;
+mod admission;
 
 mod clean;
 

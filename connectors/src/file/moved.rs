@@ -2,7 +2,7 @@
 //!
 //! The log of a file sink keeps whole paths, because Spark passes over relative ones without a word. So a copy names the
 //! files of its original: who reads it would find them gone, or read the original, and who goes on writing would add files
-//! of one place to those of another. That is told as what it is. A folder reached through a link is in its place.
+//! of one place to those of another. The error says so. A folder reached through a link is in its place.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -54,8 +54,8 @@ fn moved(root: &FileLocation, uri: &str) -> Error {
         "the folder was copied or moved: its log, `_spark_metadata`, names files elsewhere, such as `{uri}`, and not below \
          `{new}`"
     ))
-    .file(new.clone())
-    .hint(format!(
+    .with_file(new.clone())
+    .with_hint(format!(
         "move it back, or make a link to it at its old place; or, for a copy that is to stand for itself, replace the old \
          folder (`{old}`, it seems) by `{new}` in every file of its `_spark_metadata`"
     ))
@@ -78,7 +78,7 @@ mod tests {
         }
         let error = check_in_place(&at("out"), [file.as_str(), &elsewhere]).unwrap_err();
         assert!(error.message().contains("copied or moved"), "{error}");
-        assert!(error.hint_text().unwrap().contains("/old/out`"), "{error}");
+        assert!(error.hint().unwrap().contains("/old/out`"), "{error}");
         let bucket = |name: &str| FileLocation::parse(&format!("s3://bucket/{name}")).unwrap();
         check_in_place(&bucket("out"), ["s3://bucket/out/f"]).unwrap();
         assert!(check_in_place(&bucket("out"), ["s3://bucket/outer/f"]).is_err());

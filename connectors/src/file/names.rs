@@ -41,7 +41,9 @@ impl Names {
     pub(super) fn check(self, schema: &Schema) -> Result<()> {
         self.check_fields(schema.fields(), "").map_err(|(one, other)| {
             Error::invalid(format!("the columns `{one}` and `{other}` of the source have the same name but for case"))
-                .hint("rename one; or set the option `caseSensitive` to `true` if the files do tell them apart by case")
+                .with_hint(
+                    "rename one; or set the option `caseSensitive` to `true` if names in the files that differ in case are different columns",
+                )
         })
     }
 

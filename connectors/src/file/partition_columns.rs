@@ -53,7 +53,7 @@ pub(super) fn constants(
                         String::from_utf8_lossy(&bytes)
                     ),
                 )
-                .hint("rename or remove the folder, or declare the column as Utf8")
+                .with_hint("rename or remove the folder, or declare the column as Utf8")
             })?,
         };
         constants.retain(|(known, _)| *known != index);
@@ -63,7 +63,7 @@ pub(super) fn constants(
     Ok(constants)
 }
 
-/// Whether a value of this type can be told from the name of a folder.
+/// Whether a value of this type can be parsed from the name of a folder.
 pub(super) fn is_readable(data_type: &DataType) -> bool {
     match data_type {
         DataType::Duration(_) | DataType::Interval(_) => false,

@@ -10,9 +10,11 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use futures::{StreamExt, TryStreamExt, stream};
 use tidewater::checkpoint::with_version;
 use tidewater::error::{Error, ErrorKind, Result};
-use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, SourceReader, Split};
+use tidewater::source::{
+    LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, Split,
+};
 
-use super::admit::{KeepRest, admit};
+use super::admission::{KeepRest, apply_read_limit};
 use super::clean::{CleanSource, Cleaner};
 use super::format::Format;
 use super::left_out::LeftOut;
@@ -26,7 +28,8 @@ use super::seen::{Known, SeenFiles};
 use super::settings::Settings;
 use super::source_log::{FileEntry, SourceLog, head, log_offset, offset};
 
-/// The file in the source's log that says that the log of a file sink counts. Its name is no number: Spark passes it over.
+/// The file in the source's log that says that the log of a file sink counts. Its name is not a number: Spark passes it
+/// over.
 const SINK_LOG: &str = "tidewater.sink-log";
 
 /// How many files are asked for their size at a time.
@@ -53,7 +56,7 @@ pub(super) struct FileReader {
     is_frozen: bool,
     /// The files of source batches that may still be read: their sizes need not be asked for again.
     recent: BTreeMap<u64, Vec<ListedFile>>,
-    /// Whether a file sink writes the folder, so that its log counts; `None` until there is something to tell by.
+    /// Whether a file sink writes the folder, so that its log counts; `None` until that can be decided.
     sink_log: Option<bool>,
     /// Whether it is written down that the log counts: without it, files of batches that failed would be read, too.
     reads_sink_log: bool,
@@ -130,7 +133,7 @@ impl FileReader {
     async fn refuse_sink_log(&self) -> Result<()> {
         if self.pattern.has_sink_log(self.runtime()).await? {
             return Err(Error::unsupported(format!("`cleanSource` for `{}`, which a file sink writes", self.pattern))
-                .hint("set `cleanSource` to `off`: the sink's log names its files for ever"));
+                .with_hint("set `cleanSource` to `off`: the sink's log names its files permanently"));
         }
         Ok(())
     }
@@ -143,8 +146,8 @@ impl FileReader {
                 self.pattern
             ),
         )
-        .file(format!("{}/{MANIFEST_FOLDER}", self.pattern.root().uri()))
-        .hint("put the folder back; to read whatever files lie there, start with a new checkpoint")
+        .with_file(format!("{}/{MANIFEST_FOLDER}", self.pattern.root().uri()))
+        .with_hint("put the folder back; to read whatever files lie there, start with a new checkpoint")
     }
 
     /// The files that are there, but for those that `before` remembers.
@@ -168,7 +171,8 @@ impl FileReader {
                 let now = self.context.clock.elapsed();
                 let (mut listing, remembered) = self.pattern.list_new(self.runtime(), before, now).await?;
                 self.left_out.omitted(&self.pattern.to_string(), std::mem::take(&mut listing.omitted));
-                // Files without a log decide: a log that appears later tells only of its own.
+                // Once files without `_spark_metadata` were read, a log that appears later is ignored: it lists only
+                // its own files.
                 self.sink_log = self.sink_log.or((!listing.files.is_empty()).then_some(false));
                 (listing, remembered)
             }
@@ -270,7 +274,7 @@ impl FileReader {
                 Err(error) => return Err(error),
             }
         }
-        // A sink's log tells the time at which it closed the file, which a copy need not keep.
+        // A sink's log has the time at which it closed the file, which a copy need not keep.
         if !changed.is_empty() && self.sink_log == Some(false) {
             LeftOut::changed_under_batch(&self.pattern.to_string(), &changed);
         }
@@ -287,30 +291,30 @@ fn is_gone_after_reading(pattern: &Pattern, seen: &SeenFiles) -> bool {
 }
 
 #[async_trait]
-impl SourceReader for FileReader {
-    async fn freeze(&mut self) -> Result<()> {
+impl MicroBatchStream for FileReader {
+    async fn prepare_for_available_now(&mut self) -> Result<()> {
         self.unread = self.list_new().await?.0;
         self.is_frozen = true;
         Ok(())
     }
 
-    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
+    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<LatestOffset> {
         self.catch_up().await?;
         let after_id = after.map(log_offset).transpose()?;
         // What was offered before a crash and is in no batch yet is the next batch.
         if let Some(latest) = self.log.latest()
             && after_id < Some(latest)
         {
-            return Ok(Latest { end: Some(offset(latest)), ..Latest::default() });
+            return Ok(LatestOffset { batch_end: Some(offset(latest)), ..LatestOffset::default() });
         }
         if after_id > self.log.latest() {
             let id = after_id.unwrap_or_default();
             return Err(Error::damaged(format!("source batch {id} is in a batch, but not in the file source's log"))
-                .hint("restore the `sources` folder of the checkpoint from the same backup as `offsets`"));
+                .with_hint("restore the `sources` folder of the checkpoint from the same backup as `offsets`"));
         }
         let limit = match limit {
-            ReadLimit::AsConfigured => self.settings.limit(),
-            ReadLimit::Everything => None,
+            ReadLimit::Configured => self.settings.limit(),
+            ReadLimit::All => None,
         };
         let unread = std::mem::take(&mut self.unread);
         let (new, remembered) = if self.is_frozen || !unread.is_empty() && limit.is_some() {
@@ -323,12 +327,13 @@ impl SourceReader for FileReader {
             match self.list_new().await {
                 Ok(new) => new,
                 // Who cannot look does not know: neither that there is something, nor that there is nothing.
-                Err(why) if why.kind() == ErrorKind::Unavailable => return Ok(Latest::unknown(after, why)),
+                Err(why) if why.kind() == ErrorKind::Unavailable => return Ok(LatestOffset::unknown(after, why)),
                 Err(error) => return Err(error),
             }
         };
         let found = new.len();
-        let (files, rest) = admit(new, limit, if self.is_frozen { KeepRest::ALL } else { self.settings.keep_rest() });
+        let (files, rest) =
+            apply_read_limit(new, limit, if self.is_frozen { KeepRest::ALL } else { self.settings.keep_rest() });
         let (offered, kept) = (files.len(), rest.len());
         if !files.is_empty() {
             self.offer(files).await?;
@@ -338,7 +343,7 @@ impl SourceReader for FileReader {
             self.remembered = remembered;
         }
         let end = self.log.latest().map(offset);
-        Ok(Latest { available: end.clone().filter(|_| offered == found), end, unknown: None })
+        Ok(LatestOffset { latest: end.clone().filter(|_| offered == found), batch_end: end, unknown: None })
     }
 
     async fn splits(&mut self, range: &OffsetRange, _scan: &ScanRequest) -> Result<Option<Vec<Split>>> {
@@ -350,7 +355,7 @@ impl SourceReader for FileReader {
             self.sink_log = Some(true);
         }
         let (files, mut missing) = self.files_of(start, end).await?;
-        // An empty file is no rows, whatever its format asks for at the beginning.
+        // An empty file has no rows, whatever its format asks for at the beginning.
         let files = files.iter().filter(|file| file.size > 0).map(Stretch::whole).collect();
         let min_cut_bytes = matches!(self.format, Format::Parquet).then_some(MIN_CUT_BYTES);
         let tasks = spread(files, self.context.partitions, min_cut_bytes);

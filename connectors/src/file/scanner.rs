@@ -70,7 +70,7 @@ impl FileScanner {
         (Arc::clone(&met.tally), Arc::clone(&met.malformed))
     }
 
-    /// The files of a task, with what their paths tell.
+    /// The files of a task, with the values in their paths.
     fn partition(&self, split: &Split) -> Result<Partition> {
         let FileSplit { files, missing } = split.to(&self.source)?;
         let root = (!self.settings.recursive).then(|| self.pattern.root());

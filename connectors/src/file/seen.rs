@@ -3,8 +3,8 @@
 //! Files older than the newest one seen by more than `maxFileAge` are forgotten, so the map stays small; in return, a
 //! file that old is never new. Age is counted from the newest file, not from the clock: a folder that rests forgets nothing.
 //!
-//! A file is known by its path (or name) alone: one that was replaced or changed after it was offered is not read again. That
-//! can be told from its time, and so can it of a file that came too late; neither is passed over in silence.
+//! A file is known by its path (or name) alone: one that was replaced or changed after it was offered is not read
+//! again. That follows from its time, as it does for a file that came too late; both are counted.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -16,7 +16,7 @@ const PURGE_FROM: usize = 512;
 #[derive(Debug)]
 pub(super) struct SeenFiles {
     files: HashMap<String, i64>,
-    /// Those that are forgotten, by hash: only to tell them from files that came too late.
+    /// Those that are forgotten, by hash: only to distinguish them from files that came too late.
     forgotten: HashSet<u64>,
     hasher: RandomState,
     max_age_ms: i64,

@@ -2,7 +2,7 @@
 
 use tidewater::error::{Error, Result};
 
-use super::admit::{KeepRest, Limit};
+use super::admission::{KeepRest, Limit};
 use super::clean::CleanSource;
 use super::format::{CSV_OPTIONS, Format, ParseMode, TEXT_OPTIONS, parse_mode};
 use super::names::Names;
@@ -28,7 +28,7 @@ const GENERAL_OPTIONS: &[&str] = &[
     "ignoreCorruptFiles",
 ];
 
-/// What a file source was told, beside its path, format and schema. Names and defaults are Spark's, but for `mode`.
+/// The settings of a file source, beside its path, format and schema. Names and defaults are Spark's, but for `mode`.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) max_files: Option<u64>,
@@ -129,7 +129,7 @@ fn refuse_batch_options(given: &[(String, String)]) -> Result<()> {
             return Err(Error::unsupported(format!(
                 "option `{name}`: a stream reads every file once, whatever its age"
             ))
-            .hint("use `maxFileAge` to leave out old files, or a filter on a column"));
+            .with_hint("use `maxFileAge` to leave out old files, or a filter on a column"));
         }
     }
     Ok(())
@@ -139,9 +139,8 @@ impl Settings {
     /// An error if two settings contradict each other.
     pub(super) fn check(&self) -> Result<()> {
         if self.max_files.is_some() && self.max_bytes.is_some() {
-            return Err(
-                Error::invalid("`maxFilesPerTrigger` and `maxBytesPerTrigger` are both set").hint("set one of the two")
-            );
+            return Err(Error::invalid("`maxFilesPerTrigger` and `maxBytesPerTrigger` are both set")
+                .with_hint("set one of the two"));
         }
         self.clean_source().map(|_| ())
     }
@@ -152,7 +151,8 @@ impl Settings {
             "off" => Ok(CleanSource::Off),
             "delete" => Ok(CleanSource::Delete),
             "archive" => self.archive.clone().map(CleanSource::Archive).ok_or_else(|| {
-                Error::invalid("`cleanSource` is `archive`, and no archive is named").hint("set `sourceArchiveDir`")
+                Error::invalid("`cleanSource` is `archive`, and no archive is named")
+                    .with_hint("set `sourceArchiveDir`")
             }),
             other => Err(Error::invalid(format!("`cleanSource` is `{other}`, not `off`, `archive` or `delete`"))),
         }

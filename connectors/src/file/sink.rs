@@ -20,7 +20,7 @@ use tidewater::id::{BatchId, PartitionId};
 use tidewater::identity::Identity;
 use tidewater::query::OutputMode;
 use tidewater::sink::{
-    Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter, WriterContext, WriterFactory,
+    BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, StreamingWrite, WriterContext, WriterFactory,
 };
 use tokio::sync::Mutex;
 
@@ -31,10 +31,10 @@ use super::uri::FileLocation;
 use super::writer::{Encoding, FilesOfPartition, Layout, Root};
 use crate::options::Options;
 
-const WHAT: &str = "the file sink";
+const SINK_NAME: &str = "the file sink";
 
 /// All formats together: an option of another format does no harm, as in Spark.
-const KNOWN: &[&str] = &[
+const KNOWN_OPTIONS: &[&str] = &[
     "path",
     "compression",
     "partitionBy",
@@ -101,7 +101,7 @@ impl FileSink {
         let parsed = sink.parse()?;
         match (path, parsed.path) {
             (None, None) => {
-                return Err(Error::invalid("the file sink needs a directory").hint("give the option `path`"));
+                return Err(Error::invalid("the file sink needs a directory").with_hint("give the option `path`"));
             }
             (None, Some(path)) => sink.location = path,
             (Some(_), _) => {}
@@ -142,7 +142,7 @@ impl FileSink {
     }
 
     fn parse(&self) -> Result<Parsed> {
-        let options = Options::new(WHAT, KNOWN, self.options.iter().cloned())?;
+        let options = Options::new(SINK_NAME, KNOWN_OPTIONS, self.options.iter().cloned())?;
         let mut partition_by = self.partition_by.clone();
         if let Some(columns) = options.get("partitionBy") {
             partition_by.extend(columns.split(',').map(|c| c.trim().to_owned()));
@@ -159,13 +159,7 @@ impl FileSink {
 
 impl FileSink {
     /// Checks that rows of this schema can be written below `root`.
-    fn writers(
-        &self,
-        root: Root,
-        schema: &Schema,
-        durable: bool,
-        memory: &Arc<dyn MemoryPool>,
-    ) -> Result<FileWriters> {
+    fn writers(&self, root: Root, schema: &Schema, durable: bool, memory: &Arc<dyn MemoryPool>) -> Result<FileWriters> {
         let Parsed { encoding, partition_by, max_records_per_file, .. } = self.parse()?;
         let layout = Layout::new(root, encoding, schema, &partition_by, max_records_per_file, durable)?;
         Ok(FileWriters { layout: Arc::new(layout), memory: Arc::clone(memory) })
@@ -199,11 +193,11 @@ impl Sink for FileSink {
         Guarantee::ExactlyOnce
     }
 
-    fn supports(&self, mode: OutputMode) -> bool {
+    fn supports_output_mode(&self, mode: OutputMode) -> bool {
         mode == OutputMode::Append
     }
 
-    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         let retention_ms = self.parse()?.retention_ms;
         let runtime = context.session.runtime_env();
         let root = Root::parse(&self.location, runtime)?;
@@ -212,9 +206,9 @@ impl Sink for FileSink {
             create_folders(folder, context.durable)?;
         }
         let log = root.manifest_store(runtime, context.durable)?;
-        let owner = Owner::new(context.query_id, context.name);
+        let owner = Owner::new(context.query_id, context.role);
         let manifest = Manifest::open(log, owner, retention_ms, Arc::clone(&context.clock)).await?;
-        manifest.check(context.next_batch, context.next_batch_may_be_taken)?;
+        manifest.check(context.next_batch, context.next_batch_may_be_committed)?;
         if !manifest.is_empty() {
             let files = committed_files(&self.location, runtime).await?;
             let folder = FileLocation::parse(&root.uri(""))?;
@@ -244,7 +238,7 @@ struct FileWriters {
 }
 
 impl WriterFactory for FileWriters {
-    fn writer(&self, _batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn writer(&self, _batch: BatchId, partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         Ok(Box::new(FilesOfPartition::new(Arc::clone(&self.layout), partition, &self.memory)))
     }
 }
@@ -256,12 +250,12 @@ struct FileSinkWriter {
 }
 
 #[async_trait]
-impl SinkWriter for FileSinkWriter {
-    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+impl StreamingWrite for FileSinkWriter {
+    async fn begin(&self, batch: BatchId) -> Result<BatchStatus> {
         self.manifest.lock().await.begin(batch).await
     }
 
-    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         self.writers.writer(batch, partition)
     }
 
@@ -302,11 +296,11 @@ mod tests {
         going_on_with(0, false)
     }
 
-    fn going_on_with(batch: u64, may_be_taken: bool) -> SinkContext {
+    fn going_on_with(batch: u64, may_be_committed: bool) -> SinkContext {
         SinkContext {
-            name: tidewater::sink::SinkName::Output,
+            role: tidewater::sink::SinkRole::Output,
             next_batch: BatchId(batch),
-            next_batch_may_be_taken: may_be_taken,
+            next_batch_may_be_committed: may_be_committed,
             schema: rows(&[], 0).schema(),
             output_mode: OutputMode::Append,
             query_id: QueryId::try_from("5f0a2ee4-9a3f-4e0f-8d5b-1f1f0a7f3c11".to_owned()).unwrap(),
@@ -317,7 +311,7 @@ mod tests {
         }
     }
 
-    async fn write(writer: &dyn SinkWriter, batch: u64, partition: usize, rows: RecordBatch) -> Receipt {
+    async fn write(writer: &dyn StreamingWrite, batch: u64, partition: usize, rows: RecordBatch) -> Receipt {
         let mut partition = writer.partition(BatchId(batch), PartitionId(partition)).unwrap();
         partition.write(rows).await.unwrap();
         partition.finish().await.unwrap()
@@ -343,7 +337,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let sink = FileSink::parquet(folder.path().to_str().unwrap());
         let writer = open_by_factory(&sink, context()).await.unwrap();
-        assert_eq!(writer.begin(BatchId(0)).await.unwrap(), Begin::Open);
+        assert_eq!(writer.begin(BatchId(0)).await.unwrap(), BatchStatus::New);
         let receipts = vec![
             write(&*writer, 0, 0, rows(&[Some("a"), None], 0)).await,
             write(&*writer, 0, 3, rows(&[Some("b")], 2)).await,
@@ -361,8 +355,8 @@ mod tests {
         assert_eq!(read, [rows(&[Some("a"), None], 0)]);
 
         let again = open_by_factory(&sink, going_on_with(0, true)).await.unwrap();
-        assert_eq!(again.begin(BatchId(0)).await.unwrap(), Begin::Taken);
-        assert_eq!(again.begin(BatchId(1)).await.unwrap(), Begin::Open);
+        assert_eq!(again.begin(BatchId(0)).await.unwrap(), BatchStatus::AlreadyCommitted);
+        assert_eq!(again.begin(BatchId(1)).await.unwrap(), BatchStatus::New);
     }
 
     #[tokio::test]
@@ -439,10 +433,10 @@ mod tests {
         let location = folder.path().join("out");
         let location = location.to_str().unwrap();
         for (sink, wanted) in [
-            (FileSink::parquet(location).partition_by(["kk"]), "`kk` is no column"),
+            (FileSink::parquet(location).partition_by(["kk"]), "unknown column `kk`"),
             (FileSink::parquet(location).partition_by(["k", "k"]), "twice"),
             (FileSink::parquet(location).partition_by(["k", "n"]), "every column"),
-            (FileSink::parquet(location).compression("rar"), "`rar` is no compression"),
+            (FileSink::parquet(location).compression("rar"), "unknown compression `rar`"),
             (FileSink::parquet(location).option("compresion", "zstd"), "did you mean `compression`"),
             (FileSink::parquet(location).retention("soon"), "`retention`"),
         ] {
@@ -451,10 +445,13 @@ mod tests {
         }
         assert!(!folder.path().join("out").exists(), "nothing is created for a query that cannot start");
         assert!(FileSink::from_options("parquet", None, []).is_err());
-        assert!(FileSink::from_options("orc", Some("x"), []).unwrap_err().message().contains("`orc` is no format"));
+        assert!(FileSink::from_options("orc", Some("x"), []).unwrap_err().message().contains("unknown format `orc`"));
         let by_option = FileSink::from_options("CSV", None, [("Path".to_owned(), location.to_owned())]).unwrap();
         assert_eq!(by_option.description(), format!("csv files in {location}"));
-        assert!(!by_option.supports(OutputMode::Complete) && !by_option.supports(OutputMode::Update));
+        assert!(
+            !by_option.supports_output_mode(OutputMode::Complete)
+                && !by_option.supports_output_mode(OutputMode::Update)
+        );
     }
 
     struct Place {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use datafusion::prelude::SessionContext;
 use tidewater::error::{Error, Result};
 use tidewater::identity::Identity;
-use tidewater::source::{ScanContext, Source, SourceContext, SourceReader, SourceScanner};
+use tidewater::source::{MicroBatchStream, ScanContext, Source, SourceContext, SourceScanner};
 
 use super::clean::CleanSource;
 use super::format::{CsvFormat, Format, ParseMode};
@@ -29,10 +29,10 @@ use super::settings::{Settings, apply};
 ///
 /// let schema = Schema::new(vec![Field::new("user", DataType::Utf8, true), Field::new("clicks", DataType::Int64, true)]);
 /// let source = FileSource::csv("in/clicks")
-///     .schema(schema)
+///     .with_schema(schema)
 ///     .header(true)
 ///     .max_files_per_trigger(100)
-///     .mode(ParseMode::DropMalformed);
+///     .parse_mode(ParseMode::DropMalformed);
 /// # let _ = source;
 /// ```
 #[derive(Debug, Clone)]
@@ -59,7 +59,7 @@ impl FileSource {
         Self::new(Format::Parquet, path)
     }
 
-    /// By the names that SQL and command lines use: `csv`, `json` or `parquet`, and Spark's options.
+    /// A source by the names that SQL and command lines use: `csv`, `json` or `parquet`, and Spark's options.
     pub fn from_options(
         format: &str,
         path: impl Into<String>,
@@ -75,9 +75,9 @@ impl FileSource {
         FileSource { path: path.into(), format, schema: None, settings: Settings::default() }
     }
 
-    /// The columns. All are taken to allow null, whatever they say: a file may lack any of them.
+    /// Sets the schema. All columns are taken to allow null, whatever it says: a file may lack any of them.
     #[must_use]
-    pub fn schema(mut self, schema: impl Into<SchemaRef>) -> Self {
+    pub fn with_schema(mut self, schema: impl Into<SchemaRef>) -> Self {
         let schema: SchemaRef = schema.into();
         let fields: Fields = schema.fields().iter().map(|field| nullable(field)).collect();
         self.schema = Some(Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone())));
@@ -88,10 +88,10 @@ impl FileSource {
     /// before. The first ten files are looked at; a restart may find others, so for a lasting query write the schema down.
     pub async fn infer_schema(self, ctx: &SessionContext) -> Result<Self> {
         let schema = infer::infer_schema(&self.pattern()?, &self.format, &ctx.state()).await?;
-        Ok(self.schema(schema))
+        Ok(self.with_schema(schema))
     }
 
-    /// One option by Spark's name.
+    /// Sets one option by Spark's name.
     pub fn option(mut self, name: &str, value: &str) -> Result<Self> {
         apply(&mut self.settings, &mut self.format, [(name.to_owned(), value.to_owned())])?;
         Ok(self)
@@ -139,12 +139,12 @@ impl FileSource {
 
     /// Reads the files of all folders below, whatever they are called; then no column comes from the path.
     #[must_use]
-    pub fn recursive(mut self, recursive: bool) -> Self {
+    pub fn recursive_file_lookup(mut self, recursive: bool) -> Self {
         self.settings.recursive = recursive;
         self
     }
 
-    /// What becomes of files that were read.
+    /// Sets what becomes of files that were read.
     #[must_use]
     pub fn clean_source(mut self, clean: CleanSource) -> Self {
         let (clean, archive) = match clean {
@@ -157,7 +157,7 @@ impl FileSource {
         self
     }
 
-    /// Whether names of columns in files (and in the path) are told apart by case. Default no, as in Spark: `id` is read
+    /// Whether names of columns in files (and in the path) are case-sensitive. Default no, as in Spark: `id` is read
     /// from `ID`, and a file that has both is refused.
     #[must_use]
     pub fn case_sensitive(mut self, case_sensitive: bool) -> Self {
@@ -181,9 +181,9 @@ impl FileSource {
         self
     }
 
-    /// What becomes of rows that cannot be read. Parquet files have none.
+    /// Sets what becomes of rows that cannot be parsed. Parquet files have none.
     #[must_use]
-    pub fn mode(mut self, mode: ParseMode) -> Self {
+    pub fn parse_mode(mut self, mode: ParseMode) -> Self {
         self.settings.mode = mode;
         self
     }
@@ -248,11 +248,12 @@ impl Source for FileSource {
         Ok(SinkFolder::of(sink).is_some_and(|sink| self.pattern().is_ok_and(|own| own.takes_files_of(&sink))))
     }
 
-    async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>> {
+    async fn open(&self, context: SourceContext) -> Result<Box<dyn MicroBatchStream>> {
         self.settings.check()?;
         let Some(schema) = self.schema.clone() else {
-            return Err(Error::invalid(format!("the file source `{}` has no schema", self.path))
-                .hint("call `.schema(…)`, or `.infer_schema(&ctx).await?` to read it off the files that are there"));
+            return Err(Error::invalid(format!("the file source `{}` has no schema", self.path)).with_hint(
+                "call `.with_schema(…)`, or `.infer_schema(&ctx).await?` to read it off the files that are there",
+            ));
         };
         let reader = FileReader::open(self.pattern()?, self.format.clone(), schema, self.settings.clone(), context);
         Ok(Box::new(reader.await?))

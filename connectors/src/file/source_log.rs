@@ -10,7 +10,7 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use object_store::ObjectStoreExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tidewater::checkpoint::CheckpointStore;
+use tidewater::checkpoint::MetadataStore;
 use tidewater::error::{Error, ErrorKind, Result};
 use tidewater::source::Offset;
 
@@ -43,14 +43,14 @@ pub(super) struct SourceLog {
 }
 
 impl SourceLog {
-    pub(super) async fn open(store: Arc<dyn CheckpointStore>, min_batches_to_retain: u64) -> Result<Self> {
+    pub(super) async fn open(store: Arc<dyn MetadataStore>, min_batches_to_retain: u64) -> Result<Self> {
         Ok(SourceLog { log: CompactLog::open(store, COMPACT_INTERVAL, min_batches_to_retain).await?, moved: vec![] })
     }
 
-    /// What the log has below one of the `former` folders is below `now`, which is what the log tells from here on. On disk it
-    /// stays as it is.
+    /// What the log has below one of the `former` folders is below `now`, which is what the log says from here on. On
+    /// disk it stays as it is.
     ///
-    /// Where files may be read in both, one within the other, it cannot be told which of the two an entry means: that is an
+    /// Where files may be read in both, one within the other, it is unknown which of the two an entry means: that is an
     /// error. Only of a folder `now` that is not `deep`, a former one within it is never read.
     pub(super) fn moved(mut self, former: &[String], now: &str, deep: bool) -> Result<Self> {
         let within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
@@ -60,10 +60,10 @@ impl SourceLog {
                 ErrorKind::IncompatibleCheckpoint,
                 format!(
                     "the source was moved from `{former}` to `{now}`, and one lies within the other: a file that was read \
-                     could not be told from one that was not"
+                     could not be distinguished from one that was not"
                 ),
             )
-            .hint("move the files to a folder neither above nor below it, or start with a new checkpoint"));
+            .with_hint("move the files to a folder neither above nor below it, or start with a new checkpoint"));
         }
         self.moved = former.iter().map(|former| (former.clone(), now.to_owned())).collect();
         Ok(self)
@@ -91,10 +91,12 @@ impl SourceLog {
     /// All files ever offered. No source batch is without a file: one that is has lost its lines.
     pub(super) async fn whole(&self) -> Result<Vec<FileEntry>> {
         let all = self.all().await?;
-        let told: HashSet<u64> = all.iter().map(|entry| entry.batch_id).collect();
-        match (0..self.latest().map_or(0, |latest| latest + 1)).find(|id| !told.contains(id)) {
+        let known: HashSet<u64> = all.iter().map(|entry| entry.batch_id).collect();
+        match (0..self.latest().map_or(0, |latest| latest + 1)).find(|id| !known.contains(id)) {
             Some(id) => Err(Error::damaged(format!("the file source's log names no file for source batch {id}"))
-                .hint("restore the `sources` folder of the checkpoint from a backup, or start with a new checkpoint")),
+                .with_hint(
+                    "restore the `sources` folder of the checkpoint from a backup, or start with a new checkpoint",
+                )),
             None => Ok(all),
         }
     }
@@ -117,14 +119,16 @@ impl SourceLog {
         if now < known {
             let what = known.map_or_else(String::new, |known| format!(" up to source batch {known}"));
             return Err(Error::damaged(format!("the file source's log{what} was deleted while the query was running"))
-                .hint("restore the `sources` folder of the checkpoint from a backup, or start with a new checkpoint"));
+                .with_hint(
+                    "restore the `sources` folder of the checkpoint from a backup, or start with a new checkpoint",
+                ));
         }
         let fenced = |id: u64| {
             Error::new(
                 ErrorKind::Fenced,
                 format!("another run of this query is writing the checkpoint: it took source batch {id}"),
             )
-            .hint("stop one of the two runs; two queries may not share a checkpoint")
+            .with_hint("stop one of the two runs; two queries may not share a checkpoint")
         };
         if now > known {
             return Err(fenced(now.unwrap_or(id)));
@@ -161,7 +165,7 @@ impl SourceLog {
     fn unknown(&self, end: u64) -> Error {
         let last = self.latest().map_or("empty".to_owned(), |last| format!("at {last}"));
         Error::damaged(format!("a batch ends at source batch {end}, and the file source's log is {last}"))
-            .hint("restore the `sources` folder of the checkpoint from the same backup as `offsets`")
+            .with_hint("restore the `sources` folder of the checkpoint from the same backup as `offsets`")
     }
 }
 
@@ -176,7 +180,7 @@ pub(super) fn log_offset(offset: &Offset) -> Result<u64> {
     // Very old logs hold a bare number.
     value.get("logOffset").unwrap_or(&value).as_u64().ok_or_else(|| {
         Error::new(ErrorKind::IncompatibleCheckpoint, format!("`{offset}` is not an offset of a file source"))
-            .hint("start the query with the sources the checkpoint was written with, in the same order")
+            .with_hint("start the query with the sources the checkpoint was written with, in the same order")
     })
 }
 
@@ -190,13 +194,13 @@ pub(super) async fn head(entry: FileEntry, runtime: &RuntimeEnv) -> Result<(File
             Ok((entry, Ok(file)))
         }
         Err(e @ object_store::Error::NotFound { .. }) => {
-            let error = gone(e).file(entry.path.clone());
+            let error = gone(e).with_file(entry.path.clone());
             Ok((entry, Err(error)))
         }
         Err(e) => Err(Error::new(ErrorKind::Unavailable, format!("cannot look at the file: {e}"))
-            .file(entry.path)
-            .hint("check the rights and the network, then start again")
-            .caused_by(e)),
+            .with_file(entry.path)
+            .with_hint("check the rights and the network, then start again")
+            .with_source(e)),
     }
 }
 

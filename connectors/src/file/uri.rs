@@ -3,7 +3,7 @@
 //! Logs hold full URIs spelled as Java spells them, because Spark compares them as text: a local file is
 //! `file:///a/b.csv` (three slashes), `%` and whatever is illegal in a URI is percent-encoded, letters beyond ASCII are not.
 //!
-//! A local name may hold what no path of an object store may (a tab, bytes that are no UTF-8, an ending such as `#1`):
+//! A local name may hold what no path of an object store may (a tab, bytes that are not UTF-8, an ending such as `#1`):
 //! such a file is opened by its own name, see [`OddFile`].
 
 use std::path::PathBuf;
@@ -33,7 +33,7 @@ impl FileLocation {
     pub(super) fn parse(uri: &str) -> Result<Self> {
         let wrong = |why: String| {
             Error::damaged(format!("`{uri}` is not the URI of a file: {why}"))
-                .hint("the log was written or changed by something else: restore it from a backup")
+                .with_hint("the log was written or changed by something else: restore it from a backup")
         };
         let (scheme, rest) = uri.split_once(':').ok_or_else(|| wrong("it has no scheme".to_owned()))?;
         let (authority, path) = match rest.strip_prefix("//") {
@@ -98,7 +98,7 @@ impl FileLocation {
         match &self.odd {
             Some(_) => match self.on_disk() {
                 Some(path) => Ok(Arc::new(OddFile::new(path))),
-                None => Err(Error::invalid("this system has no names that are not UTF-8").file(self.uri())),
+                None => Err(Error::invalid("this system has no names that are not UTF-8").with_file(self.uri())),
             },
             None => object_store(&self.store, runtime),
         }
@@ -120,8 +120,8 @@ fn ends_like_an_upload(name: &[u8]) -> bool {
 pub(super) fn object_store(url: &ObjectStoreUrl, runtime: &RuntimeEnv) -> Result<Arc<dyn ObjectStore>> {
     runtime.object_store(url).map_err(|e| {
         Error::invalid(format!("no object store is registered for `{url}`"))
-            .hint("call `ctx.register_object_store(url, store)` before the query starts")
-            .caused_by(e)
+            .with_hint("call `ctx.register_object_store(url, store)` before the query starts")
+            .with_source(e)
     })
 }
 

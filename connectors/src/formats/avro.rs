@@ -45,7 +45,7 @@ impl AvroReader {
         let reader = AvroSchema::new(schema.to_owned());
         let wrong = |why: &str| {
             Error::invalid(format!("the Avro schema of the reader cannot be used: {why}"))
-                .hint("give the schema of a record that has fields, as JSON")
+                .with_hint("give the schema of a record that has fields, as JSON")
         };
         let columns = decoder(0, schema, Some(&reader), 1).map_err(|why| wrong(&why))?.schema();
         if columns.fields().is_empty() {
@@ -145,7 +145,7 @@ impl AvroReader {
             return Err("there are not as many records as messages".to_owned());
         };
         let values = cast(&StructArray::from(rows), &self.data_type).map_err(|e| short(&e.to_string()))?;
-        values.as_struct_opt().cloned().ok_or_else(|| "the records are no structs".to_owned())
+        values.as_struct_opt().cloned().ok_or_else(|| "the records are not structs".to_owned())
     }
 }
 
@@ -183,7 +183,7 @@ fn writer_id(message: &[u8]) -> Result<u32, &'static str> {
 fn in_order(records: &[StructArray], places: Vec<Option<u64>>) -> Result<StructArray> {
     let parts: Vec<&dyn Array> = records.iter().map(|part| part as &dyn Array).collect();
     let ordered: ArrayRef = take(&concat(&parts)?, &UInt64Array::from(places), None)?;
-    ordered.as_struct_opt().cloned().ok_or_else(|| Error::internal("records are no structs"))
+    ordered.as_struct_opt().cloned().ok_or_else(|| Error::internal("records are not structs"))
 }
 
 /// What an Avro schema is in Arrow, with Arrow's marks on its fields.

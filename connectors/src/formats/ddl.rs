@@ -25,7 +25,7 @@ pub(super) fn parse(ddl: &str) -> Result<Fields, String> {
     parser.expect_token(&Token::EOF).map_err(|e| e.to_string())?;
     match parsed {
         SqlType::Struct(columns, _) => fields(&columns),
-        other => Err(format!("`{other}` is no list of columns")),
+        other => Err(format!("`{other}` is not a list of columns")),
     }
 }
 
@@ -81,7 +81,7 @@ fn data_type(sql: &SqlType) -> Result<DataType, String> {
             "BYTE" => DataType::Int8,
             "SHORT" => DataType::Int16,
             "TIMESTAMP_LTZ" => timestamp(),
-            _ => return Err(format!("`{other}` is no type that it may have")),
+            _ => return Err(format!("`{other}` is not a supported type")),
         },
     })
 }
@@ -175,8 +175,8 @@ mod tests {
             ("a", "not a name and a type"),
             ("a INT, b", "not a name and a type"),
             ("a INT, a STRING", "two columns `a`"),
-            ("a COLOUR", "`COLOUR` is no type"),
-            ("a INTERVAL", "no type"),
+            ("a COLOUR", "`COLOUR` is not a supported type"),
+            ("a INTERVAL", "not a supported type"),
             ("a DECIMAL(39)", "at most 38"),
             ("a DECIMAL(3, 4)", "at most 38"),
             ("a STRUCT<b INT", ">"),

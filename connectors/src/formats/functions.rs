@@ -136,7 +136,7 @@ impl ScalarUDFImpl for FromJson {
     }
 }
 
-/// The documents in a column; what is blank is no document.
+/// The documents in a column; a blank text is not a document.
 fn documents(values: &ArrayRef) -> Result<Vec<Option<&[u8]>>> {
     let documents: Vec<Option<&[u8]>> = match values.data_type() {
         DataType::Utf8 => values.as_string::<i32>().iter().map(|text| text.map(str::as_bytes)).collect(),
@@ -301,7 +301,7 @@ mod tests {
         for (call, why) in [
             ("from_json(doc)", "takes a value and the fields"),
             ("from_json(doc, doc)", "must be a literal"),
-            ("from_json(doc, 'a COLOUR')", "`COLOUR` is no type"),
+            ("from_json(doc, 'a COLOUR')", "`COLOUR` is not a supported type"),
             ("from_json(n, 'a INT')", "takes text or bytes"),
             ("to_json(n)", "takes a struct"),
             ("to_json(struct(n), n)", "takes one argument"),

@@ -43,7 +43,7 @@ impl JsonReader {
     fn record(&self) -> Result<Record> {
         Record::new(&self.fields).map_err(|why| {
             Error::invalid(format!("JSON cannot be read as {}: {why}", self.data_type()))
-                .hint("declare the field with another type, and convert it in the query")
+                .with_hint("declare the field with another type, and convert it in the query")
         })
     }
 
@@ -52,7 +52,7 @@ impl JsonReader {
         let bytes: usize = documents.iter().flatten().map(|document| document.len()).sum();
         if i32::try_from(bytes).is_err() {
             let message = format!("{} JSON documents of {bytes} bytes cannot be decoded at once", documents.len());
-            return Err(Error::new(ErrorKind::BadInput, message).hint("let a batch be smaller"));
+            return Err(Error::new(ErrorKind::BadInput, message).with_hint("let a batch be smaller"));
         }
         let (mut record, mut tokens) = (self.record()?, Document::default());
         let (mut bad, mut valid) = (vec![], Vec::with_capacity(documents.len()));
@@ -72,9 +72,9 @@ impl JsonReader {
         Ok(Decoded { values, bad })
     }
 
-    /// Adds one row, whatever the document is; or tells what is wrong with it.
+    /// Adds one row, whatever the document is; or returns what is wrong with it.
     fn append(&self, document: &[u8], tokens: &mut Document, record: &mut Record) -> Result<(), String> {
-        let parsed = std::str::from_utf8(document).map_err(|e| format!("it is no UTF-8: {e}"));
+        let parsed = std::str::from_utf8(document).map_err(|e| format!("it is not UTF-8: {e}"));
         let object = parsed.and_then(|text| tokens.parse(text)).and_then(|value| match value.kind() {
             Kind::Object => Ok(value),
             _ => Err("it is not a JSON object".to_owned()),
@@ -178,10 +178,10 @@ mod tests {
             (r#"{"a":1}}"#, "follows"),
             (r#"{"a":1},"#, "follows"),
             (r#"{"a":1} 2"#, "follows"),
-            (r#"{"a":1.9}"#, "field 'a': '1.9' is no Int64"),
+            (r#"{"a":1.9}"#, "field 'a': '1.9' is not a valid Int64"),
             (r#"{"a":1.0}"#, "field 'a'"),
             (r#"{"a":9223372036854775808}"#, "field 'a'"),
-            (r#"{"a":01}"#, "no JSON value"),
+            (r#"{"a":01}"#, "not a JSON value"),
             (r#"{"a":7,}"#, "unexpected"),
             (r#"{a:7}"#, "unexpected"),
             ("{\"s\":\"t\tab\"}", "control character"),
@@ -194,7 +194,7 @@ mod tests {
             (r#"[{"a":1}]"#, "not a JSON object"),
             (r#"{"a":}"#, "unexpected '}'"),
             (r#"{"s":"x}"#, "does not end"),
-            (r#"{"a":tru}"#, "'tru' is no JSON value"),
+            (r#"{"a":tru}"#, "'tru' is not a JSON value"),
             (r#"{"a":"x"}"#, "field 'a'"),
             (r#"{"a":1.5e300}"#, "field 'a'"),
             (r#"{"in":{"b":1}}"#, "field 'b'"),

@@ -101,7 +101,7 @@ impl Format {
         }
     }
 
-    /// Decodes messages, for sources. What is wrong with a message is told in [`Decoded::bad`]; an error is for what is
+    /// Decodes messages, for sources. What is wrong with a message is in [`Decoded::bad`]; an error is for what is
     /// no message's fault: the schema registry is away, or a type cannot be read at all.
     pub fn decode(&self, messages: &BinaryArray) -> Result<Decoded> {
         match &self.0 {
@@ -112,7 +112,7 @@ impl Format {
     }
 }
 
-/// What came of some messages.
+/// The decoded messages, and those that could not be decoded.
 #[derive(Debug, Clone)]
 pub struct Decoded {
     /// One value per message; null where the message was null or is bad.

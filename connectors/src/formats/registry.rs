@@ -70,15 +70,16 @@ impl SchemaRegistry {
         // Of the URL itself nothing is repeated: it may hold a password.
         let wrong = |why: &str| {
             Error::invalid(format!("the URL of the schema registry cannot be used: {why}"))
-                .hint("give one like `http://registry:8081`")
+                .with_hint("give one like `http://registry:8081`")
         };
         let mut url = Url::parse(url).map_err(|e| wrong(&e.to_string()))?;
         match url.scheme() {
             "http" => {}
             "https" if cfg!(feature = "kafka-ssl") => {}
             "https" => {
-                return Err(Error::invalid("this program was built without TLS, which `https` needs")
-                    .hint("build it with the feature `kafka-ssl`, or let the schema registry be reached by `http`"));
+                return Err(Error::invalid("this program was built without TLS, which `https` needs").with_hint(
+                    "build it with the feature `kafka-ssl`, or let the schema registry be reached by `http`",
+                ));
             }
             _ => return Err(wrong("it is neither `http` nor `https`")),
         }
@@ -212,7 +213,7 @@ impl Server {
                     None => {
                         return Err(self
                             .failed(id, &why)
-                            .hint("see that it runs and can be reached from here, then start the query again"));
+                            .with_hint("see that it runs and can be reached from here, then start the query again"));
                     }
                 },
             }
@@ -246,7 +247,7 @@ impl Server {
                 Ok(Registered { schema, .. }) => Answer::Found(schema.into()),
                 Err(_) => Answer::Refused(
                     self.failed(id, "the answer is not a registry's")
-                        .hint("see that the URL is that of a schema registry"),
+                        .with_hint("see that the URL is that of a schema registry"),
                 ),
             },
             404 => match serde_json::from_str::<Complaint>(text) {
@@ -255,17 +256,17 @@ impl Server {
                 }
                 _ => Answer::Refused(
                     self.failed(id, "there is nothing at this address")
-                        .hint("see that the URL is that of a schema registry"),
+                        .with_hint("see that the URL is that of a schema registry"),
                 ),
             },
             401 | 403 => Answer::Refused(
                 self.failed(id, &format!("it refused with status {status}"))
-                    .hint("give a user and a password that may read schemas"),
+                    .with_hint("give a user and a password that may read schemas"),
             ),
             408 | 429 | 500..=599 => Answer::Silent(format!("it answered with status {status}")),
             _ => Answer::Refused(
                 self.failed(id, &format!("it answered with status {status}"))
-                    .hint("see that the URL is that of a schema registry"),
+                    .with_hint("see that the URL is that of a schema registry"),
             ),
         }
     }
@@ -333,7 +334,7 @@ mod tests {
         let error = SchemaRegistry::http(&format!("http://{closed}")).unwrap().find(7).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert!(error.message().contains(&format!("schema 7 from the registry at http://{closed}")), "{error}");
-        assert!(error.hint_text().unwrap().contains("start the query again"));
+        assert!(error.hint().unwrap().contains("start the query again"));
     }
 
     #[test]
@@ -368,7 +369,7 @@ mod tests {
         {
             assert_eq!(format!("{registry:?}"), format!("SchemaRegistry(\"{url}\")"));
             if let Err(error) = registry.find(7) {
-                assert!(error.hint_text().unwrap().contains("password"));
+                assert!(error.hint().unwrap().contains("password"));
                 assert!(!error.to_string().contains("cret"), "{error}");
             }
         }

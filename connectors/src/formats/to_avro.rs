@@ -77,7 +77,8 @@ impl ScalarUDFImpl for ToAvro {
         let DataType::Struct(fields) = value.data_type() else {
             return plan_err!("`to_avro` takes a struct, not {}", value.data_type());
         };
-        // Rows of which there are none meet every check on types that real ones would meet.
+        // Encoding an empty batch while the query is planned runs every check of types, so that a type error surfaces
+        // before the query starts.
         if let Err(why) = target.encode(&StructArray::new_null(fields.clone(), 0)) {
             return plan_err!("the struct does not fit its Avro schema: {}", why.strip_backtrace());
         }
@@ -160,7 +161,7 @@ impl Target {
 /// The columns of a struct as these fields.
 fn columns(structs: &StructArray, fields: &Fields) -> Result<Vec<ArrayRef>> {
     if let Some(name) = structs.column_names().into_iter().find(|name| fields.find(name).is_none()) {
-        return exec_err!("`{name}` is no field of the Avro schema");
+        return exec_err!("the Avro schema has no field `{name}`");
     }
     fields
         .iter()
@@ -208,7 +209,7 @@ fn symbols(values: &ArrayRef, field: &Field) -> Result<ArrayRef> {
             None => None,
             Some(Some(place)) => i32::try_from(place).ok(),
             Some(None) => {
-                return exec_err!("`{}` is no symbol of the enum `{}`", text.unwrap_or_default(), field.name());
+                return exec_err!("unknown symbol `{}` of the enum `{}`", text.unwrap_or_default(), field.name());
             }
         });
     }
@@ -254,9 +255,12 @@ mod tests {
     #[tokio::test]
     async fn what_does_not_fit_is_said() {
         for (call, why) in [
-            (format!("to_avro(named_struct('id', 1, 'colour', 'RED', 'x', 2), 7, '{ORDER}')"), "`x` is no field"),
+            (
+                format!("to_avro(named_struct('id', 1, 'colour', 'RED', 'x', 2), 7, '{ORDER}')"),
+                "the Avro schema has no field `x`",
+            ),
             (format!("to_avro(named_struct('id', 1), 7, '{ORDER}')"), "no `colour`"),
-            (format!("to_avro(named_struct('id', 1, 'colour', 'PINK'), 7, '{ORDER}')"), "`PINK` is no symbol"),
+            (format!("to_avro(named_struct('id', 1, 'colour', 'PINK'), 7, '{ORDER}')"), "unknown symbol `PINK`"),
             (format!("to_avro(named_struct('id', NULL, 'colour', 'RED'), 7, '{ORDER}')"), "id"),
             (format!("to_avro(5, 7, '{ORDER}')"), "takes a struct"),
             (format!("to_avro(named_struct('id', 1), -7, '{ORDER}')"), "second argument"),

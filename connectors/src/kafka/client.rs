@@ -15,8 +15,8 @@ use rdkafka::{ClientConfig, TopicPartitionList};
 use tidewater::error::{Error, Result};
 use tracing::Level;
 
-use super::patience::Deadline;
-use super::problem::instead_of_java;
+use super::errors::java_property_advice;
+use super::retry::Deadline;
 
 const BOOTSTRAP: &str = "bootstrap.servers";
 
@@ -84,11 +84,11 @@ impl ClientSettings {
     /// Refuses properties that only the Java client has, with what to set instead.
     pub(crate) fn refuse_java_names(&self) -> Result<()> {
         for (name, value) in &self.properties {
-            if let Some(instead) = instead_of_java(name, value) {
+            if let Some(instead) = java_property_advice(name, value) {
                 return Err(Error::invalid(format!(
                     "property `{name}` is one of the Java client, and librdkafka has none"
                 ))
-                .hint(instead));
+                .with_hint(instead));
             }
         }
         Ok(())
@@ -108,7 +108,7 @@ impl ClientSettings {
         config
     }
 
-    /// As much as somebody listens to. With the property `debug` librdkafka says all.
+    /// The level that some subscriber listens to; with the property `debug`, everything.
     fn log_level(&self) -> RDKafkaLogLevel {
         if self.get("debug").is_some() || tracing::enabled!(target: LIBRDKAFKA, Level::TRACE) {
             RDKafkaLogLevel::Debug
@@ -149,7 +149,7 @@ fn without_users(bootstrap: &str) -> String {
     servers.join(",")
 }
 
-/// Whether this only says that nobody answered, and not why.
+/// Whether this code only says that nobody answered, and not why.
 pub(crate) fn says_no_reason(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
@@ -166,7 +166,7 @@ pub(crate) fn says_no_reason(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// How much a complaint explains of a call that failed later; `None` for what is about something else.
+/// The precedence of a client error as the root cause of a call that fails later; `None` if it is about something else.
 fn weight(code: RDKafkaErrorCode) -> Option<u8> {
     use RDKafkaErrorCode as Code;
     match code {
@@ -182,29 +182,30 @@ fn weight(code: RDKafkaErrorCode) -> Option<u8> {
     }
 }
 
-/// Hears what librdkafka says beside the answers to calls: its log, and why it has no connection.
+/// The client's events beside the answers to calls: its log, and why it has no connection.
 ///
-/// It says so when events are served (`poll`), and only then.
+/// librdkafka delivers them when events are served (`poll`), and only then.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Context(Arc<Mutex<Option<(RDKafkaErrorCode, String)>>>);
+pub(crate) struct ClientEvents(Arc<Mutex<Option<(RDKafkaErrorCode, String)>>>);
 
-impl Context {
-    /// The last thing librdkafka complained of that it does not tell in the answer of a call: a refused password, say. What
-    /// says more is not forgotten for what says less, because "all brokers are down" follows everything.
-    pub(crate) fn complaint(&self) -> Option<(RDKafkaErrorCode, String)> {
+impl ClientEvents {
+    /// The last client error that is not part of the answer to a call: a refused password, say. A specific error is not
+    /// replaced by a less specific one, because "all brokers are down" follows everything.
+    pub(crate) fn last_error(&self) -> Option<(RDKafkaErrorCode, String)> {
         self.0.lock().clone()
     }
 
-    /// The broker answered: what was complained of is over.
-    pub(crate) fn answered(&self) {
+    /// Forgets the last error: the broker has answered.
+    pub(crate) fn clear_error(&self) {
         *self.0.lock() = None;
     }
 }
 
-impl ClientContext for Context {
+impl ClientContext for ClientEvents {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, log_message: &str) {
         let message = without_secrets(log_message);
-        // A connection that breaks is an error to librdkafka; it is made again, and what fails for good is told by the call.
+        // A connection that breaks is an error to librdkafka; it is made again, and what fails for good is reported by
+        // the call.
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 tracing::error!(target: LIBRDKAFKA, fac, "{message}");
@@ -237,7 +238,7 @@ impl ClientContext for Context {
     }
 }
 
-impl ConsumerContext for Context {
+impl ConsumerContext for ClientEvents {
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
         if let Err(error) = result {
             tracing::warn!(target: LIBRDKAFKA, %error, "offsets were not committed to the consumer group");
@@ -246,7 +247,7 @@ impl ConsumerContext for Context {
 }
 
 /// Lets a consumer go as soon as librdkafka does, where the `rdkafka` crate looks only every tenth of a second.
-pub(crate) fn leave(consumer: &BaseConsumer<Context>) {
+pub(crate) fn leave(consumer: &BaseConsumer<ClientEvents>) {
     if consumer.close_queue().is_err() {
         return;
     }
@@ -336,10 +337,10 @@ mod tests {
 
     #[test]
     fn what_explains_most_is_kept() {
-        let context = Context::default();
+        let context = ClientEvents::default();
         let heard = |code, reason| {
             context.error(KafkaError::Global(code), reason);
-            context.complaint()
+            context.last_error()
         };
         let kept = |code, reason: &str| Some((code, reason.to_owned()));
         assert_eq!(heard(RDKafkaErrorCode::PartitionEOF, "the end"), None);
@@ -352,10 +353,10 @@ mod tests {
         assert_eq!(heard(refused, "no such user"), kept(refused, "no such user"));
         assert_eq!(heard(away, "disconnected"), kept(refused, "no such user"));
         assert_eq!(heard(refused, "wrong password"), kept(refused, "wrong password"));
-        context.answered();
+        context.clear_error();
         assert_eq!(heard(down, "1/1 down"), kept(down, "1/1 down"));
         context.error(KafkaError::Canceled, "no code");
-        assert!(context.clone().complaint().is_some(), "clones hear the same");
+        assert!(context.clone().last_error().is_some(), "clones share the events");
     }
 
     #[test]
@@ -363,9 +364,9 @@ mod tests {
         let quoted = "a:9092: Unrecognized sasl.oauthbearer.config beginning at: secret=hunter2";
         assert_eq!(without_secrets(quoted), "a:9092: Unrecognized sasl.oauthbearer.config");
         assert_eq!(without_secrets("plain"), "plain");
-        let context = Context::default();
+        let context = ClientEvents::default();
         context.error(KafkaError::Global(RDKafkaErrorCode::Authentication), quoted);
         context.log(RDKafkaLogLevel::Error, "FAIL", quoted);
-        assert!(!context.complaint().unwrap().1.contains("hunter2"));
+        assert!(!context.last_error().unwrap().1.contains("hunter2"));
     }
 }

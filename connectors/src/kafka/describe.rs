@@ -17,7 +17,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::types::{RDKafkaAdminOp, RDKafkaErrorCode as Code, RDKafkaRespErr};
 
-use super::client::Context;
+use super::client::ClientEvents;
 
 /// What Kafka calls a topic of which it keeps no id, in sixteen zero bytes.
 const NO_ID: (i64, i64) = (0, 0);
@@ -29,7 +29,7 @@ pub(crate) type Described = BTreeMap<String, Option<String>>;
 
 /// Asks for the ids of these topics. One that is not there is left out.
 pub(crate) fn describe<'a>(
-    consumer: &BaseConsumer<Context>,
+    consumer: &BaseConsumer<ClientEvents>,
     topics: impl IntoIterator<Item = &'a str>,
     timeout: Duration,
 ) -> Result<Described, KafkaError> {
@@ -85,7 +85,7 @@ unsafe fn read(event: *mut sys::rd_kafka_event_t) -> Result<Described, KafkaErro
         return Err(KafkaError::MetadataFetch(error.into()));
     }
     let mut count = 0;
-    // SAFETY: the event is alive; if it is no answer, there is no result.
+    // SAFETY: the event is alive; if it is not an answer, there is no result.
     let topics = unsafe {
         let result = sys::rd_kafka_event_DescribeTopics_result(event);
         if result.is_null() {

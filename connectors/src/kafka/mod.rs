@@ -25,12 +25,12 @@
 
 mod client;
 mod describe;
+mod errors;
 mod offsets;
-mod patience;
-mod problem;
+mod retry;
 mod sink;
 mod source;
 
 pub use self::offsets::PartitionOffsets;
 pub use self::sink::KafkaSink;
-pub use self::source::{BadRecords, KafkaSource, StartingOffsets};
+pub use self::source::{BadRecordPolicy, KafkaSource, StartingOffsets};

@@ -70,7 +70,7 @@ impl PartitionOffsets {
     pub fn from_json(json: &str) -> Result<Self> {
         parse(json).map_err(|why| {
             Error::invalid(format!("`{json}` is not a number for each partition of each topic: {why}"))
-                .hint(r#"write it like `{"topicA":{"0":23,"1":-1},"topicB":{"0":-2}}`"#)
+                .with_hint(r#"write it like `{"topicA":{"0":23,"1":-1},"topicB":{"0":-2}}`"#)
         })
     }
 
@@ -85,7 +85,7 @@ impl PartitionOffsets {
             Error::damaged(format!(
                 "`{offset}` is not an offset of the Kafka source, a number for each partition of each topic: {why}"
             ))
-            .hint("see that the checkpoint belongs to this query, and that its sources are in the same order")
+            .with_hint("see that the checkpoint belongs to this query, and that its sources are in the same order")
         })
     }
 
@@ -182,7 +182,7 @@ mod tests {
             let error = PartitionOffsets::from_json(json).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidQuery, "{error}");
             assert!(error.message().contains(json), "{error}");
-            assert!(error.hint_text().unwrap().contains(r#"{"topicA":{"0":23"#), "{error}");
+            assert!(error.hint().unwrap().contains(r#"{"topicA":{"0":23"#), "{error}");
         }
     }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tidewater::error::{Error, Result};
 use tidewater::identity::Identity;
 use tidewater::source::{
-    Latest, Offset, OffsetRange, ReadLimit, ScanContext, ScanRequest, Source, SourceContext, SourceReader,
+    LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanContext, ScanRequest, Source, SourceContext,
     SourceScanner, Split,
 };
 
@@ -44,7 +44,7 @@ impl RatePerBatchSource {
         let options = Options::new("the rate-micro-batch source", &known, options)?;
         let Some(rows_per_batch) = options.positive_u64("rowsPerBatch")? else {
             return Err(Error::invalid("the rate-micro-batch source needs the option `rowsPerBatch`")
-                .hint("set it to the number of rows of a batch"));
+                .with_hint("set it to the number of rows of a batch"));
         };
         let mut source = Self::new(rows_per_batch);
         let ms = |name| options.parsed(name, "milliseconds, zero or more", |v| v.parse().ok().filter(|ms| *ms >= 0));
@@ -90,7 +90,7 @@ impl Source for RatePerBatchSource {
         schema()
     }
 
-    async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>> {
+    async fn open(&self, context: SourceContext) -> Result<Box<dyn MicroBatchStream>> {
         let rows_per_batch = i64::try_from(self.rows_per_batch).ok().filter(|rows| *rows > 0);
         Ok(Box::new(PerBatchReader {
             rows_per_batch: rows_per_batch
@@ -118,7 +118,7 @@ impl Place {
     fn parse(offset: &Offset) -> Result<Self> {
         let wrong = |why: String| {
             Error::damaged(format!("`{offset}` is not an offset of the rate-micro-batch source: {why}"))
-                .hint("see that the checkpoint belongs to this query")
+                .with_hint("see that the checkpoint belongs to this query")
         };
         let place: Place = serde_json::from_value(offset.value()).map_err(|e| wrong(e.to_string()))?;
         if place.offset < 0 { Err(wrong("it is negative".to_owned())) } else { Ok(place) }
@@ -146,19 +146,19 @@ impl PerBatchReader {
         match (offset, timestamp) {
             (Some(offset), Some(timestamp)) => Ok(Place { offset, timestamp }),
             _ => Err(Error::invalid("the rate-micro-batch source has no more numbers")
-                .hint("start it again with a new checkpoint")),
+                .with_hint("start it again with a new checkpoint")),
         }
     }
 }
 
 #[async_trait]
-impl SourceReader for PerBatchReader {
-    async fn freeze(&mut self) -> Result<()> {
+impl MicroBatchStream for PerBatchReader {
+    async fn prepare_for_available_now(&mut self) -> Result<()> {
         self.frozen = Some(None);
         Ok(())
     }
 
-    async fn latest_offset(&mut self, after: Option<&Offset>, _limit: ReadLimit) -> Result<Latest> {
+    async fn latest_offset(&mut self, after: Option<&Offset>, _limit: ReadLimit) -> Result<LatestOffset> {
         let after = after.map(Place::parse).transpose()?.unwrap_or(self.first);
         let end = match self.frozen {
             Some(Some(end)) => end,
@@ -167,7 +167,7 @@ impl SourceReader for PerBatchReader {
         if self.frozen.is_some() {
             self.frozen = Some(Some(end));
         }
-        Ok(Latest::at(end.offset()))
+        Ok(LatestOffset::at(end.offset()))
     }
 
     async fn splits(&mut self, range: &OffsetRange, _scan: &ScanRequest) -> Result<Option<Vec<Split>>> {
@@ -197,7 +197,7 @@ mod tests {
     use super::super::rows::testing::{context, rows};
     use super::*;
 
-    async fn open(source: RatePerBatchSource) -> Box<dyn SourceReader> {
+    async fn open(source: RatePerBatchSource) -> Box<dyn MicroBatchStream> {
         open_by_splits(&source, context(memory_store(), Arc::new(ManualClock::at(0)))).await.unwrap()
     }
 
@@ -217,7 +217,7 @@ mod tests {
         let mut reader = open(source()).await;
         let mut start = None;
         for (i, expected) in SPARKS.iter().enumerate() {
-            let end = reader.latest_offset(start.as_ref(), ReadLimit::AsConfigured).await.unwrap().end.unwrap();
+            let end = reader.latest_offset(start.as_ref(), ReadLimit::Configured).await.unwrap().batch_end.unwrap();
             assert_eq!(end.json(), *expected);
             let (found, partitions) = rows(&mut *reader, &OffsetRange { start, end: end.clone() }).await;
             let (i, time) = (i as i64, 1_704_067_200_000_000 + i as i64 * 1_500_000);
@@ -230,11 +230,11 @@ mod tests {
     #[tokio::test]
     async fn frozen_there_is_one_more_batch() {
         let mut reader = open(source()).await;
-        reader.freeze().await.unwrap();
+        reader.prepare_for_available_now().await.unwrap();
         let start = Offset::parse(SPARKS[0]).unwrap();
-        let first = reader.latest_offset(Some(&start), ReadLimit::AsConfigured).await.unwrap();
-        assert_eq!(first.end.as_ref().unwrap().json(), SPARKS[1]);
-        let then = reader.latest_offset(first.end.as_ref(), ReadLimit::AsConfigured).await.unwrap();
+        let first = reader.latest_offset(Some(&start), ReadLimit::Configured).await.unwrap();
+        assert_eq!(first.batch_end.as_ref().unwrap().json(), SPARKS[1]);
+        let then = reader.latest_offset(first.batch_end.as_ref(), ReadLimit::Configured).await.unwrap();
         assert_eq!(then, first, "nothing after it");
     }
 
@@ -250,7 +250,7 @@ mod tests {
         assert!(two("-1").unwrap_err().message().contains("advanceMillisPerBatch"));
         assert_eq!(two("7").unwrap().advance_ms, 7);
         let mut reader = open(source()).await;
-        let error = reader.latest_offset(Some(&Offset::new(3)), ReadLimit::AsConfigured).await.unwrap_err();
+        let error = reader.latest_offset(Some(&Offset::new(3)), ReadLimit::Configured).await.unwrap_err();
         assert!(error.message().contains("not an offset of the rate-micro-batch source"), "{error}");
     }
 }

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
-use tidewater::checkpoint::{Created, check_version, with_version};
+use tidewater::checkpoint::{CreateOutcome, check_version, with_version};
 use tidewater::clock::Clock;
 use tidewater::error::{Error, Result};
 use tidewater::identity::Identity;
 use tidewater::source::{
-    Latest, Offset, OffsetRange, ReadLimit, ScanContext, ScanRequest, Source, SourceContext, SourceReader,
+    LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanContext, ScanRequest, Source, SourceContext,
     SourceScanner, Split,
 };
 
@@ -106,7 +106,7 @@ impl Pace {
     /// The rows after `from` and up to `to`, in seconds since `born_ms`. Their times are spread evenly.
     fn rows_between(self, from: i64, to: i64, born_ms: i64) -> Result<Rows> {
         let beyond =
-            || Error::invalid("the rate source has no more numbers").hint("start it again with a new checkpoint");
+            || Error::invalid("the rate source has no more numbers").with_hint("start it again with a new checkpoint");
         let values = self.rows_at(from).ok_or_else(beyond)?..self.rows_at(to).ok_or_else(beyond)?;
         Ok(Rows {
             values,
@@ -131,7 +131,7 @@ impl Source for RateSource {
         schema()
     }
 
-    async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>> {
+    async fn open(&self, context: SourceContext) -> Result<Box<dyn MicroBatchStream>> {
         let pace = self.pace()?;
         let born_ms = born_ms(&context).await?;
         Ok(Box::new(RateReader {
@@ -151,7 +151,7 @@ impl Source for RateSource {
 /// When the query read this source for the first time.
 async fn born_ms(context: &SourceContext) -> Result<i64> {
     let now = with_version([context.clock.now_ms().to_string()]);
-    if let Created::New = context.log.create(LOG_FILE, now.clone().into()).await? {
+    if let CreateOutcome::Created = context.log.create(LOG_FILE, now.clone().into()).await? {
         return parse_log(&now, LOG_FILE);
     }
     let file = context.log.full_name(LOG_FILE);
@@ -163,8 +163,8 @@ fn parse_log(text: &str, file: &str) -> Result<i64> {
     let line = check_version(text, file)?.next().unwrap_or_default();
     line.parse().map_err(|e| {
         Error::damaged(format!("the start time of the rate source is `{line}`: {e}"))
-            .file(file)
-            .hint("restore the file from a backup, or start with a new checkpoint")
+            .with_file(file)
+            .with_hint("restore the file from a backup, or start with a new checkpoint")
     })
 }
 
@@ -184,19 +184,19 @@ impl RateReader {
 }
 
 #[async_trait]
-impl SourceReader for RateReader {
-    async fn freeze(&mut self) -> Result<()> {
+impl MicroBatchStream for RateReader {
+    async fn prepare_for_available_now(&mut self) -> Result<()> {
         self.frozen_at = Some(self.second_now());
         Ok(())
     }
 
-    async fn latest_offset(&mut self, after: Option<&Offset>, _limit: ReadLimit) -> Result<Latest> {
+    async fn latest_offset(&mut self, after: Option<&Offset>, _limit: ReadLimit) -> Result<LatestOffset> {
         let second = self.frozen_at.unwrap_or_else(|| self.second_now());
         match after.map(parse_offset).transpose()? {
             // A clock that went back must not take the stream with it.
-            Some(after) => Ok(Latest::at(Offset::new(second.max(after)))),
-            None if second == 0 => Ok(Latest::nothing()),
-            None => Ok(Latest::at(Offset::new(second))),
+            Some(after) => Ok(LatestOffset::at(Offset::new(second.max(after)))),
+            None if second == 0 => Ok(LatestOffset::nothing()),
+            None => Ok(LatestOffset::at(Offset::new(second))),
         }
     }
 
@@ -219,7 +219,7 @@ impl SourceReader for RateReader {
 fn parse_offset(offset: &Offset) -> Result<i64> {
     offset.value().as_i64().filter(|second| *second >= 0).ok_or_else(|| {
         Error::damaged(format!("`{offset}` is not an offset of the rate source, which are whole seconds"))
-            .hint("see that the checkpoint belongs to this query")
+            .with_hint("see that the checkpoint belongs to this query")
     })
 }
 
@@ -251,10 +251,10 @@ mod tests {
         let clock = Arc::new(ManualClock::at(5_000));
         let source = RateSource::new(4);
         let mut reader = open_by_splits(&source, context(memory_store(), Arc::clone(&clock) as _)).await.unwrap();
-        assert_eq!(reader.latest_offset(None, ReadLimit::AsConfigured).await.unwrap(), Latest::nothing());
+        assert_eq!(reader.latest_offset(None, ReadLimit::Configured).await.unwrap(), LatestOffset::nothing());
         clock.advance_ms(2_999);
-        let latest = reader.latest_offset(None, ReadLimit::AsConfigured).await.unwrap();
-        assert_eq!(latest, Latest::at(Offset::new(2)));
+        let latest = reader.latest_offset(None, ReadLimit::Configured).await.unwrap();
+        assert_eq!(latest, LatestOffset::at(Offset::new(2)));
         let (found, partitions) = rows(&mut *reader, &range(None, 2)).await;
         assert_eq!(found.len(), 8);
         assert_eq!(found[1], (5_250_000, 1));
@@ -263,8 +263,8 @@ mod tests {
         assert!(rows(&mut *reader, &range(Some(2), 2)).await.0.is_empty());
         let after = Offset::new(9);
         assert_eq!(
-            reader.latest_offset(Some(&after), ReadLimit::AsConfigured).await.unwrap(),
-            Latest::at(after),
+            reader.latest_offset(Some(&after), ReadLimit::Configured).await.unwrap(),
+            LatestOffset::at(after),
             "never before the start of the batch"
         );
     }
@@ -281,10 +281,10 @@ mod tests {
         let (a, b) = (rows(&mut *first, &range(Some(3), 5)).await, rows(&mut *second, &range(Some(3), 5)).await);
         assert_eq!(a, b);
         assert_eq!(a.0, [(4_000_000, 3), (5_000_000, 4)]);
-        second.freeze().await.unwrap();
+        second.prepare_for_available_now().await.unwrap();
         clock.advance_ms(10_000);
-        let latest = second.latest_offset(None, ReadLimit::Everything).await.unwrap();
-        assert_eq!(latest, Latest::at(Offset::new(10)), "frozen");
+        let latest = second.latest_offset(None, ReadLimit::All).await.unwrap();
+        assert_eq!(latest, LatestOffset::at(Offset::new(10)), "frozen");
     }
 
     #[tokio::test]

@@ -106,19 +106,19 @@ pub(super) mod testing {
     use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
     use datafusion::physical_plan::collect;
     use datafusion::prelude::SessionContext;
-    use tidewater::checkpoint::CheckpointStore;
+    use tidewater::checkpoint::MetadataStore;
     use tidewater::clock::Clock;
-    use tidewater::source::{OffsetRange, SourceContext, SourceReader};
+    use tidewater::source::{MicroBatchStream, OffsetRange, SourceContext};
 
     use super::*;
 
-    pub(crate) fn context(log: Arc<dyn CheckpointStore>, clock: Arc<dyn Clock>) -> SourceContext {
+    pub(crate) fn context(log: Arc<dyn MetadataStore>, clock: Arc<dyn Clock>) -> SourceContext {
         let session = Arc::new(SessionContext::new().state());
         SourceContext { log, session, clock, partitions: 3, min_batches_to_retain: 100, former_places: vec![] }
     }
 
     /// The rows of `range` as (µs, value), by value, and in how many partitions they came.
-    pub(crate) async fn rows(reader: &mut dyn SourceReader, range: &OffsetRange) -> (Vec<(i64, i64)>, usize) {
+    pub(crate) async fn rows(reader: &mut dyn MicroBatchStream, range: &OffsetRange) -> (Vec<(i64, i64)>, usize) {
         let scan = ScanRequest {
             projection: vec![1, 0],
             schema: Arc::new(schema().project(&[1, 0]).unwrap()),

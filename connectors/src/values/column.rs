@@ -106,7 +106,7 @@ pub(crate) fn column(data_type: &DataType) -> Result<Box<dyn Column>, String> {
             let unit = *unit;
             let zone = match zone {
                 None => Zone::UTC,
-                Some(name) => Zone::parse(name).ok_or_else(|| format!("`{name}` is no time zone"))?,
+                Some(name) => Zone::parse(name).ok_or_else(|| format!("`{name}` is not a time zone"))?,
             };
             let parse = move |t: &str| text::instant_in_unit(text::timestamp(t, zone)?.0, unit);
             // As in Spark, a number counts seconds.
@@ -144,7 +144,7 @@ fn time64(unit: TimeUnit) -> impl Fn(&str) -> Option<i64> + Send {
 }
 
 pub(super) fn unfit(value: &str, data_type: &DataType) -> String {
-    format!("{} is no {data_type}", quote(value))
+    format!("{} is not a valid {data_type}", quote(value))
 }
 
 type Parse<N> = Box<dyn Fn(&str) -> Option<N> + Send>;

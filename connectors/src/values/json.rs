@@ -176,7 +176,7 @@ impl Document {
             "NaN" | "Infinity" | "-Infinity" | "+Infinity" | "INF" | "-INF" | "+INF" => Kind::Number,
             _ if is_number(word) => Kind::Number,
             "" => return Err(format!("unexpected {:?}", rest.chars().next().unwrap_or_default())),
-            _ => return Err(format!("{} is no JSON value", quote(word))),
+            _ => return Err(format!("{} is not a JSON value", quote(word))),
         };
         self.push(kind, false, start, start + word.len());
         Ok(start + word.len())

@@ -5,7 +5,7 @@
 //! a line, a message ── Document (JSON) ─▶ Column::append_json ─┴─▶ an Arrow array
 //! ```
 //!
-//! A value that does not fit its column becomes null there, and the caller is told: what that means for the whole row is
+//! A value that does not fit its column becomes null there, and the caller is informed: what that means for the whole row is
 //! the caller's matter. So one bad row costs no more than a good one, and its neighbours are not looked at again.
 //! Nothing is made to fit: no fraction is cut off a whole number, nothing wraps, no text becomes null.
 

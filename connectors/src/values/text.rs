@@ -232,7 +232,7 @@ impl<'a> Rest<'a> {
 pub(crate) type Instant = (i64, u32);
 
 /// A date with a time, if any, in ISO's manner: a `T` or a blank between them, then an offset or the name of a zone, if
-/// any. Without, it is meant in `zone`. Also tells whether a zone was named.
+/// any. Without, it is meant in `zone`. Also returns whether a zone was named.
 pub(crate) fn timestamp(text: &str, zone: Zone) -> Option<(Instant, bool)> {
     let mut rest = Rest(text.trim().as_bytes());
     let (date, has_day) = rest.date()?;

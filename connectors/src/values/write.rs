@@ -59,7 +59,7 @@ impl<F: Fn(usize, &mut String)> Encoder for Floats<F> {
     }
 }
 
-/// `value` as text of its own precision; `wide` tells what it is.
+/// `value` as text of its own precision, which `wide` gives.
 fn float(wide: f64, value: impl std::fmt::Debug, text: &mut String) {
     match wide {
         _ if wide.is_nan() => text.push_str("\"NaN\""),

@@ -1,6 +1,6 @@
-//! What is fixed before a batch runs, and what leaves and operators are told of it.
+//! The context of a batch: what is fixed before it runs, and what leaves and operators need of it.
 
-mod dealt;
+mod exchange_buffer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,18 +15,18 @@ use datafusion::physical_plan::ExecutionPlan;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use self::dealt::{Dealt, Room, Rows};
+use self::exchange_buffer::{ExchangeBuffer, ExchangeMemory, ProducerRows};
 use crate::calls::Calls;
 use crate::error::{Error, Result};
 use crate::id::BatchId;
 use crate::sink::dead_letter_schema;
 use crate::source::LeafId;
 use crate::state::sizes::RowBytes;
-use crate::state::spelling::rows_without_slack;
-use crate::state::{OperatorId, OperatorRun};
+use crate::state::spelling::shrink_rows_to_fit;
+use crate::state::{OperatorBatch, OperatorId};
 
-/// One batch while it runs. Leaves and operators find it in the `TaskContext` they are executed with, so nothing of a
-/// batch is kept in the plan itself, and many queries live in one process.
+/// The context of a batch while it runs. Leaves and operators find it in the `TaskContext` they are executed with, so
+/// nothing of a batch is kept in the plan itself, and many queries live in one process.
 #[derive(Debug)]
 pub struct BatchContext {
     /// The batch.
@@ -37,10 +37,10 @@ pub struct BatchContext {
     pub watermark_ms: i64,
     leaves: Vec<Leaf>,
     event_times: Vec<Mutex<EventTimeStats>>,
-    operators: Vec<Arc<OperatorRun>>,
-    exchanges: Vec<Dealt>,
+    operators: Vec<Arc<OperatorBatch>>,
+    exchanges: Vec<ExchangeBuffer>,
     /// Where rows wait that were dealt out.
-    room: Arc<Room>,
+    room: Arc<ExchangeMemory>,
     /// Kept until the plan has run; none if the query has no sink for them.
     dead_letters: Option<(Mutex<Vec<RecordBatch>>, MemoryReservation)>,
     calls: Calls,
@@ -54,7 +54,7 @@ pub(crate) struct BatchParts {
     /// How many `with_watermark`s the query has.
     pub(crate) watermark_nodes: usize,
     /// By stateful operator.
-    pub(crate) operators: Vec<Arc<OperatorRun>>,
+    pub(crate) operators: Vec<Arc<OperatorBatch>>,
     /// By exchange: into how many partitions it deals.
     pub(crate) exchanges: Vec<usize>,
     /// Its memory and disk are for the rows that exchanges have dealt out.
@@ -76,7 +76,7 @@ impl BatchContext {
         let leaves = parts.leaves.into_iter().map(|plan| Leaf { plan, rows: AtomicU64::new(0) }).collect();
         let event_times = (0..parts.watermark_nodes).map(|_| Mutex::default()).collect();
         let letters = MemoryConsumer::new("tidewater dead letters").register(&parts.runtime.memory_pool);
-        let exchanges = parts.exchanges.into_iter().map(Dealt::new).collect();
+        let exchanges = parts.exchanges.into_iter().map(ExchangeBuffer::new).collect();
         BatchContext {
             batch,
             time_ms,
@@ -85,7 +85,7 @@ impl BatchContext {
             event_times,
             operators: parts.operators,
             exchanges,
-            room: Arc::new(Room::new(parts.runtime)),
+            room: Arc::new(ExchangeMemory::new(parts.runtime)),
             dead_letters: parts.takes_dead_letters.then(|| (Mutex::default(), letters)),
             calls,
         }
@@ -129,14 +129,20 @@ impl BatchContext {
     }
 
     /// What a stateful operator goes by in this batch.
-    pub(crate) fn operator(&self, operator: OperatorId) -> Result<Arc<OperatorRun>> {
+    pub(crate) fn operator(&self, operator: OperatorId) -> Result<Arc<OperatorBatch>> {
         let run = self.operators.get(operator.0).map(Arc::clone);
         run.ok_or_else(|| Error::internal("the plan has a stateful operator the batch does not know"))
     }
 
-    /// Deals rows of a producer to a partition behind an exchange.
-    pub(crate) fn deal(&self, exchange: usize, partition: usize, producer: usize, rows: RecordBatch) -> Result<()> {
-        let dealt = self.dealt(exchange, partition)?;
+    /// Writes rows of a producer for a partition behind an exchange.
+    pub(crate) fn exchange_write(
+        &self,
+        exchange: usize,
+        partition: usize,
+        producer: usize,
+        rows: RecordBatch,
+    ) -> Result<()> {
+        let dealt = self.exchange_buffer(exchange, partition)?;
         // The producer is one task, so nobody else asks for its rows meanwhile, and others need not wait for the disk.
         let mut own = dealt.lock().remove(&producer).unwrap_or_default();
         own.push(rows, &self.room)?;
@@ -144,25 +150,25 @@ impl BatchContext {
         Ok(())
     }
 
-    /// Takes what was dealt to a partition: the rows of the first producer first.
-    pub(crate) fn take_dealt(
+    /// Reads what was written for a partition: the rows of the first producer first.
+    pub(crate) fn exchange_read(
         &self,
         exchange: usize,
         partition: usize,
         schema: &SchemaRef,
     ) -> Result<Vec<SendableRecordBatchStream>> {
-        let dealt = std::mem::take(&mut *self.dealt(exchange, partition)?.lock());
-        let stream = |rows: Rows| rows.into_stream(Arc::clone(schema), Arc::clone(&self.room));
+        let dealt = std::mem::take(&mut *self.exchange_buffer(exchange, partition)?.lock());
+        let stream = |rows: ProducerRows| rows.into_stream(Arc::clone(schema), Arc::clone(&self.room));
         Ok(dealt.into_values().map(stream).collect())
     }
 
-    fn dealt(&self, exchange: usize, partition: usize) -> Result<&Mutex<BTreeMap<usize, Rows>>> {
+    fn exchange_buffer(&self, exchange: usize, partition: usize) -> Result<&Mutex<BTreeMap<usize, ProducerRows>>> {
         let found = self.exchanges.get(exchange).and_then(|exchange| exchange.partition(partition));
         found.ok_or_else(|| Error::internal("the plan has an exchange the batch does not know"))
     }
 
-    /// For plans of sources: these records, which could not be read, go to the dead letters of the batch. The columns are
-    /// those of [`dead_letter_schema`]; [`DeadLetters`](crate::sink::DeadLetters) makes them. Any task may call this, as often
+    /// Adds records that a source could not read to the dead letters of the batch. The columns are those of
+    /// [`dead_letter_schema`]; [`DeadLetters`](crate::sink::DeadLetters) makes them. Any task may call this, as often
     /// as it likes.
     ///
     /// Dead letters stay in memory until the plan has run, on account of the session's memory pool. They are meant to be few:
@@ -171,21 +177,21 @@ impl BatchContext {
     /// # Errors
     ///
     /// If the columns are others, or if the query has no sink for dead letters, which a source that
-    /// [announces](crate::source::Source::has_dead_letters) them never meets; or if the memory pool has no room for them.
+    /// [announces](crate::source::Source::emits_dead_letters) them never meets; or if the memory pool has no room for them.
     pub fn dead_letter(&self, rows: RecordBatch) -> Result<()> {
         let Some((dead_letters, memory)) = &self.dead_letters else {
             return Err(Error::internal("a source sent dead letters to a query that has no sink for them")
-                .hint("the source must announce them: `Source::has_dead_letters`"));
+                .with_hint("the source must announce them: `Source::emits_dead_letters`"));
         };
         if rows.schema().fields() != dead_letter_schema().fields() {
             return Err(Error::internal(format!("a source sent dead letters of {:?}", rows.schema().fields()))
-                .hint("the source must give them the columns of `dead_letter_schema`"));
+                .with_hint("the source must give them the columns of `dead_letter_schema`"));
         }
         if rows.num_rows() > 0 {
-            let rows = rows_without_slack(&rows)?;
+            let rows = shrink_rows_to_fit(&rows)?;
             memory.try_grow(rows.get_array_memory_size()).map_err(|e| {
                 Error::from(e)
-                    .hint("too many records of the batch cannot be read to be kept: read fewer rows per batch")
+                    .with_hint("too many records of the batch cannot be read to be kept: read fewer rows per batch")
             })?;
             dead_letters.lock().push(rows);
         }
@@ -201,7 +207,7 @@ impl BatchContext {
 
     /// Fails if the query was asked to drop this batch. Tasks ask between record batches.
     pub fn check_cancelled(&self) -> Result<()> {
-        self.calls.check_cancelled().map_err(|e| e.batch(self.batch))
+        self.calls.check_cancelled().map_err(|e| e.with_batch(self.batch))
     }
 
     /// How code is called in this batch that is not the engine's own.
@@ -222,7 +228,7 @@ pub struct EventTimeStats {
     pub max_ms: i64,
     /// The mean.
     pub avg_ms: f64,
-    /// How many rows have a time that cannot be told in microseconds since 1970 (years -290308 to 294247): they count as
+    /// How many rows have a time that microseconds since 1970 cannot express (years -290308 to 294247): they count as
     /// rows without event time.
     pub out_of_range: u64,
 }
@@ -259,7 +265,7 @@ pub fn bytes_of(rows: &RecordBatch) -> usize {
 }
 
 /// The same columns under another schema: for operators that add or drop metadata of fields.
-pub(crate) fn restamp(rows: &RecordBatch, schema: &SchemaRef) -> datafusion::error::Result<RecordBatch> {
+pub(crate) fn with_schema(rows: &RecordBatch, schema: &SchemaRef) -> datafusion::error::Result<RecordBatch> {
     let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
     Ok(RecordBatch::try_new_with_options(Arc::clone(schema), rows.columns().to_vec(), &options)?)
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{CheckpointStore, Created};
+use super::{CreateOutcome, MetadataStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BatchId, RunId};
 
@@ -23,12 +23,12 @@ pub(crate) trait LogEntry: Sized {
 /// The files of one folder of the checkpoint.
 #[derive(Debug)]
 pub(crate) struct BatchLog {
-    store: Arc<dyn CheckpointStore>,
+    store: Arc<dyn MetadataStore>,
     folder: &'static str,
 }
 
 impl BatchLog {
-    pub(crate) fn new(store: Arc<dyn CheckpointStore>, folder: &'static str) -> Self {
+    pub(crate) fn new(store: Arc<dyn MetadataStore>, folder: &'static str) -> Self {
         BatchLog { store, folder }
     }
 
@@ -36,7 +36,7 @@ impl BatchLog {
         format!("{}/{batch}", self.folder)
     }
 
-    /// The numbers of all batches in the log, ascending. Files that are no numbers are not the log's.
+    /// The numbers of all batches in the log, ascending. Files whose names are not numbers are not the log's.
     pub(crate) async fn batches(&self) -> Result<Vec<BatchId>> {
         let names = self.store.list(self.folder).await?;
         let mut batches: Vec<BatchId> = names.iter().filter_map(|name| name.parse().ok().map(BatchId)).collect();
@@ -50,13 +50,13 @@ impl BatchLog {
         let file = self.store.full_name(&name);
         let contents = self.store.read(&name).await?.ok_or_else(|| {
             Error::damaged(format!("batch {batch} does not exist in the log, though a later one does"))
-                .file(&file)
-                .hint("a healthy log has no gaps: restore the file from a backup, or start with a new checkpoint")
+                .with_file(&file)
+                .with_hint("a healthy log has no gaps: restore the file from a backup, or start with a new checkpoint")
         })?;
         let text = std::str::from_utf8(&contents).map_err(|e| {
             Error::damaged(format!("the file is not text: {e}"))
-                .file(&file)
-                .hint("restore it from a backup, or start with a new checkpoint")
+                .with_file(&file)
+                .with_hint("restore it from a backup, or start with a new checkpoint")
         })?;
         E::decode(text, &file)
     }
@@ -65,14 +65,14 @@ impl BatchLog {
     pub(crate) async fn add<E: LogEntry>(&self, batch: BatchId, entry: &E) -> Result<()> {
         let name = self.name(batch);
         match self.store.create(&name, Bytes::from(entry.encode())).await? {
-            Created::New => Ok(()),
-            Created::Exists => {
+            CreateOutcome::Created => Ok(()),
+            CreateOutcome::AlreadyExists => {
                 let earlier: E = self.read(batch).await?;
                 let by = earlier.run_id().map_or("another engine".to_owned(), |run| format!("run {run}"));
                 Err(Error::new(ErrorKind::Fenced, format!("{by} wrote this batch first: it has taken over the query"))
-                    .batch(batch)
-                    .file(self.store.full_name(&name))
-                    .hint("let one process run the query; this one wrote nothing that counts and can be stopped"))
+                    .with_batch(batch)
+                    .with_file(self.store.full_name(&name))
+                    .with_hint("let one process run the query; this one wrote nothing that counts and can be stopped"))
             }
         }
     }

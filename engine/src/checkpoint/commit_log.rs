@@ -6,8 +6,8 @@
 //! {"nextBatchWatermarkMs":15000,"nodeWatermarksMs":{"0":15000,"1":32000},"runId":"…"}
 //! ```
 //!
-//! A query with state has `state`, too: the file that tells what its operators keep, and for each operator the files that are
-//! its state after this batch, oldest first, and up to what time rows were evicted.
+//! A query with state has `state`, too: the file that describes what its operators keep, and for each operator the
+//! files that are its state after this batch, oldest first, and up to what time rows were evicted.
 //!
 //! `nodeWatermarksMs` has the own watermark of each `with_watermark` that has seen rows, so that a restart forgets no
 //! input; it, `state` and `runId` are ours, and Spark ignores them.
@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::id::RunId;
 use crate::state::StateCommit;
 
-/// See the [module](self).
+/// The entry of a batch in the commit log.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CommitEntry {
@@ -45,9 +45,9 @@ impl LogEntry for CommitEntry {
         let line = check_version(text, file)?.next().unwrap_or_default();
         serde_json::from_str(line).map_err(|e| {
             Error::damaged(format!("line 2 is not a commit: {e}"))
-                .file(file)
-                .hint("delete this file: the batch is then repeated, and sinks take it once")
-                .caused_by(e)
+                .with_file(file)
+                .with_hint("delete this file: the batch is then repeated, and sinks take it once")
+                .with_source(e)
         })
     }
 

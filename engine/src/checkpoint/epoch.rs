@@ -19,7 +19,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::json;
 
-use super::{CheckpointStore, with_version};
+use super::{MetadataStore, with_version};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::RunId;
 
@@ -51,13 +51,13 @@ impl FromStr for Mark {
 /// The epoch of one run.
 #[derive(Debug, Clone)]
 pub(crate) struct Epoch {
-    store: Arc<dyn CheckpointStore>,
+    store: Arc<dyn MetadataStore>,
     own: Mark,
 }
 
 impl Epoch {
     /// Takes the checkpoint over from whatever run holds it.
-    pub(crate) async fn take(store: &Arc<dyn CheckpointStore>, run: RunId) -> Result<Self> {
+    pub(crate) async fn take(store: &Arc<dyn MetadataStore>, run: RunId) -> Result<Self> {
         let mut newest = marks(store.as_ref()).await?.pop();
         loop {
             let number = newest.map_or(1, |newest| newest.number + 1);
@@ -91,13 +91,15 @@ impl Epoch {
                     newest.run, newest.number, self.own.number
                 ),
             )
-            .file(self.store.full_name(&newest.file()))
-            .hint("let one process run the query; what this one wrote since does not count, and it can be stopped")),
+            .with_file(self.store.full_name(&newest.file()))
+            .with_hint(
+                "let one process run the query; what this one wrote since does not count, and it can be stopped",
+            )),
             _ => Err(Error::damaged(
                 "the checkpoint was deleted while the query was running: the mark of this run is gone",
             )
-            .file(self.store.full_name(&self.own.file()))
-            .hint(
+            .with_file(self.store.full_name(&self.own.file()))
+            .with_hint(
                 "let nothing delete the checkpoint of a running query; restore it from a backup, or start with a new \
                      checkpoint and a new output",
             )),
@@ -106,7 +108,7 @@ impl Epoch {
 }
 
 /// All marks, the newest last.
-async fn marks(store: &dyn CheckpointStore) -> Result<Vec<Mark>> {
+async fn marks(store: &dyn MetadataStore) -> Result<Vec<Mark>> {
     let mut marks: Vec<Mark> = store.list(FOLDER).await?.iter().filter_map(|name| name.parse().ok()).collect();
     marks.sort_unstable();
     Ok(marks)
@@ -147,7 +149,7 @@ mod tests {
         assert_eq!(holding, 1);
     }
 
-    /// Made anew by another process, it holds the same number: that is no proof.
+    /// Made anew by another process, it holds the same number: that does not prove anything.
     #[tokio::test]
     async fn a_checkpoint_that_was_deleted_is_missed() {
         let store = memory_store();

@@ -25,11 +25,11 @@ pub fn check_version<'a>(text: &'a str, file: &str) -> Result<impl Iterator<Item
             ErrorKind::IncompatibleCheckpoint,
             format!("the file is of version {newer}, and this release reads up to version {VERSION}"),
         )
-        .file(file)
-        .hint("continue with the release that wrote it, or start with a new checkpoint")),
+        .with_file(file)
+        .with_hint("continue with the release that wrote it, or start with a new checkpoint")),
         _ => Err(Error::damaged(format!("the first line is `{first}` and should be `v{VERSION}`"))
-            .file(file)
-            .hint("the file is torn or foreign: restore it from a backup, or start with a new checkpoint")),
+            .with_file(file)
+            .with_hint("the file is torn or foreign: restore it from a backup, or start with a new checkpoint")),
     }
 }
 
@@ -44,7 +44,7 @@ mod tests {
         for torn in ["", "x", "v", "{\"id\":1}"] {
             let error = check_version(torn, "offsets/7").err().unwrap();
             assert_eq!(error.kind(), ErrorKind::DamagedCheckpoint);
-            assert_eq!(error.file_name(), Some("offsets/7"));
+            assert_eq!(error.file(), Some("offsets/7"));
         }
     }
 }

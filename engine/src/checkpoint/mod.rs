@@ -48,5 +48,5 @@ pub(crate) use self::offset_log::{Belongings, OffsetEntry, pinned_conf};
 pub(crate) use self::query_metadata::read_or_create_query_id;
 pub(crate) use self::store::certain;
 pub use self::store::{
-    CheckpointStore, Created, create_folders, local_path, memory_store, open_store, sub_store, sync_folder,
+    CreateOutcome, MetadataStore, create_folders, local_path, memory_store, open_store, sub_store, sync_folder,
 };

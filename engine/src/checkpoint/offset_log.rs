@@ -27,11 +27,11 @@ use crate::identity::Identity;
 use crate::source::Offset;
 use crate::watermark::WatermarkPolicy;
 
-/// What a query reads and writes, as the checkpoint tells it.
+/// What a query reads and writes, as the checkpoint records it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Belongings {
-    /// By source; null for one that does not tell what it is.
+    /// By source; null for one without an identity.
     pub(crate) sources: Vec<Option<Identity>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) output: Option<Identity>,
@@ -45,16 +45,16 @@ pub(crate) struct Belongings {
 /// The setting that pins the watermark policy, under Spark's name.
 const WATERMARK_POLICY: &str = "spark.sql.streaming.multipleWatermarkPolicy";
 
-/// See the [module](self).
+/// The entry of a batch in the offset log.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct OffsetEntry {
     pub(crate) watermark_ms: i64,
     pub(crate) time_ms: i64,
     pub(crate) conf: BTreeMap<String, String>,
     pub(crate) run_id: Option<RunId>,
-    /// In how many partitions it ran. Told where rows draw random numbers, which depend on it.
+    /// In how many partitions it ran. Recorded where rows draw random numbers, which depend on it.
     pub(crate) partitions: Option<usize>,
-    /// What the query reads and writes. Entries of Spark and of release 0.1.0 do not tell.
+    /// What the query reads and writes. Entries of Spark and of release 0.1.0 do not have it.
     pub(crate) belongings: Option<Belongings>,
     /// By source: where the batch ends.
     pub(crate) ends: Vec<Option<Offset>>,
@@ -108,7 +108,7 @@ impl LogEntry for OffsetEntry {
 
     fn decode(text: &str, file: &str) -> Result<Self> {
         let torn = |what: String| {
-            Error::damaged(what).file(file).hint(
+            Error::damaged(what).with_file(file).with_hint(
                 "a healthy file has a version, a line of JSON and one offset per source: restore it from a backup, or start \
                  with a new checkpoint",
             )
@@ -205,7 +205,7 @@ mod tests {
         ] {
             let error = OffsetEntry::decode(torn, "offsets/3").unwrap_err();
             assert_eq!(error.kind(), crate::error::ErrorKind::DamagedCheckpoint, "{torn}");
-            assert_eq!(error.file_name(), Some("offsets/3"));
+            assert_eq!(error.file(), Some("offsets/3"));
         }
     }
 

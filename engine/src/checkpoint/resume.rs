@@ -37,8 +37,8 @@ pub(crate) fn resume(newest_offsets: Option<BatchId>, newest_commit: Option<Batc
         return match newest_commit {
             None => Ok(Resume::Fresh),
             Some(commit) => Err(Error::damaged(format!("commits/{commit} exists, but the offset log is empty"))
-                .file("offsets")
-                .hint("restore the folder `offsets` from a backup, or start with a new checkpoint")),
+                .with_file("offsets")
+                .with_hint("restore the folder `offsets` from a backup, or start with a new checkpoint")),
         };
     };
     match newest_commit {
@@ -46,8 +46,8 @@ pub(crate) fn resume(newest_offsets: Option<BatchId>, newest_commit: Option<Batc
         Some(commit) if commit > logged => Err(Error::damaged(format!(
             "commits/{commit} exists, but offsets/{logged} is the newest of the offset log"
         ))
-        .file(format!("offsets/{commit}"))
-        .hint("restore the missing files of `offsets` from a backup, or start with a new checkpoint")),
+        .with_file(format!("offsets/{commit}"))
+        .with_hint("restore the missing files of `offsets` from a backup, or start with a new checkpoint")),
         _ => Ok(Resume::Repeat { batch: logged, commits_lost: newest_commit != logged.previous() }),
     }
 }

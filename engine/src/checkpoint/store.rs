@@ -28,21 +28,22 @@ use self::local::LocalStore;
 use self::remote::RemoteStore;
 use crate::error::{Error, Result};
 
-/// What came of a create.
+/// The outcome of a create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Created {
+pub enum CreateOutcome {
     /// The file is there now, with these contents, and will survive a crash. It may have been there before, with the very
     /// same contents.
-    New,
+    Created,
     /// A file of this name existed, with other contents; it was not touched.
-    Exists,
+    AlreadyExists,
 }
 
-/// A folder of write-once files. Names are relative, with `/` between folders.
+/// A store of write-once files: the checkpoint, a source's own log, a sink's manifest. Names are relative, with `/`
+/// between folders.
 #[async_trait]
-pub trait CheckpointStore: std::fmt::Debug + Send + Sync {
+pub trait MetadataStore: std::fmt::Debug + Send + Sync {
     /// Creates `name` with `contents`, wholly or not at all.
-    async fn create(&self, name: &str, contents: Bytes) -> Result<Created>;
+    async fn create(&self, name: &str, contents: Bytes) -> Result<CreateOutcome>;
 
     /// The contents of `name`, or `None` if there is no such file.
     async fn read(&self, name: &str) -> Result<Option<Bytes>>;
@@ -60,7 +61,7 @@ pub trait CheckpointStore: std::fmt::Debug + Send + Sync {
     /// (a leading dot) are left out.
     async fn list(&self, folder: &str) -> Result<Vec<String>>;
 
-    /// Deletes `name`; it is no error if it is gone already.
+    /// Deletes `name`; that it is gone already is not an error.
     async fn delete(&self, name: &str) -> Result<()>;
 
     /// Makes good what a process left half done that died in `folder`: half-written files go, and names that it had no time
@@ -76,7 +77,7 @@ pub trait CheckpointStore: std::fmt::Debug + Send + Sync {
 
 /// Opens the folder at `location`, a local path or a URL. A URL's object store must be registered with `runtime`
 /// (DataFusion's `register_object_store`). With `durable`, a local create reaches the disk before it returns.
-pub fn open_store(location: &str, runtime: &RuntimeEnv, durable: bool) -> Result<Arc<dyn CheckpointStore>> {
+pub fn open_store(location: &str, runtime: &RuntimeEnv, durable: bool) -> Result<Arc<dyn MetadataStore>> {
     match local_path(location)? {
         Some(root) => Ok(certain(Arc::new(LocalStore::new(root, durable)))),
         None => {
@@ -84,16 +85,16 @@ pub fn open_store(location: &str, runtime: &RuntimeEnv, durable: bool) -> Result
                 .map_err(|e| Error::invalid(format!("`{location}` is neither a path nor a URL: {e}")))?;
             let store = runtime.object_store(&url).map_err(|e| {
                 Error::invalid(format!("no object store is registered for `{location}`"))
-                    .hint("call `ctx.register_object_store(url, store)` before the query starts")
-                    .caused_by(e)
+                    .with_hint("call `ctx.register_object_store(url, store)` before the query starts")
+                    .with_source(e)
             })?;
             Ok(certain(Arc::new(RemoteStore { store, root: url.prefix().clone(), location: location.to_owned() })))
         }
     }
 }
 
-/// `store`, with creates that tell what happened, whatever the storage below answers.
-pub(crate) fn certain(store: Arc<dyn CheckpointStore>) -> Arc<dyn CheckpointStore> {
+/// `store`, with creates that report what happened, whatever the storage below answers.
+pub(crate) fn certain(store: Arc<dyn MetadataStore>) -> Arc<dyn MetadataStore> {
     Arc::new(Certain(store))
 }
 
@@ -142,7 +143,7 @@ fn path_of_file_url(rest: &str) -> Option<PathBuf> {
 }
 
 /// A folder inside another store.
-pub fn sub_store(parent: &Arc<dyn CheckpointStore>, folder: &str) -> Arc<dyn CheckpointStore> {
+pub fn sub_store(parent: &Arc<dyn MetadataStore>, folder: &str) -> Arc<dyn MetadataStore> {
     Arc::new(SubStore { parent: Arc::clone(parent), folder: folder.to_owned() })
 }
 
@@ -174,7 +175,7 @@ pub fn sync_folder(folder: &Path) -> Result<()> {
 
 #[derive(Debug)]
 struct SubStore {
-    parent: Arc<dyn CheckpointStore>,
+    parent: Arc<dyn MetadataStore>,
     folder: String,
 }
 
@@ -185,8 +186,8 @@ impl SubStore {
 }
 
 #[async_trait]
-impl CheckpointStore for SubStore {
-    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+impl MetadataStore for SubStore {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<CreateOutcome> {
         self.parent.create(&self.name(name), contents).await
     }
 
@@ -216,7 +217,7 @@ impl CheckpointStore for SubStore {
 }
 
 /// Where a checkpoint is not wanted: keeps files in memory, for tests and for queries that need not survive.
-pub fn memory_store() -> Arc<dyn CheckpointStore> {
+pub fn memory_store() -> Arc<dyn MetadataStore> {
     certain(Arc::new(RemoteStore {
         store: Arc::new(object_store::memory::InMemory::new()),
         root: ObjectPath::default(),
@@ -250,9 +251,9 @@ mod tests {
         assert!(local_path("").is_err());
     }
 
-    async fn behaves(store: Arc<dyn CheckpointStore>) {
-        assert_eq!(store.create("a/7", Bytes::from_static(b"one")).await.unwrap(), Created::New);
-        assert_eq!(store.create("a/7", Bytes::from_static(b"two")).await.unwrap(), Created::Exists);
+    async fn behaves(store: Arc<dyn MetadataStore>) {
+        assert_eq!(store.create("a/7", Bytes::from_static(b"one")).await.unwrap(), CreateOutcome::Created);
+        assert_eq!(store.create("a/7", Bytes::from_static(b"two")).await.unwrap(), CreateOutcome::AlreadyExists);
         assert_eq!(store.read("a/7").await.unwrap().unwrap(), "one");
         for (range, part) in [(0..3, "one"), (1..2, "n"), (1..9, "ne"), (2..2, ""), (3..5, ""), (7..9, "")] {
             assert_eq!(store.read_range("a/7", range.clone()).await.unwrap().unwrap(), part, "{range:?}");

@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::identity::Identity;
 use crate::plan::QueryPlan;
 use crate::query::OutputMode;
-use crate::sink::{Sink, SinkName};
+use crate::sink::{Sink, SinkRole};
 
 /// What the query reads and writes.
 pub(super) fn of(plan: &QueryPlan, mode: OutputMode, output: &dyn Sink, dead_letters: Option<&dyn Sink>) -> Belongings {
@@ -36,13 +36,13 @@ pub(super) fn check_mode(old: &Belongings, now: &Belongings, forgets: bool) -> R
         ErrorKind::IncompatibleCheckpoint,
         format!("the query has aggregated in {was} mode and is to go on in {is} mode: {why}"),
     )
-    .hint(format!("go on in {was} mode, or start with a new checkpoint")))
+    .with_hint(format!("go on in {was} mode, or start with a new checkpoint")))
 }
 
-/// A sink that one of the sources reads would make the query read its own output, for ever.
+/// A sink that one of the sources reads would make the query read its own output, endlessly.
 pub(super) fn check_no_circle(start: &Start, plan: &QueryPlan) -> Result<()> {
-    let output = Some((SinkName::Output, start.sink.identity()));
-    // A checkpoint is written, too; one in memory is no place.
+    let output = Some((SinkRole::Output, start.sink.identity()));
+    // A checkpoint is written, too; one in memory has no place.
     let checkpoint = start.checkpoint.full_name("");
     if !checkpoint.starts_with("memory:") {
         let checkpoint = Identity::new("checkpoint files").at(checkpoint);
@@ -52,11 +52,11 @@ pub(super) fn check_no_circle(start: &Start, plan: &QueryPlan) -> Result<()> {
                     "the query would read its own {checkpoint} as input: its source {} takes files there",
                     source.description()
                 ))
-                .hint("keep the checkpoint in a folder that none of the query's sources reads"));
+                .with_hint("keep the checkpoint in a folder that none of the query's sources reads"));
             }
         }
     }
-    let dead_letters = start.dead_letters.as_ref().map(|sink| (SinkName::DeadLetters, sink.identity()));
+    let dead_letters = start.dead_letters.as_ref().map(|sink| (SinkRole::DeadLetters, sink.identity()));
     for (name, sink) in output.into_iter().chain(dead_letters) {
         let Some(sink) = sink else { continue };
         for source in &plan.sources {
@@ -66,7 +66,7 @@ pub(super) fn check_no_circle(start: &Start, plan: &QueryPlan) -> Result<()> {
                     sink,
                     source.description()
                 ))
-                .hint("write to a place that none of the query's sources reads"));
+                .with_hint("write to a place that none of the query's sources reads"));
             }
         }
     }
@@ -94,7 +94,7 @@ pub(super) fn compare(old: &Belongings, now: &mut Belongings, moved: &[(String, 
     differ("the sink", old.output.as_ref(), now.output.as_mut(), &[], moved, &mut found);
     differ("the sink of dead letters", old.dead_letters.as_ref(), now.dead_letters.as_mut(), &[], moved, &mut found);
     let Some(first) = found.first() else { return Ok(()) };
-    let told: Vec<String> = found.iter().map(|d| format!("{} was {} and is {}", d.what, d.old, d.new)).collect();
+    let differences: Vec<String> = found.iter().map(|d| format!("{} was {} and is {}", d.what, d.old, d.new)).collect();
     let hint = match by_order {
         true => {
             "the sources are the same in another order: name them in the order they had, or start with a new checkpoint"
@@ -108,9 +108,9 @@ pub(super) fn compare(old: &Belongings, now: &mut Belongings, moved: &[(String, 
     };
     Err(Error::new(
         ErrorKind::IncompatibleCheckpoint,
-        format!("the checkpoint belongs to a query with other sources or sinks: {}", told.join("; ")),
+        format!("the checkpoint belongs to a query with other sources or sinks: {}", differences.join("; ")),
     )
-    .hint(hint))
+    .with_hint(hint))
 }
 
 struct Difference {
@@ -127,7 +127,7 @@ fn differ(
     moved: &[(String, String)],
     found: &mut Vec<Difference>,
 ) {
-    // One that does not tell what it is cannot be compared.
+    // One without an identity cannot be compared.
     let (Some(old), Some(now)) = (old, now) else { return };
     let same_but_place = old.kind == now.kind && old.options == now.options;
     let same = same_but_place
@@ -145,9 +145,9 @@ fn differ(
     let named = |name: &str, whole: &str, place: &Option<String>| {
         name == whole || (same_but_place && place.as_deref() == Some(name))
     };
-    let told = moved.iter().any(|(from, to)| named(from, &was, &old.place) && named(to, &is, &now.place));
+    let is_declared = moved.iter().any(|(from, to)| named(from, &was, &old.place) && named(to, &is, &now.place));
     now.formerly = old.formerly.clone();
-    match (same, told) {
+    match (same, is_declared) {
         (true, _) => {}
         (false, true) => now.formerly.extend(old.place.clone().filter(|_| old.place != now.place)),
         (false, false) => found.push(Difference { what: what.to_owned(), old: was, new: is }),
@@ -194,7 +194,7 @@ mod tests {
                     let error = found.unwrap_err();
                     assert!(error.message().contains(said), "{error}");
                     assert_eq!(error.kind(), ErrorKind::IncompatibleCheckpoint);
-                    assert_eq!(error.hint_text().unwrap().contains("another order"), old.len() == 2, "{error}");
+                    assert_eq!(error.hint().unwrap().contains("another order"), old.len() == 2, "{error}");
                 }
             }
         }
@@ -222,12 +222,13 @@ mod tests {
 
     #[test]
     fn a_mode_that_would_miss_results_is_refused() {
-        let told = |mode: &OutputMode| Belongings { aggregated_in: Some(mode.to_string()), ..Belongings::default() };
-        let refused = |was, is, forgets| check_mode(&told(&was), &told(&is), forgets).is_err();
+        let written_in =
+            |mode: &OutputMode| Belongings { aggregated_in: Some(mode.to_string()), ..Belongings::default() };
+        let refused = |was, is, forgets| check_mode(&written_in(&was), &written_in(&is), forgets).is_err();
         use OutputMode::{Append, Complete, Update};
         for mode in [Append, Update, Complete] {
             assert!(!refused(mode, mode, true));
-            assert!(check_mode(&Belongings::default(), &told(&mode), true).is_ok());
+            assert!(check_mode(&Belongings::default(), &written_in(&mode), true).is_ok());
         }
         assert!(refused(Append, Update, true) && refused(Append, Complete, true) && refused(Update, Complete, true));
         assert!(

@@ -12,9 +12,9 @@ impl Driver {
         let began = self.clock.elapsed();
         let cleans = async {
             // The state forgets by what the commits name, so before any is deleted.
-            self.forget_old_batches().await;
+            self.purge_expired().await;
             if self.batches_run == 1 {
-                self.tidy(committed).await;
+                self.delete_orphans(committed).await;
             }
             Ok(())
         };
@@ -26,7 +26,7 @@ impl Driver {
 
     /// Deletes what earlier runs left behind, up to the batch that was just committed. What cannot be deleted now is only
     /// untidy.
-    async fn tidy(&self, committed: BatchId) {
+    async fn delete_orphans(&self, committed: BatchId) {
         // Earlier runs may have kept more batches.
         for log in [&self.logs.offsets, &self.logs.commits] {
             match (self.last_old_batch(), log.batches().await) {
@@ -40,16 +40,16 @@ impl Driver {
             }
         }
         // Files that only those entries named are named by none now.
-        if let Err(error) = self.state.tidy(&self.logs.commits, committed).await {
+        if let Err(error) = self.state.delete_orphans(&self.logs.commits, committed).await {
             tracing::warn!(%error, "files of state that an earlier run left behind could not be deleted");
         }
     }
 
     /// Deletes log entries that no kept batch needs. What cannot be deleted now is only untidy.
-    async fn forget_old_batches(&self) {
+    async fn purge_expired(&self) {
         let Some(old) = self.last_old_batch() else { return };
-        // The files of state first: the commits tell which they are.
-        if let Err(error) = self.state.forget(&self.logs.commits, old).await {
+        // The files of state first: the commits name them.
+        if let Err(error) = self.state.expire_batch(&self.logs.commits, old).await {
             tracing::warn!(%error, batch = %old, "old files of state could not be deleted");
         }
         for log in [&self.logs.offsets, &self.logs.commits] {

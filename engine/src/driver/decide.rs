@@ -2,7 +2,7 @@
 
 /// What a round found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct RoundInputs {
     /// Some source has rows that no batch has read.
     pub(super) data: bool,
     /// State waits for the watermark, and the watermark moved.
@@ -15,14 +15,14 @@ pub(super) struct Found {
 
 /// What to do with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Decision {
+pub(super) enum RoundDecision {
     /// Run a batch.
     Run,
     /// Nothing to do now.
     Wait,
     /// Nothing left to do, ever.
     Finish,
-    /// Whoever asked for all there is cannot be told that this was all.
+    /// Fail: the query was to read everything there is, and a source could not say whether this was everything.
     Fail,
 }
 
@@ -33,15 +33,15 @@ pub(super) enum Decision {
 /// | | no | yes, and no-data batches are allowed | | run |
 /// | | no | no | no | wait |
 /// | no | no | no | yes | finish |
-pub(super) fn decide(found: Found, trigger_ends: bool) -> Decision {
+pub(super) fn decide(found: RoundInputs, trigger_ends: bool) -> RoundDecision {
     if found.unknown && trigger_ends {
-        Decision::Fail
+        RoundDecision::Fail
     } else if found.data || (found.watermark_due && found.no_data_batches) {
-        Decision::Run
+        RoundDecision::Run
     } else if trigger_ends {
-        Decision::Finish
+        RoundDecision::Finish
     } else {
-        Decision::Wait
+        RoundDecision::Wait
     }
 }
 
@@ -72,13 +72,13 @@ pub(super) struct Looks {
     /// How many queries on the same threads wait for data by looking for it.
     pub(super) polling_queries: usize,
     /// All sources say when there is news.
-    pub(super) are_told: bool,
+    pub(super) sources_notify: bool,
 }
 
 /// The delay grows with how many queries look, and with what a look costs; the latter only as far as the silence has lasted,
 /// so that a source that gives something every second is not asked every ten.
 pub(super) fn delay_ms(looks: Looks) -> i64 {
-    if looks.are_told {
+    if looks.sources_notify {
         return looks.delay_ms.max(looks.longest_ms);
     }
     let fair_ms = fair_ms(looks.polling_queries);
@@ -109,7 +109,7 @@ mod tests {
             took_ms: 0,
             idle_ms: 600_000,
             polling_queries: 1,
-            are_told: false,
+            sources_notify: false,
         };
         assert_eq!(delay_ms(one), 10);
         assert_eq!(delay_ms(Looks { took_ms: 5, ..one }), 100);
@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(delay_ms(Looks { took_ms: 300, idle_ms: 0, ..one }), 10);
         assert_eq!(delay_ms(Looks { polling_queries: 1_000, ..one }), 1_000);
         assert_eq!(delay_ms(Looks { delay_ms: 60_000, took_ms: 300, ..one }), 60_000, "never shorter than configured");
-        assert_eq!(delay_ms(Looks { are_told: true, ..one }), 10_000);
+        assert_eq!(delay_ms(Looks { sources_notify: true, ..one }), 10_000);
     }
 
     #[test]
@@ -139,12 +139,12 @@ mod tests {
             let [unknown, data, watermark_due, no_data_batches, ends] =
                 [0, 1, 2, 3, 4].map(|bit| bits & (1 << bit) != 0);
             let expected = match (unknown && ends, data, watermark_due && no_data_batches, ends) {
-                (true, ..) => Decision::Fail,
-                (_, true, ..) | (_, _, true, _) => Decision::Run,
-                (_, _, _, true) => Decision::Finish,
-                _ => Decision::Wait,
+                (true, ..) => RoundDecision::Fail,
+                (_, true, ..) | (_, _, true, _) => RoundDecision::Run,
+                (_, _, _, true) => RoundDecision::Finish,
+                _ => RoundDecision::Wait,
             };
-            assert_eq!(decide(Found { data, watermark_due, no_data_batches, unknown }, ends), expected);
+            assert_eq!(decide(RoundInputs { data, watermark_due, no_data_batches, unknown }, ends), expected);
         }
     }
 }

@@ -19,7 +19,7 @@ use super::restart::RestartPolicy;
 use super::silence::Silences;
 use super::{Driver, Shared, State, sinks};
 use crate::calls::{Calls, Cancel};
-use crate::checkpoint::{CheckpointStore, Epoch, OffsetEntry, certain, pinned_conf};
+use crate::checkpoint::{Epoch, MetadataStore, OffsetEntry, certain, pinned_conf};
 use crate::clock::Clock;
 use crate::config::QueryConfig;
 use crate::error::{Error, ErrorKind, Result, guarded, guarded_call, words_of_panic};
@@ -44,7 +44,7 @@ pub(crate) struct Start {
     pub(crate) name: Option<String>,
     pub(crate) output_mode: OutputMode,
     pub(crate) trigger: Trigger,
-    pub(crate) checkpoint: Arc<dyn CheckpointStore>,
+    pub(crate) checkpoint: Arc<dyn MetadataStore>,
     pub(crate) config: QueryConfig,
     /// What is at another place than in the runs before: from where, to where.
     pub(crate) moved: Vec<(String, String)>,
@@ -85,7 +85,7 @@ pub(crate) async fn start(start: Start, once: Once) -> Result<Arc<Shared>> {
 async fn start_here(start: Start, once: Once, runtimes: Runtimes) -> Result<Arc<Shared>> {
     let began = start.clock.elapsed();
     let run = open_run(&start, RunId::random()).await?;
-    let (id, run_id, sinks, position) = (run.opened.id, run.id, &run.opened.sinks, &run.opened.position);
+    let (id, run_id, sinks, recovery) = (run.opened.id, run.id, &run.opened.sinks, &run.opened.recovery);
     let shared = Arc::new(Shared {
         id,
         run_id,
@@ -101,13 +101,13 @@ async fn start_here(start: Start, once: Once, runtimes: Runtimes) -> Result<Arc<
         stopping: AtomicBool::new(false),
         cancelled: Cancel::default(),
         wake: Notify::new(),
-        may_hurry: !matches!(start.trigger, Trigger::ProcessingTime { .. }),
+        can_wake_early: !matches!(start.trigger, Trigger::ProcessingTime { .. }),
     });
     let events = EventQueue::new(once.listeners)?;
     let now_ms = start.clock.now_ms();
     let started = QueryEvent::Started { id, run_id, name: shared.name.clone(), timestamp: timestamp(now_ms) };
-    events.tell(|| started);
-    tracing::info!(query = %id, run = %run_id, next_batch = %position.next, sink = %sinks.description,
+    events.send(|| started);
+    tracing::info!(query = %id, run = %run_id, next_batch = %recovery.next, sink = %sinks.description,
         dead_letters = ?start.dead_letters.as_ref().map(|sink| sink.description()), guarantee = %sinks.guarantee, "query started");
 
     if !run.plan.names.volatile().is_empty() {
@@ -120,7 +120,7 @@ async fn start_here(start: Start, once: Once, runtimes: Runtimes) -> Result<Arc<
 
     let driver = Driver::of(run, &start, Arc::clone(&shared), runtimes, events, (Phase::Loading, began));
     // The query runs on when every handle of it is dropped.
-    start.executor.clone().spawn(live(driver, start, once.reservation)).detach();
+    start.executor.clone().spawn(supervise(driver, start, once.reservation)).detach();
     Ok(shared)
 }
 
@@ -137,14 +137,14 @@ async fn open_run(start: &Start, id: RunId) -> Result<Run> {
     let logs = Logs::new(&start.checkpoint);
     let opened = open(&mut start, &mut plan, &logs, id).await;
     let (opened, epoch) = opened.map_err(|e| plan.names.in_words(e))?;
-    let position = &opened.position;
-    let policy = position.conf.as_ref().map_or(start.watermark_policy, OffsetEntry::watermark_policy);
+    let recovery = &opened.recovery;
+    let policy = recovery.logged.as_ref().map_or(start.watermark_policy, OffsetEntry::watermark_policy);
     let mut tracker = WatermarkTracker::new(policy, plan.watermark_delays_ms.clone());
-    if let Some(logged) = &position.conf {
+    if let Some(logged) = &recovery.logged {
         tracker.restore(logged.watermark_ms, &Default::default());
     }
-    if let Some(commit) = &position.commit {
-        // A batch to be repeated keeps the watermark it was logged with; the commit before it moved no further.
+    if let Some(commit) = &recovery.commit {
+        // A batch that is repeated keeps the watermark it was logged with, which is that of the commit before it.
         tracker.restore(commit.next_batch_watermark_ms, &commit.node_watermarks_ms);
     }
     Ok(Run { id, plan, logs, opened, epoch, policy, tracker, config: start.config })
@@ -160,7 +160,7 @@ impl Driver {
         (phase, began): (Phase, Duration),
     ) -> Self {
         let Run { id, plan, logs, opened, epoch, policy, tracker, config } = run;
-        let Opened { position, belongings, state, readers, sinks, .. } = opened;
+        let Opened { recovery, belongings, state, readers, sinks, .. } = opened;
         let calls = Calls::new(Arc::clone(&start.clock), shared.cancelled.clone(), config.call_timeout_ms);
         let now = start.clock.elapsed();
         let scanners = plan.scanners(Arc::clone(&start.clock));
@@ -174,7 +174,7 @@ impl Driver {
             calls,
             clock: Arc::clone(&start.clock),
             belongings,
-            conf: position.conf.map_or_else(|| pinned_conf(policy), |logged| logged.conf),
+            conf: recovery.logged.map_or_else(|| pinned_conf(policy), |logged| logged.conf),
             config,
             trigger: start.trigger,
             plan,
@@ -187,11 +187,11 @@ impl Driver {
             tracker,
             state,
             silences: Silences::default(),
-            previous_watermark_ms: position.previous_watermark_ms,
+            previous_watermark_ms: recovery.previous_watermark_ms,
             events,
-            next: position.next,
-            ends: position.ends,
-            repeat: position.repeat,
+            next: recovery.next,
+            ends: recovery.ends,
+            repeat: recovery.repeat,
             static_read: None,
             batches_run: 0,
             last_trigger: None,
@@ -203,7 +203,7 @@ impl Driver {
 }
 
 /// The life of a query: drivers, one after the other, until one ends well or fails for good.
-async fn live(mut driver: Driver, start: Start, reservation: Reservation) {
+async fn supervise(mut driver: Driver, start: Start, reservation: Reservation) {
     let shared = Arc::clone(&driver.shared);
     let (id, run_id) = (shared.id, shared.run_id);
     let mut failures = 0;
@@ -224,7 +224,7 @@ async fn live(mut driver: Driver, start: Start, reservation: Reservation) {
             Err((events, error)) => break (events, Some(error)),
         }
     };
-    let error = error.map(|e| e.query(id));
+    let error = error.map(|e| e.with_query(id));
     match &error {
         Some(error) => tracing::error!(query = %id, %error, "query failed"),
         None => tracing::info!(query = %id, "query ended"),
@@ -232,15 +232,15 @@ async fn live(mut driver: Driver, start: Start, reservation: Reservation) {
     // Who hears of the end may start the query again.
     drop(reservation);
     shared.end(error.clone());
-    events.tell(|| QueryEvent::Terminated { id, run_id, error });
+    events.send(|| QueryEvent::Terminated { id, run_id, error });
     events.finish().await;
-    shared.state.send_modify(|state| state.told = true);
+    shared.state.send_modify(|state| state.end_reported = true);
 }
 
 /// Why it failed, if it did.
 async fn run_to_its_end(driver: &mut Driver) -> Option<Error> {
     let shared = Arc::clone(&driver.shared);
-    // Code of the user that is called here, to the last destructor, is told from others by `at_work`.
+    // `at_work` marks the code of the user that is called here, to the last destructor.
     // After a panic nothing of the driver is used but to let go of it.
     let outcome = AssertUnwindSafe(at_work(shared.run_id, driver.run())).catch_unwind().await.unwrap_or_else(|panic| {
         Err(Error::internal(format!("the driver panicked: {}", words_of_panic(panic.as_ref()))))
@@ -251,7 +251,7 @@ async fn run_to_its_end(driver: &mut Driver) -> Option<Error> {
         Err(e) if e.kind() == ErrorKind::Stopped && shared.cancelled.is_set() => None,
         // What else fails then has no other cause.
         Err(e) if e.kind() != ErrorKind::Stopped && driver.runtimes.are_gone() => {
-            Some(place(runtime_is_gone(), &e).caused_by(e))
+            Some(place(runtime_is_gone(), &e).with_source(e))
         }
         Err(e) => Some(e),
     }
@@ -270,7 +270,7 @@ async fn again(
     began: Duration,
     failures: &mut u32,
 ) -> std::result::Result<Driver, (EventQueue, Error)> {
-    let mut error = error.clone().query(shared.id);
+    let mut error = error.clone().with_query(shared.id);
     loop {
         if shared.is_stopping() {
             return Err((events, error));
@@ -283,9 +283,10 @@ async fn again(
             failures: *failures,
             delay_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
         };
-        events.tell(|| restarting);
+        events.send(|| restarting);
         tracing::warn!(query = %shared.id, %error, failures, ?delay, "query failed and starts again");
-        shared.say(format!("starting again in {} ms after failure {failures}: {error}", delay.as_millis()), false);
+        shared
+            .set_status(format!("starting again in {} ms after failure {failures}: {error}", delay.as_millis()), false);
         let next_ms = start.clock.now_ms().saturating_add(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
         let opens = async {
             start.clock.sleep_until(next_ms).await;
@@ -294,7 +295,7 @@ async fn again(
         };
         let opened = tokio::select! {
             biased;
-            () = runtimes.gone() => return Err((events, place(runtime_is_gone(), &error).caused_by(error))),
+            () = runtimes.gone() => return Err((events, place(runtime_is_gone(), &error).with_source(error))),
             () = shared.stop_requested() => return Err((events, error)),
             opened = opens => opened,
         };
@@ -305,7 +306,7 @@ async fn again(
             }
             Err(next) => {
                 *failures += 1;
-                let next = next.query(shared.id);
+                let next = next.with_query(shared.id);
                 match start.restart_policy.delay(*failures).filter(|_| next.is_retryable()) {
                     Some(longer) => (delay, error) = (longer, next),
                     None => return Err((events, next)),
@@ -317,8 +318,8 @@ async fn again(
 
 /// The error with the batch of another one.
 fn place(error: Error, other: &Error) -> Error {
-    match other.batch_id() {
-        Some(batch) => error.batch(batch),
+    match other.batch() {
+        Some(batch) => error.with_batch(batch),
         None => error,
     }
 }
@@ -328,7 +329,7 @@ fn place(error: Error, other: &Error) -> Error {
 async fn let_go(driver: Driver) -> (EventQueue, Runtimes, Result<()>) {
     let Driver { shared, runtimes, readers, scanners, sinks, mut state, logs, epoch, plan, events, clock, .. } = driver;
     let cuts_off = async {
-        state.cut_off_merges(clock.as_ref()).await;
+        state.cancel_compactions(clock.as_ref()).await;
         Ok(())
     };
     let cut_off = guarded_call(|| "cutting off a merge".to_owned(), cuts_off).await;

@@ -23,11 +23,11 @@ mod decide;
 
 mod inputs;
 
-mod keeper;
-
 mod lifecycle;
 
 mod opening;
+
+mod operator_states;
 
 mod pause;
 
@@ -46,10 +46,10 @@ use std::time::Duration;
 
 use tracing::Instrument;
 
-use self::decide::{Decision, Found, decide};
-use self::keeper::StateKeeper;
+use self::decide::{RoundDecision, RoundInputs, decide};
 pub(crate) use self::lifecycle::{Once, Start, start};
 use self::opening::{Logs, is_from_moving};
+use self::operator_states::OperatorStates;
 pub use self::restart::RestartPolicy;
 pub(crate) use self::shared::{Shared, State};
 use self::silence::Silences;
@@ -63,9 +63,9 @@ use crate::execution::{BatchWork, Runner, Runtimes};
 use crate::executor::Executor;
 use crate::id::{BatchId, RunId};
 use crate::plan::QueryPlan;
-use crate::plan::static_sides::Keep;
+use crate::plan::static_inputs::Keep;
 use crate::progress::{Between, EventQueue, Phase, Stopwatch};
-use crate::source::{Latest, Offset, ReadLimit, Scanners, SourceReader, whose};
+use crate::source::{LatestOffset, MicroBatchStream, Offset, ReadLimit, Scanners, whose};
 use crate::trigger::Trigger;
 use crate::watermark::WatermarkTracker;
 
@@ -88,7 +88,7 @@ pub(crate) struct Driver {
     config: QueryConfig,
     trigger: Trigger,
     plan: QueryPlan,
-    readers: Vec<Box<dyn SourceReader>>,
+    readers: Vec<Box<dyn MicroBatchStream>>,
     /// The other half of the sources: where tasks run.
     scanners: Arc<Scanners>,
     /// The same, to show what a batch read.
@@ -97,7 +97,7 @@ pub(crate) struct Driver {
     logs: Logs,
     epoch: Epoch,
     tracker: WatermarkTracker,
-    state: StateKeeper,
+    state: OperatorStates,
     /// The sources that do not answer.
     silences: Silences,
     events: EventQueue,
@@ -143,15 +143,16 @@ impl Driver {
         }
     }
 
-    /// What another run or a deleted checkpoint leads to looks like damage, lost input or missing rights: the cause is told.
+    /// What another run or a deleted checkpoint leads to looks like damage, lost input or missing rights: this finds
+    /// the cause.
     async fn cause_of(&self, error: Error) -> Error {
         if matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Stopped) {
             return error;
         }
-        let batch = error.batch_id();
+        let batch = error.batch();
         match self.checkpoint_calls.call(Phase::CommitOffsets, checkpoint, self.moved(&error)).await {
             Err(cause) if matches!(cause.kind(), ErrorKind::Fenced | ErrorKind::DamagedCheckpoint) => {
-                batch.into_iter().fold(cause.caused_by(error), Error::batch)
+                batch.into_iter().fold(cause.with_source(error), Error::with_batch)
             }
             _ => error,
         }
@@ -166,7 +167,7 @@ impl Driver {
                 ErrorKind::Fenced,
                 format!("another run committed batch {newest} while this one was at batch {}", self.next),
             )
-            .hint("start again: the query goes on behind that batch")),
+            .with_hint("start again: the query goes on behind that batch")),
             _ => Ok(()),
         }
     }
@@ -189,30 +190,37 @@ impl Driver {
         let (entry, latest) = match self.repeat.take() {
             Some(logged) => {
                 tracing::info!(query = %self.shared.id, batch = %self.next, "running a logged batch again");
-                let latest = logged.ends.iter().map(|end| Latest { end: end.clone(), ..Latest::default() }).collect();
+                let latest = logged
+                    .ends
+                    .iter()
+                    .map(|end| LatestOffset { batch_end: end.clone(), ..LatestOffset::default() })
+                    .collect();
                 (logged, latest)
             }
             None => {
                 let latest = self.latest_offsets(&mut watch).await?;
-                self.hear(&latest, started_ms);
-                let data =
-                    latest.iter().zip(&self.ends).any(|(latest, end)| latest.end.is_some() && latest.end != *end);
-                let watermark_due = self.state.is_due(self.previous_watermark_ms, self.tracker.watermark_ms());
+                self.note_silences(&latest, started_ms);
+                let data = latest
+                    .iter()
+                    .zip(&self.ends)
+                    .any(|(latest, end)| latest.batch_end.is_some() && latest.batch_end != *end);
+                let watermark_due =
+                    self.state.needs_no_data_batch(self.previous_watermark_ms, self.tracker.watermark_ms());
                 let no_data_batches = self.config.no_data_batches;
-                let found = Found { data, watermark_due, no_data_batches, unknown: self.silences.any() };
+                let found = RoundInputs { data, watermark_due, no_data_batches, unknown: self.silences.any() };
                 match decide(found, self.trigger.ends()) {
-                    Decision::Run => (self.log_batch(started_ms, &latest, &mut watch).await?, latest),
-                    Decision::Wait => {
-                        self.tell_idle(started_ms);
+                    RoundDecision::Run => (self.log_batch(started_ms, &latest, &mut watch).await?, latest),
+                    RoundDecision::Wait => {
+                        self.report_idle(started_ms);
                         return Ok(Round::Idle);
                     }
-                    Decision::Finish => {
+                    RoundDecision::Finish => {
                         // A source whose tasks were cut off may have taken that for the end.
                         self.runtimes.check()?;
-                        self.tell_idle(started_ms);
+                        self.report_idle(started_ms);
                         return Ok(Round::Finished);
                     }
-                    Decision::Fail => return Err(self.not_known().batch(self.next)),
+                    RoundDecision::Fail => return Err(self.not_known().with_batch(self.next)),
                 }
             }
         };
@@ -222,25 +230,30 @@ impl Driver {
     }
 
     /// Asks every source how far this batch may go.
-    async fn latest_offsets(&mut self, watch: &mut Stopwatch) -> Result<Vec<Latest>> {
+    async fn latest_offsets(&mut self, watch: &mut Stopwatch) -> Result<Vec<LatestOffset>> {
         watch.enter(Phase::LatestOffset);
-        let limit = if self.trigger == Trigger::Once { ReadLimit::Everything } else { ReadLimit::AsConfigured };
+        let limit = if self.trigger == Trigger::Once { ReadLimit::All } else { ReadLimit::Configured };
         let batch = self.next;
         let (calls, sources) = (&self.calls, &self.plan.sources);
         let mut found = vec![];
         for ((reader, end), source) in self.readers.iter_mut().zip(&self.ends).zip(sources) {
             let asks = reader.latest_offset(end.as_ref(), limit);
             let asked = calls.call(Phase::LatestOffset, || whose(source.as_ref()), asks).await;
-            let latest = asked.map_err(|e| e.batch(batch))?;
+            let latest = asked.map_err(|e| e.with_batch(batch))?;
             // A source that says nothing has not moved.
-            found.push(Latest { end: latest.end.or_else(|| end.clone()), ..latest });
+            found.push(LatestOffset { batch_end: latest.batch_end.or_else(|| end.clone()), ..latest });
         }
         watch.leave();
         Ok(found)
     }
 
     /// Writes `offsets/N`: from here on the batch exists. Then the sources may let go of what the batch before read.
-    async fn log_batch(&mut self, started_ms: i64, latest: &[Latest], watch: &mut Stopwatch) -> Result<OffsetEntry> {
+    async fn log_batch(
+        &mut self,
+        started_ms: i64,
+        latest: &[LatestOffset],
+        watch: &mut Stopwatch,
+    ) -> Result<OffsetEntry> {
         watch.enter(Phase::WalCommit);
         let batch = self.next;
         let entry = OffsetEntry {
@@ -250,18 +263,18 @@ impl Driver {
             run_id: Some(self.run_id),
             belongings: Some(self.belongings.clone()),
             partitions: self.plan.draws.then_some(self.config.partitions),
-            ends: latest.iter().map(|latest| latest.end.clone()).collect(),
+            ends: latest.iter().map(|latest| latest.batch_end.clone()).collect(),
         };
         let logged = async {
             self.epoch.check().await?;
             self.logs.offsets.add(batch, &entry).await
         };
-        self.checkpoint_calls.call(Phase::WalCommit, checkpoint, logged).await.map_err(|e| e.batch(batch))?;
+        self.checkpoint_calls.call(Phase::WalCommit, checkpoint, logged).await.map_err(|e| e.with_batch(batch))?;
         let (calls, sources) = (&self.calls, &self.plan.sources);
         for ((reader, end), source) in self.readers.iter_mut().zip(&self.ends).zip(sources) {
             if let Some(end) = end {
                 let committed = calls.call(Phase::WalCommit, || whose(source.as_ref()), reader.commit(end)).await;
-                committed.map_err(|e| e.batch(batch))?;
+                committed.map_err(|e| e.with_batch(batch))?;
             }
         }
         watch.leave();
@@ -273,20 +286,20 @@ impl Driver {
         &mut self,
         started_ms: i64,
         entry: OffsetEntry,
-        latest: &[Latest],
+        latest: &[LatestOffset],
         mut watch: Stopwatch,
     ) -> Result<()> {
         let batch = self.next;
-        self.shared.say(format!("running batch {batch}"), true);
+        self.shared.set_status(format!("running batch {batch}"), true);
 
         watch.enter(Phase::GetBatch);
-        let inputs = self.inputs(&entry).await.map_err(|e| e.batch(batch))?;
+        let inputs = self.inputs(&entry).await.map_err(|e| e.with_batch(batch))?;
 
         watch.enter(Phase::QueryPlanning);
         self.make_plan_fit().await?;
 
         watch.enter(Phase::AddBatch);
-        let begun = self.sinks.begin(batch, &self.calls).await.map_err(|e| e.batch(batch))?;
+        let begun = self.sinks.begin(batch, &self.calls).await.map_err(|e| e.with_batch(batch))?;
         let operators = self.state.watermarks(self.previous_watermark_ms, entry.watermark_ms);
         let work = BatchWork {
             query_id: self.shared.id,
@@ -302,31 +315,32 @@ impl Driver {
             parallel: inputs.partitions() > 1,
         };
         let ran = self.runner.run(work, self.site(inputs.bound.clone())).await;
-        let mut outcome = ran.map_err(|e| e.batch(batch))?;
+        let mut outcome = ran.map_err(|e| e.with_batch(batch))?;
         watch.was_in(Phase::StateCommit, outcome.state_commit);
         let (receipts, dead_letters) =
             (std::mem::take(&mut outcome.receipts), std::mem::take(&mut outcome.dead_letters));
-        let filled = self.sinks.fill(begun, receipts, dead_letters, &self.calls).await.map_err(|e| e.batch(batch))?;
-        self.runtimes.check().map_err(|e| e.batch(batch))?;
+        let filled =
+            self.sinks.fill(begun, receipts, dead_letters, &self.calls).await.map_err(|e| e.with_batch(batch))?;
+        self.runtimes.check().map_err(|e| e.with_batch(batch))?;
 
         let mut state = None;
         if !self.state.is_empty() {
             watch.enter(Phase::Merging);
             let waits = || {
                 let what = format!("batch {batch} waits until files of its state are merged: storage does not keep up");
-                self.shared.say(what, true);
+                self.shared.set_status(what, true);
             };
             let room = self.calls.unless_cancelled(self.state.make_room(batch, waits)).await;
-            room.map_err(|e| e.batch(batch))?;
+            room.map_err(|e| e.with_batch(batch))?;
             watch.enter(Phase::StateCommit);
             let written = self.state.commit(batch, &outcome.operators);
             let written = self.checkpoint_calls.call(Phase::StateCommit, checkpoint, written).await;
-            state = Some(written.map_err(|e| e.batch(batch))?);
+            state = Some(written.map_err(|e| e.with_batch(batch))?);
             watch.enter(Phase::AddBatch);
         }
-        let rows = self.sinks.commit(&self.calls, &self.epoch, filled).await.map_err(|e| e.batch(batch))?;
+        let rows = self.sinks.commit(&self.calls, &self.epoch, filled).await.map_err(|e| e.with_batch(batch))?;
         // `foreach_batch` may have run a plan of its own: whether it saw all rows is as uncertain.
-        self.runtimes.check().map_err(|e| e.batch(batch))?;
+        self.runtimes.check().map_err(|e| e.with_batch(batch))?;
 
         watch.enter(Phase::CommitOffsets);
         for (node, seen) in outcome.event_times.iter().enumerate().filter(|(_, seen)| seen.count > 0) {
@@ -342,7 +356,10 @@ impl Driver {
             self.logs.commits.add(batch, &commit).await?;
             self.epoch.check().await
         };
-        self.checkpoint_calls.call(Phase::CommitOffsets, checkpoint, committed).await.map_err(|e| e.batch(batch))?;
+        self.checkpoint_calls
+            .call(Phase::CommitOffsets, checkpoint, committed)
+            .await
+            .map_err(|e| e.with_batch(batch))?;
         watch.leave();
 
         let operators = self.state.progress(&operators, &outcome.operators, watch.phase_ms(Phase::StateCommit));
@@ -360,7 +377,7 @@ impl Driver {
     /// Makes the plan fit to run again.
     async fn make_plan_fit(&mut self) -> Result<()> {
         let now = self.clock.elapsed();
-        let stale = match (self.config.static_refresh_ms, self.static_read) {
+        let stale = match (self.config.refresh_static_tables_every_ms, self.static_read) {
             (Some(every_ms), Some(read)) => now.saturating_sub(read).as_millis() as i64 >= every_ms,
             _ => false,
         };

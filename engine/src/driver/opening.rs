@@ -17,26 +17,26 @@ use bytes::Bytes;
 
 use super::Start;
 use super::belongings;
-use super::keeper::StateKeeper;
+use super::operator_states::OperatorStates;
 use super::sinks::Sinks;
 use crate::calls::{Calls, Cancel};
 use crate::checkpoint::resume::{Resume, resume};
 use crate::checkpoint::{
-    BatchLog, Belongings, CheckpointStore, CommitEntry, Created, EPOCHS, Epoch, OffsetEntry, read_or_create_query_id,
-    sub_store,
+    BatchLog, Belongings, CommitEntry, CreateOutcome, EPOCHS, Epoch, MetadataStore, OffsetEntry,
+    read_or_create_query_id, sub_store,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BatchId, QueryId, RunId};
 use crate::identity::Identity;
 use crate::plan::{QueryPlan, plan_query};
 use crate::progress::Phase;
-use crate::sink::{SinkContext, SinkName};
-use crate::source::{Offset, SourceContext, SourceReader, whose};
+use crate::sink::{SinkContext, SinkRole};
+use crate::source::{MicroBatchStream, Offset, SourceContext, whose};
 use crate::state::Limits;
 use crate::trigger::Trigger;
 
 /// The newest batch in the offset log and in the commit log.
-type Tails = (Option<BatchId>, Option<BatchId>);
+type LogTails = (Option<BatchId>, Option<BatchId>);
 
 /// The two logs of a checkpoint.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub(super) struct Logs {
 }
 
 impl Logs {
-    pub(super) fn new(checkpoint: &Arc<dyn CheckpointStore>) -> Self {
+    pub(super) fn new(checkpoint: &Arc<dyn MetadataStore>) -> Self {
         Logs {
             offsets: BatchLog::new(Arc::clone(checkpoint), "offsets"),
             commits: BatchLog::new(Arc::clone(checkpoint), "commits"),
@@ -55,7 +55,7 @@ impl Logs {
 
     /// Commits first: a batch is logged before it is committed, so whatever another run adds in between, no commit is seen
     /// without its batch.
-    async fn tails(&self) -> Result<Tails> {
+    async fn tails(&self) -> Result<LogTails> {
         let commit = self.commits.batches().await?.last().copied();
         Ok((self.offsets.batches().await?.last().copied(), commit))
     }
@@ -63,7 +63,7 @@ impl Logs {
 
 /// Where a run begins, with what the logs say of it.
 #[derive(Debug)]
-pub(super) struct Position {
+pub(super) struct RecoveryPoint {
     pub(super) next: BatchId,
     pub(super) repeat: Option<OffsetEntry>,
     pub(super) ends: Vec<Option<Offset>>,
@@ -71,23 +71,23 @@ pub(super) struct Position {
     pub(super) previous_watermark_ms: i64,
     /// Commits of batches before the one to be repeated are missing.
     commits_lost: bool,
-    pub(super) conf: Option<OffsetEntry>,
+    pub(super) logged: Option<OffsetEntry>,
     pub(super) commit: Option<CommitEntry>,
 }
 
 /// Everything that a run has opened.
 #[derive(Debug)]
 pub(super) struct Opened {
-    pub(super) position: Position,
+    pub(super) recovery: RecoveryPoint,
     pub(super) id: QueryId,
     /// What it reads and writes, for the checkpoint to remember.
     pub(super) belongings: Belongings,
-    pub(super) state: StateKeeper,
-    pub(super) readers: Vec<Box<dyn SourceReader>>,
+    pub(super) state: OperatorStates,
+    pub(super) readers: Vec<Box<dyn MicroBatchStream>>,
     pub(super) sinks: Sinks,
 }
 
-/// Opens everything and takes the checkpoint over. See the [module](self).
+/// Opens everything and takes the checkpoint over.
 pub(super) async fn open(start: &mut Start, plan: &mut QueryPlan, logs: &Logs, run: RunId) -> Result<(Opened, Epoch)> {
     let wanted_partitions = start.config.partitions;
     let epoch = Arc::new(OnceLock::new());
@@ -106,8 +106,8 @@ pub(super) async fn open(start: &mut Start, plan: &mut QueryPlan, logs: &Logs, r
                         ErrorKind::Fenced,
                         "another run wrote to the checkpoint while this one was starting",
                     )
-                    .hint("let one process run the query; this one wrote nothing and can be stopped")
-                    .caused_by(error));
+                    .with_hint("let one process run the query; this one wrote nothing and can be stopped")
+                    .with_source(error));
                 }
             },
             Err(error) => return Err(error),
@@ -120,7 +120,7 @@ pub(super) async fn open(start: &mut Start, plan: &mut QueryPlan, logs: &Logs, r
                 epoch.get_or_init(|| held)
             }
         };
-        held.check().await.map_err(|e| e.query(opened.id))?;
+        held.check().await.map_err(|e| e.with_query(opened.id))?;
         if logs.tails().await? == seen {
             return Ok((opened, held.clone()));
         }
@@ -131,14 +131,14 @@ pub(super) async fn open(start: &mut Start, plan: &mut QueryPlan, logs: &Logs, r
 /// A source's own log: a run that was overtaken adds nothing to it that its successor would stumble over.
 #[derive(Debug)]
 struct SourceFolder {
-    inner: Arc<dyn CheckpointStore>,
+    inner: Arc<dyn MetadataStore>,
     /// Set once the run holds the checkpoint.
     epoch: Arc<OnceLock<Epoch>>,
 }
 
 #[async_trait]
-impl CheckpointStore for SourceFolder {
-    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+impl MetadataStore for SourceFolder {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<CreateOutcome> {
         if let Some(epoch) = self.epoch.get() {
             epoch.check().await?;
         }
@@ -176,7 +176,7 @@ pub(super) fn is_from_moving(error: &Error) -> bool {
 }
 
 /// What died in the checkpoint before may have left half-written files, and names that are not flushed.
-async fn recover(checkpoint: &Arc<dyn CheckpointStore>, sources: usize, operators: usize) -> Result<()> {
+async fn recover(checkpoint: &Arc<dyn MetadataStore>, sources: usize, operators: usize) -> Result<()> {
     let logs = ["", EPOCHS, "offsets", "commits", "sources", "state"].map(str::to_owned);
     let sources = (0..sources).map(source_folder);
     let operators = (0..operators).map(|number| format!("state/{number}"));
@@ -191,12 +191,12 @@ async fn open_at(
     plan: &mut QueryPlan,
     wanted_partitions: usize,
     logs: &Logs,
-    seen: Tails,
+    seen: LogTails,
     run: RunId,
     epoch: &Arc<OnceLock<Epoch>>,
 ) -> Result<Opened> {
-    let position = position(logs, seen, plan.sources.len()).await?;
-    let partitions = position.repeat.as_ref().and_then(|logged| logged.partitions).unwrap_or(wanted_partitions);
+    let recovery = recovery_point(logs, seen, plan.sources.len()).await?;
+    let partitions = recovery.repeat.as_ref().and_then(|logged| logged.partitions).unwrap_or(wanted_partitions);
     if partitions != start.config.partitions {
         if partitions != wanted_partitions {
             tracing::info!(
@@ -207,36 +207,36 @@ async fn open_at(
         start.config.partitions = partitions;
         *plan = plan_query(start.session.clone(), start.plan.clone(), start.output_mode, partitions).await?;
     }
-    let id = read_or_create_query_id(start.checkpoint.as_ref(), position.conf.is_none()).await?;
-    open_with(start, plan, position, id, run, epoch).await.map_err(|e| e.query(id))
+    let id = read_or_create_query_id(start.checkpoint.as_ref(), recovery.logged.is_none()).await?;
+    open_with(start, plan, recovery, id, run, epoch).await.map_err(|e| e.with_query(id))
 }
 
 async fn open_with(
     start: &Start,
     plan: &QueryPlan,
-    position: Position,
+    recovery: RecoveryPoint,
     id: QueryId,
     run: RunId,
     epoch: &Arc<OnceLock<Epoch>>,
 ) -> Result<Opened> {
     let dead_letters = start.dead_letters.as_deref();
     let mut belongings = belongings::of(plan, start.output_mode, start.sink.as_ref(), dead_letters);
-    if let Some(old) = position.conf.as_ref().and_then(|logged| logged.belongings.as_ref()) {
+    if let Some(old) = recovery.logged.as_ref().and_then(|logged| logged.belongings.as_ref()) {
         belongings::compare(old, &mut belongings, &start.moved)?;
         belongings::check_mode(old, &belongings, !plan.watermark_delays_ms.is_empty())?;
     }
     let pool = &plan.session.runtime_env().memory_pool;
     let limits = plan.session.config().get_extension::<Limits>().map_or_else(Limits::default, |limits| *limits);
-    let (tree, commit) = (plan.watermark_tree.clone(), position.commit.as_ref());
+    let (tree, commit) = (plan.watermark_tree.clone(), recovery.commit.as_ref());
     let physical = (&plan.physical, plan.meanings.as_slice());
     let (checkpoint, executor) = (&start.checkpoint, &start.executor);
-    let state = StateKeeper::open(physical, tree, checkpoint, commit, run, (limits, pool), executor).await?;
-    if position.commits_lost && !state.is_empty() {
+    let state = OperatorStates::open(physical, tree, checkpoint, commit, run, (limits, pool), executor).await?;
+    if recovery.commits_lost && !state.is_empty() {
         return Err(Error::damaged(
             "commits are missing, and with them the names of the files that are the query's state",
         )
-        .file("commits")
-        .hint("restore the folder `commits` from a backup, or start with a new checkpoint"));
+        .with_file("commits")
+        .with_hint("restore the folder `commits` from a backup, or start with a new checkpoint"));
     }
     // Nobody can ask a query to drop its batch that has none.
     let calls = Calls::new(Arc::clone(&start.clock), Cancel::default(), start.config.call_timeout_ms);
@@ -248,26 +248,26 @@ async fn open_with(
         let opens = async {
             let mut reader = source.open(context).await?;
             if opens_frozen {
-                reader.freeze().await?;
+                reader.prepare_for_available_now().await?;
             }
             Ok(reader)
         };
         readers.push(calls.call(Phase::Loading, || whose(source.as_ref()), opens).await?);
     }
     let context = SinkContext {
-        name: SinkName::Output,
+        role: SinkRole::Output,
         schema: Arc::clone(&plan.schema),
         output_mode: start.output_mode,
         query_id: id,
         run_id: run,
-        next_batch: position.next,
-        next_batch_may_be_taken: position.repeat.is_some(),
+        next_batch: recovery.next,
+        next_batch_may_be_committed: recovery.repeat.is_some(),
         session: Arc::clone(&plan.session),
         clock: Arc::clone(&start.clock),
         durable: start.config.durable,
     };
     let sinks = Sinks::open(&start.sink, start.dead_letters.as_ref(), context, &calls).await?;
-    Ok(Opened { position, id, belongings, state, readers, sinks })
+    Ok(Opened { recovery, id, belongings, state, readers, sinks })
 }
 
 fn source_context(
@@ -293,19 +293,19 @@ fn source_folder(number: usize) -> String {
 }
 
 /// What the logs say of the batches at their tails.
-async fn position(logs: &Logs, tails: Tails, sources: usize) -> Result<Position> {
+async fn recovery_point(logs: &Logs, tails: LogTails, sources: usize) -> Result<RecoveryPoint> {
     let Logs { offsets, commits } = logs;
     let (newest_offsets, newest_commit) = tails;
     let mut lost = false;
     let (next, logged, ends, previous_watermark_ms, repeat) = match resume(newest_offsets, newest_commit)? {
         Resume::Fresh => {
-            return Ok(Position {
+            return Ok(RecoveryPoint {
                 next: BatchId(0),
                 repeat: None,
                 ends: vec![None; sources],
                 previous_watermark_ms: 0,
                 commits_lost: false,
-                conf: None,
+                logged: None,
                 commit: None,
             });
         }
@@ -335,11 +335,11 @@ async fn position(logs: &Logs, tails: Tails, sources: usize) -> Result<Position>
             ErrorKind::IncompatibleCheckpoint,
             format!("the checkpoint knows {} sources, and the query reads {sources}", logged.ends.len()),
         )
-        .hint("sources cannot be added or removed: start the changed query with a new checkpoint"));
+        .with_hint("sources cannot be added or removed: start the changed query with a new checkpoint"));
     }
     let commit = match newest_commit {
         Some(batch) => Some(commits.read(batch).await?),
         None => None,
     };
-    Ok(Position { next, repeat, ends, previous_watermark_ms, commits_lost: lost, conf: Some(logged), commit })
+    Ok(RecoveryPoint { next, repeat, ends, previous_watermark_ms, commits_lost: lost, logged: Some(logged), commit })
 }

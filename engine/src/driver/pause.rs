@@ -24,7 +24,7 @@ impl Driver {
             took_ms: if self.silences.any() { 0 } else { now_ms.saturating_sub(started_ms) },
             idle_ms: self.clock.elapsed().saturating_sub(self.idle_since).as_millis() as i64,
             polling_queries: self.executor.polling_queries(),
-            are_told: news.is_some(),
+            sources_notify: news.is_some(),
         };
         let Some(next_ms) = self.trigger.next_round_ms(started_ms, now_ms, ran, delay_ms(looks)) else {
             return self.runtimes.check();

@@ -1,4 +1,4 @@
-//! What the driver tells of each batch.
+//! What the driver reports of each batch.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::Driver;
 use super::inputs::Inputs;
 use super::shared::Read;
-use super::sinks::RowsGiven;
+use super::sinks::RowCounts;
 use crate::batch::EventTimeStats;
 use crate::checkpoint::OffsetEntry;
 use crate::execution::Outcome;
@@ -16,19 +16,19 @@ use crate::progress::{
     QueryEvent, QueryProgress, SinkProgress, SourceProgress, StateOperatorProgress, Stopwatch, rows_per_second,
     timestamp,
 };
-use crate::source::{Latest, Offset, add_metrics};
+use crate::source::{LatestOffset, Offset, add_metrics};
 
 impl Driver {
-    /// Makes the progress of a batch that is done, keeps it and tells listeners.
+    /// Makes the progress of a batch that is done, keeps it and sends it to listeners.
     #[expect(clippy::too_many_arguments, reason = "all that is known of a batch, once")]
     pub(super) fn report(
         &self,
         started_ms: i64,
         entry: &OffsetEntry,
-        latest: &[Latest],
+        latest: &[LatestOffset],
         outcome: &Outcome,
         inputs: Inputs,
-        given: RowsGiven,
+        given: RowCounts,
         state_operators: Vec<StateOperatorProgress>,
         watch: &Stopwatch,
     ) {
@@ -50,7 +50,7 @@ impl Driver {
                     description: source.description(),
                     start_offset: json(self.ends.get(number).and_then(Option::as_ref)),
                     end_offset: json(entry.ends.get(number).and_then(Option::as_ref)),
-                    latest_offset: json(latest.get(number).and_then(|latest| latest.available.as_ref())),
+                    latest_offset: json(latest.get(number).and_then(|latest| latest.latest.as_ref())),
                     num_input_rows: rows,
                     input_rows_per_second: rows_per_second(rows, since_last_ms),
                     processed_rows_per_second: rows_per_second(rows, Some(took_ms)),
@@ -82,7 +82,7 @@ impl Driver {
             },
         });
         tracing::debug!(rows, output_rows = given.output, dead_letter_rows = given.dead_letters, took_ms, "batch done");
-        self.events.tell(|| QueryEvent::Progress(Arc::clone(&progress)));
+        self.events.send(|| QueryEvent::Progress(Arc::clone(&progress)));
         self.shared.state.send_modify(|state| {
             state.status.message = format!("batch {} is done", self.next);
             state.status.is_trigger_active = false;
@@ -110,28 +110,28 @@ impl Driver {
 
     /// `watermark`, and the range of event times if there were any.
     fn event_time(&self, watermark_ms: i64, nodes: &[EventTimeStats]) -> BTreeMap<String, String> {
-        let mut told = BTreeMap::new();
+        let mut times = BTreeMap::new();
         if !self.tracker.is_used() {
-            return told;
+            return times;
         }
         let mut seen = EventTimeStats::default();
         nodes.iter().for_each(|node| seen.merge(node));
-        told.insert("watermark".to_owned(), timestamp(watermark_ms));
+        times.insert("watermark".to_owned(), timestamp(watermark_ms));
         if seen.count > 0 {
-            told.insert("min".to_owned(), timestamp(seen.min_ms));
-            told.insert("max".to_owned(), timestamp(seen.max_ms));
-            told.insert("avg".to_owned(), timestamp(seen.avg_ms as i64));
+            times.insert("min".to_owned(), timestamp(seen.min_ms));
+            times.insert("max".to_owned(), timestamp(seen.max_ms));
+            times.insert("avg".to_owned(), timestamp(seen.avg_ms as i64));
         }
         if seen.out_of_range > 0 {
-            told.insert("outOfRange".to_owned(), seen.out_of_range.to_string());
+            times.insert("outOfRange".to_owned(), seen.out_of_range.to_string());
         }
-        told
+        times
     }
 
-    /// Says that a round found nothing, or cannot know; listeners hear of it now and then.
-    pub(super) fn tell_idle(&mut self, now_ms: i64) {
+    /// Reports that a round found nothing, or cannot know; listeners are notified now and then.
+    pub(super) fn report_idle(&mut self, now_ms: i64) {
         if self.silences.any() {
-            self.tell_silence(now_ms);
+            self.report_silence(now_ms);
             return;
         }
         self.shared.state.send_modify(|state| {
@@ -143,11 +143,11 @@ impl Driver {
         if self.idle_event_is_due() {
             self.last_idle_event = self.clock.elapsed();
             let (id, run_id) = (self.shared.id, self.shared.run_id);
-            self.events.tell(|| QueryEvent::Idle { id, run_id, timestamp: timestamp(now_ms) });
+            self.events.send(|| QueryEvent::Idle { id, run_id, timestamp: timestamp(now_ms) });
         }
     }
 
-    /// Whether it is time to tell listeners again that there is nothing to do.
+    /// Whether it is time to notify listeners again that there is nothing to do.
     pub(super) fn idle_event_is_due(&self) -> bool {
         let since = self.clock.elapsed().saturating_sub(self.last_idle_event);
         since.as_millis() as i64 >= self.config.idle_event_interval_ms

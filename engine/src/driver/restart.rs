@@ -58,7 +58,7 @@ impl RestartPolicy {
         match self {
             RestartPolicy::Exponential { first, longest, .. } if first.is_zero() || longest < first => {
                 Err(Error::invalid(format!("restarts cannot be delayed by {first:?} first and {longest:?} at most"))
-                    .hint("give a first delay above zero, and a longest that is no shorter"))
+                    .with_hint("give a first delay above zero, and a longest that is no shorter"))
             }
             _ => Ok(()),
         }

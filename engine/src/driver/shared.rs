@@ -36,7 +36,7 @@ pub(crate) struct Shared {
     /// Ends the driver's pause.
     pub(crate) wake: Notify,
     /// Whether a pause may be ended to look for data: not in the rhythm of a processing-time trigger.
-    pub(crate) may_hurry: bool,
+    pub(crate) can_wake_early: bool,
 }
 
 /// What changes while a query runs.
@@ -59,7 +59,7 @@ pub(crate) struct State {
     /// Set once, when the run is over and has let go of all it held: the error, if it failed.
     pub(crate) ended: Option<Option<Error>>,
     /// Set after that, when listeners have heard of it.
-    pub(crate) told: bool,
+    pub(crate) end_reported: bool,
 }
 
 /// What a batch read.
@@ -125,7 +125,7 @@ impl Shared {
         });
     }
 
-    pub(crate) fn say(&self, message: impl Into<String>, is_trigger_active: bool) {
+    pub(crate) fn set_status(&self, message: impl Into<String>, is_trigger_active: bool) {
         let message = message.into();
         self.state.send_modify(|state| {
             state.status.message = message;

@@ -1,9 +1,10 @@
-//! Sources that could not find out what they have. Not knowing is not the same as nothing new, and is told as what it is.
+//! Sources that could not find out what they have. Not knowing is not the same as nothing new, and is reported as what
+//! it is.
 
 use super::Driver;
 use crate::error::Error;
 use crate::progress::{QueryEvent, timestamp};
-use crate::source::Latest;
+use crate::source::LatestOffset;
 
 /// By source: whether it answered when it was last asked.
 #[derive(Debug, Default)]
@@ -14,8 +15,8 @@ pub(super) struct Silences(Vec<Option<Silence>>);
 struct Silence {
     since_ms: i64,
     why: Error,
-    /// Listeners know.
-    is_told: bool,
+    /// Listeners were notified.
+    is_reported: bool,
 }
 
 impl Silences {
@@ -38,7 +39,7 @@ impl Silences {
 
 impl Driver {
     /// Notes which sources did not answer in this round.
-    pub(super) fn hear(&mut self, latest: &[Latest], now_ms: i64) {
+    pub(super) fn note_silences(&mut self, latest: &[LatestOffset], now_ms: i64) {
         let mut before = std::mem::take(&mut self.silences.0).into_iter();
         for (latest, source) in latest.iter().zip(&self.plan.sources) {
             let before = before.next().flatten();
@@ -53,24 +54,24 @@ impl Driver {
                 (Some(silence), Some(why)) => Some(Silence { why: why.clone(), ..silence }),
                 (None, Some(why)) => {
                     tracing::warn!(%query, source = source.description(), %why, "the source does not say what it has");
-                    Some(Silence { since_ms: now_ms, why: why.clone(), is_told: false })
+                    Some(Silence { since_ms: now_ms, why: why.clone(), is_reported: false })
                 }
             });
         }
         if self.silences.any() {
-            let why = self.not_known().query(self.shared.id);
+            let why = self.not_known().with_query(self.shared.id);
             self.shared.state.send_modify(|state| state.unknown = Some((state.rounds, why)));
         }
     }
 
-    /// What a query must hear that was asked for all there is.
+    /// The error of a query that was to read everything there is.
     pub(super) fn not_known(&mut self) -> Error {
         let (waiting, why) = self.waiting();
         let error = Error::new(why.kind(), format!("nobody knows whether all that there is has been read: {waiting}"));
-        let hint = why.hint_text().unwrap_or("see why the source does not answer, then start the query again");
-        let error = error.hint(hint).caused_by(why.clone());
-        match why.file_name() {
-            Some(file) => error.file(file),
+        let hint = why.hint().unwrap_or("see why the source does not answer, then start the query again");
+        let error = error.with_hint(hint).with_source(why.clone());
+        match why.file() {
+            Some(file) => error.with_file(file),
             None => error,
         }
     }
@@ -85,8 +86,8 @@ impl Driver {
         (format!("waiting for {source} since {}: {}", timestamp(since_ms), why.message()), why)
     }
 
-    /// Says what the query waits for; listeners hear of it at once, and then now and then.
-    pub(super) fn tell_silence(&mut self, now_ms: i64) {
+    /// Reports what the query waits for; listeners are notified at once, and then now and then.
+    pub(super) fn report_silence(&mut self, now_ms: i64) {
         let (waiting, _) = self.waiting();
         self.shared.state.send_modify(|state| {
             state.status.message = waiting;
@@ -94,14 +95,15 @@ impl Driver {
             state.status.is_trigger_active = false;
         });
         let is_due = self.idle_event_is_due();
-        let Some((source, silence)) = self.silences.longest().filter(|(_, silence)| is_due || !silence.is_told) else {
+        let Some((source, silence)) = self.silences.longest().filter(|(_, silence)| is_due || !silence.is_reported)
+        else {
             return;
         };
-        silence.is_told = true;
+        silence.is_reported = true;
         let (since, why) = (timestamp(silence.since_ms), silence.why.clone());
         let source = self.plan.sources.get(source).map(|source| source.description()).unwrap_or_default();
         self.last_idle_event = self.clock.elapsed();
         let (id, run_id, timestamp) = (self.shared.id, self.shared.run_id, timestamp(now_ms));
-        self.events.tell(|| QueryEvent::Waiting { id, run_id, timestamp, source, since, why });
+        self.events.send(|| QueryEvent::Waiting { id, run_id, timestamp, source, since, why });
     }
 }

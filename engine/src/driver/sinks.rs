@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A fall anywhere before `commits/N` repeats the batch for both, and each takes it once by its own promise: a sink that says
-//! `Taken` gets nothing more, though the plan runs all the same, for the other one. Dead letters are committed first, so
+//! `AlreadyCommitted` gets nothing more, though the plan runs all the same, for the other one. Dead letters are committed first, so
 //! that whoever misses a record among the rows of a batch finds it already where it went instead.
 //!
 //! A batch without dead letters is committed to their sink too: sinks that remember their batches refuse a gap.
@@ -23,14 +23,14 @@ use crate::execution::{ToWrite, Writers};
 use crate::id::{BatchId, PartitionId, QueryId, RunId};
 use crate::progress::Phase;
 use crate::query::OutputMode;
-use crate::sink::{Begin, Guarantee, Receipt, Sink, SinkContext, SinkName, dead_letter_schema};
+use crate::sink::{BatchStatus, Guarantee, Receipt, Sink, SinkContext, SinkRole, dead_letter_schema};
 use crate::source::Source;
 
 /// The sinks of one run.
 #[derive(Debug)]
 pub(super) struct Sinks {
-    output: OneSink,
-    dead_letters: Option<OneSink>,
+    output: OpenSink,
+    dead_letters: Option<OpenSink>,
     query_id: QueryId,
     run_id: RunId,
     /// The output, for people.
@@ -41,7 +41,7 @@ pub(super) struct Sinks {
 
 /// One of them.
 #[derive(Debug)]
-struct OneSink {
+struct OpenSink {
     writers: Arc<Writers>,
 }
 
@@ -50,26 +50,26 @@ struct OneSink {
 pub(super) struct Begun {
     batch: BatchId,
     /// Whether the output still wants it.
-    pub(super) output: Begin,
-    dead_letters: Option<Begin>,
+    pub(super) output: BatchStatus,
+    dead_letters: Option<BatchStatus>,
 }
 
 /// What a batch left to be committed.
-pub(super) struct Filled {
+pub(super) struct WrittenBatch {
     batch: BatchId,
-    output: Written,
-    dead_letters: Option<Written>,
+    output: SinkOutput,
+    dead_letters: Option<SinkOutput>,
 }
 
 /// What one sink got of it.
-struct Written {
-    begin: Begin,
+struct SinkOutput {
+    begin: BatchStatus,
     receipts: Vec<Receipt>,
 }
 
 /// How many rows a batch had for each sink.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RowsGiven {
+pub(super) struct RowCounts {
     pub(super) output: u64,
     /// None if the query has no sink for dead letters.
     pub(super) dead_letters: Option<u64>,
@@ -82,23 +82,25 @@ pub(super) fn check(
     mode: OutputMode,
     sources: &[Arc<dyn Source>],
 ) -> Result<()> {
-    if !output.supports(mode) {
+    if !output.supports_output_mode(mode) {
         return Err(Error::unsupported(format!("{} takes no rows in {mode} mode", output.description()))
-            .hint("use append mode, or another sink"));
+            .with_hint("use append mode, or another sink"));
     }
     match dead_letters {
-        Some(sink) if !sink.supports(OutputMode::Append) => Err(Error::unsupported(format!(
+        Some(sink) if !sink.supports_output_mode(OutputMode::Append) => Err(Error::unsupported(format!(
             "{} takes no rows in append mode, in which dead letters come",
             sink.description()
         ))
-        .hint("name another sink for dead letters")),
+        .with_hint("name another sink for dead letters")),
         Some(_) => Ok(()),
-        None => match sources.iter().find(|source| source.has_dead_letters()) {
+        None => match sources.iter().find(|source| source.emits_dead_letters()) {
             Some(source) => Err(Error::invalid(format!(
                 "the source `{}` sends records that it cannot read to dead letters, and the query has no sink for them",
                 source.description()
             ))
-            .hint("name one with `.dead_letters(sink)`, or choose another treatment of bad records for the source")),
+            .with_hint(
+                "name one with `.dead_letters(sink)`, or choose another treatment of bad records for the source",
+            )),
             None => Ok(()),
         },
     }
@@ -116,7 +118,7 @@ impl Sinks {
         let guarantee = dead_letters.map_or(output.guarantee(), |sink| sink.guarantee().and(output.guarantee()));
         let (query_id, run_id) = (context.query_id, context.run_id);
         let for_dead_letters = SinkContext {
-            name: SinkName::DeadLetters,
+            role: SinkRole::DeadLetters,
             schema: dead_letter_schema(),
             output_mode: OutputMode::Append,
             ..context.clone()
@@ -125,7 +127,7 @@ impl Sinks {
             let whose = format!("the sink `{}`{purpose}", sink.description());
             let driver = calls.call(Phase::Loading, || whose.clone(), sink.open(context.clone())).await?;
             let writers = Writers::new(Arc::clone(sink), Arc::from(driver), whose, context);
-            Ok::<_, Error>(OneSink { writers: Arc::new(writers) })
+            Ok::<_, Error>(OpenSink { writers: Arc::new(writers) })
         };
         let output = one(output, context, "").await?;
         let dead_letters = match dead_letters {
@@ -168,25 +170,25 @@ impl Sinks {
         receipts: Vec<Receipt>,
         dead_letters: Vec<RecordBatch>,
         calls: &Calls,
-    ) -> Result<Filled> {
+    ) -> Result<WrittenBatch> {
         let Begun { batch, output, dead_letters: begin } = begun;
-        let output = Written { begin: output, receipts };
+        let output = SinkOutput { begin: output, receipts };
         let dead_letters = match (&self.dead_letters, begin) {
             (Some(sink), Some(begin)) => {
                 let to_write = ToWrite { query_id: self.query_id, attempt: self.run_id, batch, begin };
                 let write = write_dead_letters(&sink.writers, to_write, dead_letters);
-                Some(Written { begin, receipts: sink.call(calls, write).await? })
+                Some(SinkOutput { begin, receipts: sink.call(calls, write).await? })
             }
             _ => None,
         };
-        Ok(Filled { batch, output, dead_letters })
+        Ok(WrittenBatch { batch, output, dead_letters })
     }
 
     /// Makes the batch visible, first its dead letters, then its rows; neither, if the query was asked to drop it.
-    pub(super) async fn commit(&self, calls: &Calls, epoch: &Epoch, filled: Filled) -> Result<RowsGiven> {
+    pub(super) async fn commit(&self, calls: &Calls, epoch: &Epoch, filled: WrittenBatch) -> Result<RowCounts> {
         calls.check_cancelled()?;
-        let Filled { batch, output, dead_letters } = filled;
-        let rows = RowsGiven { output: output.rows(), dead_letters: dead_letters.as_ref().map(Written::rows) };
+        let WrittenBatch { batch, output, dead_letters } = filled;
+        let rows = RowCounts { output: output.rows(), dead_letters: dead_letters.as_ref().map(SinkOutput::rows) };
         if let (Some(sink), Some(written)) = (&self.dead_letters, dead_letters) {
             sink.commit(batch, written, epoch, calls).await?;
         }
@@ -195,21 +197,21 @@ impl Sinks {
     }
 }
 
-impl OneSink {
+impl OpenSink {
     async fn call<T>(&self, calls: &Calls, work: impl Future<Output = Result<T>>) -> Result<T> {
         self.writers.calls(calls).call(Phase::AddBatch, || self.writers.whose.clone(), work).await
     }
 
-    async fn begin(&self, batch: BatchId, calls: &Calls) -> Result<Begin> {
+    async fn begin(&self, batch: BatchId, calls: &Calls) -> Result<BatchStatus> {
         self.call(calls, self.writers.driver.begin(batch)).await
     }
 
-    async fn commit(&self, batch: BatchId, written: Written, epoch: &Epoch, calls: &Calls) -> Result<()> {
+    async fn commit(&self, batch: BatchId, written: SinkOutput, epoch: &Epoch, calls: &Calls) -> Result<()> {
         let commit = async {
             epoch.check().await?;
             match written.begin {
-                Begin::Open => self.writers.driver.commit(batch, written.receipts).await,
-                Begin::Taken => {
+                BatchStatus::New => self.writers.driver.commit(batch, written.receipts).await,
+                BatchStatus::AlreadyCommitted => {
                     tracing::info!(sink = %self.writers.name, "the sink had taken this batch before the restart");
                     Ok(())
                 }
@@ -219,7 +221,7 @@ impl OneSink {
     }
 }
 
-impl Written {
+impl SinkOutput {
     fn rows(&self) -> u64 {
         self.receipts.iter().map(|receipt| receipt.rows).sum()
     }

@@ -54,8 +54,9 @@ mod tests {
 
     #[test]
     fn an_error_is_the_same_on_the_other_side() {
-        let inner = Error::new(ErrorKind::BadInput, "line 3 is not JSON").caused_by(std::io::Error::other("a brace"));
-        let error = Error::new(ErrorKind::Unavailable, "cannot read").file("in/a").hint("wait").caused_by(inner);
+        let inner = Error::new(ErrorKind::BadInput, "line 3 is not JSON").with_source(std::io::Error::other("a brace"));
+        let error =
+            Error::new(ErrorKind::Unavailable, "cannot read").with_file("in/a").with_hint("wait").with_source(inner);
         for error in [error, Error::internal("alone")] {
             let there: Error = serde_json::from_str(&serde_json::to_string(&error).unwrap()).unwrap();
             assert_eq!((there.kind(), there.to_string()), (error.kind(), error.to_string()));

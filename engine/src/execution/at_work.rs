@@ -1,4 +1,4 @@
-//! Which run code is called for, so that user code that waits for its own query is told apart from all others.
+//! Which run code is called for, so that user code that waits for its own query is distinguished from all other code.
 
 use std::cell::Cell;
 use std::pin::Pin;

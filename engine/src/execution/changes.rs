@@ -7,13 +7,13 @@ use futures::future::try_join_all;
 
 use super::local::{ROWS_WORTH_A_THREAD, Run, each};
 use crate::error::{Result, guarded_call};
-use crate::state::{ChangeFiles, FileEntry, OperatorRun};
+use crate::state::{ChangeFiles, FileEntry, OperatorBatch};
 
 /// Writes the changes of all operators: sorted by partition, each partition by a task of its own, then written at the same time.
 /// By operator: the file; none if nothing changed.
 pub(super) async fn write_changes(
     run: &Run,
-    operators: &[Arc<OperatorRun>],
+    operators: &[Arc<OperatorBatch>],
     files: &[ChangeFiles],
 ) -> Result<Vec<Option<FileEntry>>> {
     let mut sorted = vec![];

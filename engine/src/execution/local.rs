@@ -7,10 +7,10 @@
 //!             stage 0            exchange       last stage
 //! ```
 //!
-//! A stage of *n* partitions is *n* independent tasks of the [executor](crate::executor). Each drains its partition: into the
-//! exchange, which deals its rows out by key, or, in the last stage, into a writer of the sink. Between record batches a task
-//! lets those of other queries have their turn. Where there are few rows, hopping to other threads would cost more than it
-//! gains, and the tasks run one after the other within the driver's.
+//! A stage of *n* partitions is *n* independent tasks of the [executor](crate::executor). Each drains its partition:
+//! into the exchange, which distributes its rows by key, or, in the last stage, into a writer of the sink. Between
+//! record batches a task lets those of other queries have their turn. Where there are few rows, hopping to other
+//! threads would cost more than it gains, and the tasks run one after the other within the driver's.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ use crate::operator::exchange::ExchangeExec;
 use crate::plan::stateful::exchanges;
 use crate::progress::Phase;
 use crate::sink::Receipt;
-use crate::state::OperatorRun;
+use crate::state::OperatorBatch;
 
 /// Fewer rows than this are not worth another thread.
 pub(super) const ROWS_WORTH_A_THREAD: usize = 4096;
@@ -54,11 +54,13 @@ impl Runner for LocalRunner {
         if work.operators.len() != site.states.len() {
             return Err(Error::internal("a batch has other operators than the plan that is to run it"));
         }
-        let operators: Vec<Arc<OperatorRun>> = work
+        let operators: Vec<Arc<OperatorBatch>> = work
             .operators
             .iter()
             .zip(&site.states)
-            .map(|(marks, state)| Arc::new(OperatorRun::new(marks.late_ms, marks.evict_ms, Arc::clone(state))))
+            .map(|(marks, state)| {
+                Arc::new(OperatorBatch::new(marks.late_watermark_ms, marks.eviction_watermark_ms, Arc::clone(state)))
+            })
             .collect();
         let leaves = inputs(&work, &site).await?;
         let scanners = Arc::clone(&site.scanners);

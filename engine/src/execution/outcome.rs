@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::{BatchContext, EventTimeStats};
 use crate::sink::{Receipt, rows_as_ipc};
 use crate::source::LeafId;
-use crate::state::{Counts, FileEntry, OperatorRun};
+use crate::state::{Counts, FileEntry, OperatorBatch};
 
 /// What came of a batch, as data.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub(crate) struct Outcome {
     pub(crate) receipts: Vec<Receipt>,
     /// By leaf: rows that came in.
     rows_read: Vec<u64>,
-    /// By source: what its scanner tells of the batch.
+    /// By source: the metrics of its scanner for the batch.
     source_metrics: Vec<BTreeMap<String, String>>,
     /// By `with_watermark` node: the event times it saw.
     pub(crate) event_times: Vec<EventTimeStats>,
@@ -50,7 +50,7 @@ impl Outcome {
     pub(super) fn of(
         batch: &BatchContext,
         source_metrics: Vec<BTreeMap<String, String>>,
-        operators: &[impl AsRef<OperatorRun>],
+        operators: &[impl AsRef<OperatorBatch>],
         (changes, state_commit): (Vec<Option<FileEntry>>, Duration),
         receipts: Vec<Receipt>,
     ) -> Self {
@@ -74,14 +74,14 @@ impl Outcome {
         self.rows_read.get(leaf.0).copied().unwrap_or(0)
     }
 
-    /// What the scanner of a source tells.
+    /// The metrics of a source's scanner.
     pub(crate) fn source_metrics(&self, source: usize) -> Option<&BTreeMap<String, String>> {
         self.source_metrics.get(source)
     }
 }
 
 impl OperatorOutcome {
-    fn of(run: &OperatorRun, changes: Option<FileEntry>) -> Self {
+    fn of(run: &OperatorBatch, changes: Option<FileEntry>) -> Self {
         let (rows, bytes) = run.state.size();
         OperatorOutcome {
             changes,

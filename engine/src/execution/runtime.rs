@@ -100,7 +100,7 @@ fn is_shut_down(runtime: &Handle) -> bool {
 /// The runtime was shut down under a query.
 pub(crate) fn runtime_is_gone() -> Error {
     Error::new(ErrorKind::Stopped, "the program ended while the query ran: the tokio runtime that it was started in was shut down")
-        .hint("keep the runtime until `stop` or `await_termination` has returned; a batch that was not committed is repeated by the next start")
+        .with_hint("keep the runtime until `stop` or `await_termination` has returned; a batch that was not committed is repeated by the next start")
 }
 
 #[cfg(test)]

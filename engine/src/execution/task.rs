@@ -21,13 +21,13 @@ pub(super) async fn run_task(run: Arc<Run>, partition: PartitionId) -> Result<Op
     guarded(&run, partition, drain(&run, partition)).await
 }
 
-/// Drains one partition below an exchange, which deals its rows out. Returns how many there were.
+/// Drains one partition below an exchange into the exchange. Returns how many rows there were.
 pub(super) async fn run_exchange_task(
     run: Arc<Run>,
     exchange: Arc<ExchangeExec>,
     partition: PartitionId,
 ) -> Result<usize> {
-    guarded(&run, partition, deal(&run, &exchange, partition)).await
+    guarded(&run, partition, write_exchange(&run, &exchange, partition)).await
 }
 
 /// Runs a plan that gives no rows to its end, for what it leaves behind in expressions of the plan of the batch.
@@ -45,12 +45,12 @@ async fn guarded<T>(run: &Run, partition: PartitionId, work: impl Future<Output 
     let done = AssertUnwindSafe(at_work(run.work.run_id, work)).catch_unwind().await;
     done.unwrap_or_else(|panic| {
         let error = Error::panicked("code in the query", panic.as_ref());
-        Err(error.hint("a function of the query is the likely cause; the batch is repeated at the next start"))
+        Err(error.with_hint("a function of the query is the likely cause; the batch is repeated at the next start"))
     })
-    .map_err(|error| error.batch(run.work.batch).partition(partition))
+    .map_err(|error| error.with_batch(run.work.batch).with_partition(partition))
 }
 
-async fn deal(run: &Run, exchange: &ExchangeExec, partition: PartitionId) -> Result<usize> {
+async fn write_exchange(run: &Run, exchange: &ExchangeExec, partition: PartitionId) -> Result<usize> {
     let batch = BatchContext::of(&run.context)?;
     let mut rows = exchange.input().execute(partition.0, Arc::clone(&run.context))?;
     let mut dealt = 0;
@@ -62,7 +62,7 @@ async fn deal(run: &Run, exchange: &ExchangeExec, partition: PartitionId) -> Res
         batch.check_cancelled()?;
         dealt += next.num_rows();
         for (target, own) in exchange.split(partition.0, next)? {
-            batch.deal(exchange.number(), target, partition.0, own)?;
+            batch.exchange_write(exchange.number(), target, partition.0, own)?;
         }
     }
     Ok(dealt)

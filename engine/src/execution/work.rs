@@ -12,7 +12,7 @@ use crate::calls::Calls;
 use crate::executor::Executor;
 use crate::id::{BatchId, QueryId, RunId};
 use crate::plan::{BatchClock, BatchSeed};
-use crate::sink::Begin;
+use crate::sink::BatchStatus;
 use crate::source::{Scanners, Split};
 use crate::state::{ChangeFiles, OperatorState};
 
@@ -34,7 +34,7 @@ pub(crate) struct BatchWork {
     /// By stateful operator.
     pub(crate) operators: Vec<OperatorWatermarks>,
     /// Whether the sink still wants its rows.
-    pub(crate) begin: Begin,
+    pub(crate) begin: BatchStatus,
     /// Whether the query has a sink for dead letters.
     pub(crate) takes_dead_letters: bool,
     /// Whether it is worth to read the sources with several threads.
@@ -42,7 +42,7 @@ pub(crate) struct BatchWork {
 }
 
 impl BatchWork {
-    /// What the sink is told of it.
+    /// What its sink writes of it.
     pub(crate) fn to_write(&self) -> ToWrite {
         ToWrite { query_id: self.query_id, attempt: self.attempt, batch: self.batch, begin: self.begin }
     }
@@ -63,9 +63,9 @@ pub(crate) enum LeafInput {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OperatorWatermarks {
     /// Rows whose time is at or before this are late: the watermark of the batch before.
-    pub(crate) late_ms: i64,
+    pub(crate) late_watermark_ms: i64,
     /// Rows whose time is at or before this are final: the watermark of this batch.
-    pub(crate) evict_ms: i64,
+    pub(crate) eviction_watermark_ms: i64,
 }
 
 /// Where the tasks of a query run: its plan, sources, sink and state there, and nothing that could be sent. It is the same for

@@ -9,7 +9,8 @@ use crate::calls::Calls;
 use crate::error::Result;
 use crate::id::{BatchId, PartitionId, QueryId, RunId};
 use crate::sink::{
-    Begin, PartitionWriter, Sink, SinkContext, SinkName, SinkWriter, WriterContext, WriterFactory, discarding_writer,
+    BatchStatus, DataWriter, Sink, SinkContext, SinkRole, StreamingWrite, WriterContext, WriterFactory,
+    discarding_writer,
 };
 
 /// A batch that is to be written, as data.
@@ -20,7 +21,7 @@ pub(crate) struct ToWrite {
     pub(crate) attempt: RunId,
     pub(crate) batch: BatchId,
     /// Whether the sink still wants its rows.
-    pub(crate) begin: Begin,
+    pub(crate) begin: BatchStatus,
 }
 
 /// Makes the writers of one sink of one run, in one process.
@@ -28,8 +29,8 @@ pub(crate) struct ToWrite {
 pub(crate) struct Writers {
     sink: Arc<dyn Sink>,
     /// The half of the sink that begins and commits batches, and makes the writers of a sink that has no factory.
-    pub(crate) driver: Arc<dyn SinkWriter>,
-    pub(crate) name: SinkName,
+    pub(crate) driver: Arc<dyn StreamingWrite>,
+    pub(crate) name: SinkRole,
     /// The sink, in words, for the one whose code panics or hangs.
     pub(crate) whose: String,
     schema: SchemaRef,
@@ -41,7 +42,12 @@ pub(crate) struct Writers {
 
 impl Writers {
     /// Those of a sink that was opened in `context`.
-    pub(crate) fn new(sink: Arc<dyn Sink>, driver: Arc<dyn SinkWriter>, whose: String, context: SinkContext) -> Self {
+    pub(crate) fn new(
+        sink: Arc<dyn Sink>,
+        driver: Arc<dyn StreamingWrite>,
+        whose: String,
+        context: SinkContext,
+    ) -> Self {
         let SinkContext { name, schema, durable, session, .. } = context;
         Writers { sink, driver, name, whose, schema, durable, session, factory: OnceLock::new() }
     }
@@ -52,10 +58,10 @@ impl Writers {
     }
 
     /// A writer of the sink, or one that only counts if the sink has the batch already.
-    pub(crate) fn writer(&self, batch: ToWrite, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    pub(crate) fn writer(&self, batch: ToWrite, partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         match batch.begin {
-            Begin::Taken => Ok(discarding_writer()),
-            Begin::Open => match self.factory(batch)? {
+            BatchStatus::AlreadyCommitted => Ok(discarding_writer()),
+            BatchStatus::New => match self.factory(batch)? {
                 Some(factory) => factory.writer(batch.batch, partition),
                 None => self.driver.partition(batch.batch, partition),
             },

@@ -27,25 +27,27 @@ use hashbrown::HashTable;
 
 use super::StatefulOperator;
 use super::event_time::{only_child, times_us};
-use super::late_rows::in_time;
-use super::output::when_done;
+use super::late_rows::drop_late;
+use super::output::stream_once;
 use crate::batch::BatchContext;
 use crate::state::key_hash::hash_keys;
-use crate::state::{Counts, NEVER, NewRows, OperatorId, OperatorRun, PartitionState, Resources, StateSpec, StateStore};
-use crate::watermark::{EventTime, WatermarkUse};
+use crate::state::{
+    Counts, NEVER, NewRows, OperatorBatch, OperatorId, PartitionState, Resources, StateSchema, StateStore,
+};
+use crate::watermark::{OutputWatermark, WatermarkEffect};
 
 /// How long a key is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Remember {
+pub(crate) enum Retention {
     /// For ever.
-    Always,
+    Forever,
     /// Until the watermark has passed its event time, this key.
-    UntilKey(usize),
+    EventTime(usize),
     /// Until the watermark has passed the event time of its first row and so many µs more.
-    After(i64),
+    Delay(i64),
 }
 
-/// See the [module](self).
+/// The physical node of a deduplication.
 #[derive(Debug, Clone)]
 pub(crate) struct DeduplicateExec {
     id: OperatorId,
@@ -53,7 +55,7 @@ pub(crate) struct DeduplicateExec {
     keys: Vec<usize>,
     /// The event-time column, if there is one.
     time: Option<usize>,
-    remember: Remember,
+    retention: Retention,
     input: Arc<dyn ExecutionPlan>,
 }
 
@@ -62,10 +64,10 @@ impl DeduplicateExec {
     pub(crate) fn new(
         keys: Vec<usize>,
         time: Option<usize>,
-        remember: Remember,
+        retention: Retention,
         input: Arc<dyn ExecutionPlan>,
     ) -> Self {
-        DeduplicateExec { id: OperatorId(0), keys, time, remember, input }
+        DeduplicateExec { id: OperatorId(0), keys, time, retention, input }
     }
 
     /// The columns that are compared.
@@ -79,21 +81,21 @@ impl StatefulOperator for DeduplicateExec {
         Arc::new(DeduplicateExec { id, ..self.clone() })
     }
 
-    fn spec(&self) -> StateSpec {
+    fn spec(&self) -> StateSchema {
         let schema = self.input.schema();
-        let scope = match self.remember {
-            Remember::After(_) => "within watermark",
-            Remember::UntilKey(_) => "by event time",
-            Remember::Always => "for ever",
+        let scope = match self.retention {
+            Retention::Delay(_) => "within watermark",
+            Retention::EventTime(_) => "by event time",
+            Retention::Forever => "for ever", // Persisted in the checkpoint: it stays as it is.
         };
-        StateSpec {
+        StateSchema {
             operator: "deduplicate",
             keys: self.keys.iter().filter_map(|&key| schema.fields().get(key)).map(Arc::clone).collect(),
             id: vec![],
             values: vec![],
-            describe: vec![scope.to_owned()],
+            description: vec![scope.to_owned()],
             wrong_before: vec![],
-            sides: 1,
+            eviction_bounds: 1,
         }
     }
 
@@ -102,15 +104,15 @@ impl StatefulOperator for DeduplicateExec {
         Ok(Box::new(SeenKeys { table: resources.store(&spec.keys, &[])?, spec }))
     }
 
-    fn watermark(&self) -> WatermarkUse {
+    fn watermark(&self) -> WatermarkEffect {
         // Also where nothing is forgotten: Spark runs a batch then, which makes the rows behind the watermark late.
-        WatermarkUse { output: EventTime::Passes, waits: self.time.is_some() }
+        WatermarkEffect { output: OutputWatermark::SameAsInput, needs_no_data_batch: self.time.is_some() }
     }
 
     fn unbounded(&self) -> Option<String> {
         let keys: Vec<String> = self.spec().keys.iter().map(|key| key.name().clone()).collect();
-        let for_ever = self.remember == Remember::Always;
-        for_ever.then(|| format!("the keys ({}) of dropped duplicates are kept for ever", keys.join(", ")))
+        let for_ever = self.retention == Retention::Forever;
+        for_ever.then(|| format!("the keys ({}) of dropped duplicates are never evicted", keys.join(", ")))
     }
 }
 
@@ -118,7 +120,7 @@ impl StatefulOperator for DeduplicateExec {
 #[derive(Debug)]
 struct SeenKeys {
     table: Box<dyn StateStore>,
-    spec: StateSpec,
+    spec: StateSchema,
 }
 
 impl PartitionState for SeenKeys {
@@ -145,14 +147,14 @@ impl DeduplicateExec {
         &self,
         seen: &mut SeenKeys,
         rows: RecordBatch,
-        run: &OperatorRun,
+        run: &OperatorBatch,
         partition: usize,
     ) -> Result<RecordBatch> {
         let schema = self.input.schema();
         let times =
             |rows: &RecordBatch| self.time.map(|time| times_us(rows.column(time), schema.field(time))).transpose();
         let (rows, late) = match times(&rows)? {
-            Some(times) => in_time(rows, &times, run.late_us())?,
+            Some(times) => drop_late(rows, &times, run.late_us())?,
             None => (rows, 0),
         };
         let count = rows.num_rows();
@@ -181,9 +183,9 @@ impl DeduplicateExec {
         let first = new_rows(&firsts, count);
         let out = if new == count { rows.clone() } else { filter_record_batch(&rows, &first)? };
         let firsts = UInt32Array::from(firsts);
-        let until: Vec<i64> = match (self.remember, times(&out)?) {
-            (Remember::UntilKey(_), Some(times)) => times.iter().map(|us| us.unwrap_or(NEVER)).collect(),
-            (Remember::After(delay_us), Some(times)) => {
+        let until: Vec<i64> = match (self.retention, times(&out)?) {
+            (Retention::EventTime(_), Some(times)) => times.iter().map(|us| us.unwrap_or(NEVER)).collect(),
+            (Retention::Delay(delay_us), Some(times)) => {
                 times.iter().map(|us| us.map_or(NEVER, |us| us.saturating_add(delay_us))).collect()
             }
             _ => vec![NEVER; new],
@@ -197,8 +199,8 @@ impl DeduplicateExec {
         Ok(out)
     }
 
-    fn forget(&self, seen: &mut SeenKeys, run: &OperatorRun) -> Result<()> {
-        if self.remember == Remember::Always {
+    fn forget(&self, seen: &mut SeenKeys, run: &OperatorBatch) -> Result<()> {
+        if self.retention == Retention::Forever {
             return Ok(());
         }
         let due = seen.table.due(run.evict_us())?;
@@ -208,7 +210,7 @@ impl DeduplicateExec {
     }
 }
 
-/// True at these rows, of so many.
+/// A boolean mask of length `count`, true at `rows`.
 fn new_rows(rows: &[u32], count: usize) -> BooleanArray {
     let mut is_new = vec![false; count];
     rows.iter().for_each(|&row| is_new[row as usize] = true);
@@ -219,7 +221,7 @@ impl DisplayAs for DeduplicateExec {
     fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
         let schema = self.input.schema();
         let keys: Vec<&str> = self.keys.iter().map(|&key| schema.field(key).name().as_str()).collect();
-        write!(f, "DeduplicateExec: operator={}, keys=[{}], remember={:?}", self.id, keys.join(", "), self.remember)
+        write!(f, "DeduplicateExec: operator={}, keys=[{}], retention={:?}", self.id, keys.join(", "), self.retention)
     }
 }
 
@@ -267,7 +269,7 @@ impl ExecutionPlan for DeduplicateExec {
         let run = BatchContext::of(&context)?.operator(self.id)?;
         let input = self.input.execute(partition, context)?;
         let this = self.clone();
-        Ok(when_done(self.schema(), async move {
+        Ok(stream_once(self.schema(), async move {
             let rows: Vec<_> = input.try_collect().await?;
             let mut seen = run.state::<SeenKeys>(partition)?;
             let mut out = vec![];

@@ -1,6 +1,6 @@
 //! Notes the event times that pass, and lets every row through.
 //!
-//! A row without event time is no evidence of how far time has come: it is not counted. (Spark counts it as 1970, which
+//! A row without event time does not show how far time has come: it is not counted. (Spark counts it as 1970, which
 //! moves nothing either, as a watermark begins there.)
 
 use std::fmt;
@@ -22,10 +22,10 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties};
 use futures::StreamExt;
 
-use crate::batch::{BatchContext, EventTimeStats, restamp};
-use crate::watermark::marks::window_us;
+use crate::batch::{BatchContext, EventTimeStats, with_schema};
+use crate::watermark::event_time_metadata::window_us;
 
-/// The physical side of [`with_watermark`](crate::query::StreamingDataFrame::with_watermark).
+/// The physical side of [`with_watermark`](crate::query::StreamingDataFrameExt::with_watermark).
 #[derive(Debug, Clone)]
 pub(crate) struct EventTimeExec {
     /// Its place among the `with_watermark`s of the query.
@@ -33,7 +33,7 @@ pub(crate) struct EventTimeExec {
     /// The event-time column.
     column: usize,
     /// Whether it was said that rows have times out of range.
-    told: Arc<AtomicBool>,
+    warned: Arc<AtomicBool>,
     input: Arc<dyn ExecutionPlan>,
     /// The input's columns, with the event-time mark.
     schema: SchemaRef,
@@ -50,8 +50,8 @@ impl EventTimeExec {
             input.pipeline_behavior(),
             input.boundedness(),
         );
-        let (told, properties) = (Arc::default(), Arc::new(properties));
-        EventTimeExec { node, column, told, input, schema, properties }
+        let (warned, properties) = (Arc::default(), Arc::new(properties));
+        EventTimeExec { node, column, warned, input, schema, properties }
     }
 }
 
@@ -97,7 +97,7 @@ impl ExecutionPlan for EventTimeExec {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let input = only_child(children)?;
         let exec = EventTimeExec::new(self.node, self.column, Arc::clone(&self.schema), input);
-        Ok(Arc::new(EventTimeExec { told: Arc::clone(&self.told), ..exec }))
+        Ok(Arc::new(EventTimeExec { warned: Arc::clone(&self.warned), ..exec }))
     }
 
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
@@ -109,20 +109,20 @@ impl ExecutionPlan for EventTimeExec {
         let input = self.input.execute(partition, context)?;
         let schema = Arc::clone(&self.schema);
         let (node, column) = (self.node, self.column);
-        let told = Arc::clone(&self.told);
+        let warned = Arc::clone(&self.warned);
         let rows = input.map(move |rows| {
             let rows = rows?;
             let seen = event_times(rows.column(column))?;
             batch.observe_event_times(node, &seen);
-            if seen.out_of_range > 0 && !told.swap(true, Ordering::Relaxed) {
+            if seen.out_of_range > 0 && !warned.swap(true, Ordering::Relaxed) {
                 let name = schema.field(column).name();
                 tracing::warn!(
                     batch = %batch.batch,
-                    "rows have a time in `{name}` that is too far from 1970 to be told in microseconds; they count as rows \
+                    "rows have a time in `{name}` that is too far from 1970 to be expressed in microseconds; they count as rows \
                      without event time, now and in later batches: `eventTime.outOfRange` of the progress says how many"
                 );
             }
-            restamp(&rows, &schema)
+            with_schema(&rows, &schema)
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), rows)))
     }

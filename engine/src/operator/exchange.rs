@@ -3,9 +3,9 @@
 //! An exchange may also leave rows [in their partition](ExchangeExec::in_place): then it only makes sure that all that is
 //! below runs to its end, though what is above may stop reading early, as a limit does.
 //!
-//! Here a plan is cut: everything below runs first, partition by partition, and its rows are dealt out by the
-//! [hash](crate::state::key_hash) of their keys; then what is above reads what was dealt to it. Which partition owns a key
-//! follows from the key alone, so it is the partition whose state knows it.
+//! Here a plan is cut: everything below runs first, partition by partition, and its rows are distributed by the
+//! [hash](crate::state::key_hash) of their keys; then what is above reads its share. Which partition owns a key follows
+//! from the key alone, so it is the partition whose state knows it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,41 +29,41 @@ use futures::{StreamExt, stream};
 use super::event_time::only_child;
 use crate::batch::BatchContext;
 use crate::state::key_hash::{hash_keys, partition_of};
-use crate::state::spelling::rows_without_slack;
+use crate::state::spelling::shrink_rows_to_fit;
 
-/// By what rows are dealt out.
+/// How an exchange chooses the partition of a row.
 #[derive(Debug, Clone)]
-enum Deals {
+enum Routing {
     /// The key; without one, all rows go to the first partition.
     ByKey(Vec<Arc<dyn PhysicalExpr>>),
     /// Each stays in the partition it is in.
     InPlace,
 }
 
-/// See the [module](self).
+/// The physical node of an exchange.
 #[derive(Debug, Clone)]
 pub(crate) struct ExchangeExec {
     /// Its place among the exchanges of the plan, those below others first.
     number: usize,
-    deals: Deals,
+    routing: Routing,
     input: Arc<dyn ExecutionPlan>,
     properties: Arc<PlanProperties>,
 }
 
 impl ExchangeExec {
-    /// Deals the rows of `input` to so many partitions. Without keys, everything goes to the first.
+    /// Exchanges the rows of `input` among `partitions` partitions. Without keys, everything goes to the first.
     pub(crate) fn new(input: Arc<dyn ExecutionPlan>, keys: Vec<Arc<dyn PhysicalExpr>>, partitions: usize) -> Self {
         let partitions = if keys.is_empty() { 1 } else { partitions.max(1) };
-        Self::dealing(input, Deals::ByKey(keys), partitions)
+        Self::with_routing(input, Routing::ByKey(keys), partitions)
     }
 
     /// Leaves every row in its partition.
     pub(crate) fn in_place(input: Arc<dyn ExecutionPlan>) -> Self {
         let partitions = input.output_partitioning().partition_count();
-        Self::dealing(input, Deals::InPlace, partitions)
+        Self::with_routing(input, Routing::InPlace, partitions)
     }
 
-    fn dealing(input: Arc<dyn ExecutionPlan>, deals: Deals, partitions: usize) -> Self {
+    fn with_routing(input: Arc<dyn ExecutionPlan>, routing: Routing, partitions: usize) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(input.schema()),
             Partitioning::UnknownPartitioning(partitions),
@@ -71,7 +71,7 @@ impl ExchangeExec {
             input.boundedness(),
         )
         .with_scheduling_type(SchedulingType::Cooperative);
-        ExchangeExec { number: 0, deals, input, properties: Arc::new(properties) }
+        ExchangeExec { number: 0, routing, input, properties: Arc::new(properties) }
     }
 
     pub(crate) fn number(&self) -> usize {
@@ -93,10 +93,10 @@ impl ExchangeExec {
     /// The rows that a producer made, by the partition they belong to. They wait there, and keep nothing else in memory.
     pub(crate) fn split(&self, producer: usize, rows: RecordBatch) -> Result<Vec<(usize, RecordBatch)>> {
         let partitions = self.partitions();
-        let keys = match &self.deals {
-            Deals::InPlace => return Ok(vec![(producer, rows)]),
-            Deals::ByKey(_) if partitions == 1 => return Ok(vec![(0, rows_without_slack(&rows)?)]),
-            Deals::ByKey(keys) => keys,
+        let keys = match &self.routing {
+            Routing::InPlace => return Ok(vec![(producer, rows)]),
+            Routing::ByKey(_) if partitions == 1 => return Ok(vec![(0, shrink_rows_to_fit(&rows)?)]),
+            Routing::ByKey(keys) => keys,
         };
         let keys = keys
             .iter()
@@ -110,7 +110,7 @@ impl ExchangeExec {
         for (partition, own) in places.into_iter().enumerate().filter(|(_, own)| !own.is_empty()) {
             let whole = own.len() == rows.num_rows();
             let own = if whole { rows.clone() } else { take_record_batch(&rows, &UInt32Array::from(own))? };
-            dealt.push((partition, rows_without_slack(&own)?));
+            dealt.push((partition, shrink_rows_to_fit(&own)?));
         }
         Ok(dealt)
     }
@@ -118,9 +118,9 @@ impl ExchangeExec {
 
 impl DisplayAs for ExchangeExec {
     fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
-        match &self.deals {
-            Deals::InPlace => write!(f, "ExchangeExec: in place, partitions={}", self.partitions()),
-            Deals::ByKey(keys) => {
+        match &self.routing {
+            Routing::InPlace => write!(f, "ExchangeExec: in place, partitions={}", self.partitions()),
+            Routing::ByKey(keys) => {
                 let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
                 write!(f, "ExchangeExec: keys=[{}], partitions={}", keys.join(", "), self.partitions())
             }
@@ -149,7 +149,7 @@ impl ExecutionPlan for ExchangeExec {
         &self,
         f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
     ) -> Result<TreeNodeRecursion> {
-        let Deals::ByKey(keys) = &self.deals else { return Ok(TreeNodeRecursion::Continue) };
+        let Routing::ByKey(keys) = &self.routing else { return Ok(TreeNodeRecursion::Continue) };
         for key in keys {
             if f(key)? == TreeNodeRecursion::Stop {
                 return Ok(TreeNodeRecursion::Stop);
@@ -164,9 +164,9 @@ impl ExecutionPlan for ExchangeExec {
         _options: ReplaceChildrenOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let input = only_child(children)?;
-        let exchange = match &self.deals {
-            Deals::InPlace => ExchangeExec::in_place(input),
-            Deals::ByKey(keys) => ExchangeExec::new(input, keys.clone(), self.partitions()),
+        let exchange = match &self.routing {
+            Routing::InPlace => ExchangeExec::in_place(input),
+            Routing::ByKey(keys) => ExchangeExec::new(input, keys.clone(), self.partitions()),
         };
         Ok(Arc::new(exchange.with_number(self.number)))
     }
@@ -175,9 +175,9 @@ impl ExecutionPlan for ExchangeExec {
         self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
-    /// What the stage below has dealt to this partition.
+    /// What the stage below wrote for this partition.
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let dealt = BatchContext::of(&context)?.take_dealt(self.number, partition, &self.schema())?;
+        let dealt = BatchContext::of(&context)?.exchange_read(self.number, partition, &self.schema())?;
         let rows = stream::iter(dealt).flatten();
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)))
     }

@@ -35,9 +35,9 @@ impl SharedId {
     }
 }
 
-/// See the [module](self).
+/// The physical node that drops late rows.
 #[derive(Debug, Clone)]
-pub(crate) struct LateRowsExec {
+pub(crate) struct LateRowFilterExec {
     /// The operator it works for.
     operator: SharedId,
     time: Arc<dyn PhysicalExpr>,
@@ -45,7 +45,7 @@ pub(crate) struct LateRowsExec {
     input: Arc<dyn ExecutionPlan>,
 }
 
-impl LateRowsExec {
+impl LateRowFilterExec {
     /// Drops the rows of `input` whose `time`, an expression of this field, is behind the operator's watermark.
     pub(crate) fn new(
         operator: SharedId,
@@ -53,27 +53,27 @@ impl LateRowsExec {
         field: FieldRef,
         input: Arc<dyn ExecutionPlan>,
     ) -> Self {
-        LateRowsExec { operator, time, field, input }
+        LateRowFilterExec { operator, time, field, input }
     }
 }
 
 /// The rows that are not late, and how many were. A row without time is never late.
-pub(super) fn in_time(rows: RecordBatch, times_us: &Int64Array, late_us: i64) -> Result<(RecordBatch, u64)> {
+pub(super) fn drop_late(rows: RecordBatch, times_us: &Int64Array, late_us: i64) -> Result<(RecordBatch, u64)> {
     let keep: BooleanArray =
         (0..times_us.len()).map(|row| Some(times_us.is_null(row) || times_us.value(row) > late_us)).collect();
     let late = keep.false_count() as u64;
     Ok(if late == 0 { (rows, 0) } else { (filter_record_batch(&rows, &keep)?, late) })
 }
 
-impl DisplayAs for LateRowsExec {
+impl DisplayAs for LateRowFilterExec {
     fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "LateRowsExec: time={}, operator={}", self.time, self.operator.get())
+        write!(f, "LateRowFilterExec: time={}, operator={}", self.time, self.operator.get())
     }
 }
 
-impl ExecutionPlan for LateRowsExec {
+impl ExecutionPlan for LateRowFilterExec {
     fn name(&self) -> &'static str {
-        "LateRowsExec"
+        "LateRowFilterExec"
     }
 
     fn properties(&self) -> &Arc<PlanProperties> {
@@ -104,7 +104,7 @@ impl ExecutionPlan for LateRowsExec {
         children: Vec<Arc<dyn ExecutionPlan>>,
         _options: ReplaceChildrenOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(Arc::new(LateRowsExec { input: only_child(children)?, ..self.as_ref().clone() }))
+        Ok(Arc::new(LateRowFilterExec { input: only_child(children)?, ..self.as_ref().clone() }))
     }
 
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
@@ -118,7 +118,7 @@ impl ExecutionPlan for LateRowsExec {
         let rows = input.map(move |rows| {
             let rows = rows?;
             let times = times_us(&time.evaluate(&rows)?.into_array(rows.num_rows())?, &field)?;
-            let (rows, late) = in_time(rows, &times, run.late_us())?;
+            let (rows, late) = drop_late(rows, &times, run.late_us())?;
             run.count(Counts { rows_dropped_late: late, ..Counts::default() });
             Ok(rows)
         });

@@ -7,7 +7,7 @@
 //! A partition that has given what is wanted is read no further, and once the limit is full, nothing is read at all: neither is
 //! anything evaluated that could fail. The same holds for what lies below a DISTINCT that only the limit reads. What must see its
 //! whole input all the same, as the watermark must, stands below an [exchange](super::exchange) of its own
-//! ([`RunToTheEnd`](crate::plan::run_to_the_end)).
+//! ([`DrainInputsRule`](crate::plan::drain_inputs)).
 
 use std::fmt;
 use std::sync::Arc;
@@ -27,10 +27,10 @@ use futures::{TryStreamExt, stream};
 use super::StatefulOperator;
 use super::event_time::only_child;
 use super::late_rows::SharedId;
-use super::output::when_done;
+use super::output::stream_once;
 use crate::batch::BatchContext;
-use crate::state::{Counts, NEVER, OperatorId, PartitionState, Resources, StateSpec};
-use crate::watermark::{EventTime, WatermarkUse};
+use crate::state::{Counts, NEVER, OperatorId, PartitionState, Resources, StateSchema};
+use crate::watermark::{OutputWatermark, WatermarkEffect};
 
 /// Lets so many rows pass in the query's life. Its input is one partition.
 #[derive(Debug, Clone)]
@@ -99,15 +99,15 @@ impl StatefulOperator for StreamLimitExec {
         Arc::new(StreamLimitExec { id, ..self.clone() })
     }
 
-    fn spec(&self) -> StateSpec {
-        StateSpec {
+    fn spec(&self) -> StateSchema {
+        StateSchema {
             operator: "limit",
             keys: vec![Arc::new(Field::new("limit", DataType::UInt8, false))],
             id: vec![],
             values: vec![Arc::new(Field::new("passed", DataType::Int64, false))],
-            describe: vec![],
+            description: vec![],
             wrong_before: vec![],
-            sides: 1,
+            eviction_bounds: 1,
         }
     }
 
@@ -115,8 +115,8 @@ impl StatefulOperator for StreamLimitExec {
         Ok(Box::new(Passed::default()))
     }
 
-    fn watermark(&self) -> WatermarkUse {
-        WatermarkUse { output: EventTime::Passes, waits: false }
+    fn watermark(&self) -> WatermarkEffect {
+        WatermarkEffect { output: OutputWatermark::SameAsInput, needs_no_data_batch: false }
     }
 }
 
@@ -166,7 +166,7 @@ impl ExecutionPlan for StreamLimitExec {
         let run = BatchContext::of(&context)?.operator(self.id)?;
         let input = self.input.execute(partition, context)?;
         let this = self.clone();
-        Ok(when_done(self.schema(), async move {
+        Ok(stream_once(self.schema(), async move {
             let rows: Vec<_> = input.try_collect().await?;
             let mut passed = run.state::<Passed>(partition)?;
             let before = passed.0;

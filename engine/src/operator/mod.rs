@@ -1,6 +1,6 @@
 //! Operators of our own, in DataFusion's physical plan.
 //!
-//! Stateless: [`event_time`] notes how far time has come, [`static_side`] keeps a table's rows for all batches,
+//! Stateless: [`event_time`] notes how far time has come, [`cached_input`] keeps a table's rows for all batches,
 //! [`exchange`] brings the rows of a key together, [`late_rows`] drops what came too late, [`row_number`] numbers rows,
 //! [`single_row`] lets no second row of a scalar subquery pass.
 //!
@@ -36,15 +36,15 @@ pub(crate) mod session_window;
 
 pub(crate) mod single_row;
 
-pub(crate) mod static_side;
+pub(crate) mod cached_input;
 
 use std::sync::Arc;
 
 use datafusion::error::Result;
 use datafusion::physical_plan::ExecutionPlan;
 
-use crate::state::{OperatorId, PartitionState, Resources, StateSpec};
-use crate::watermark::WatermarkUse;
+use crate::state::{OperatorId, PartitionState, Resources, StateSchema};
+use crate::watermark::WatermarkEffect;
 
 /// An operator that remembers rows from one batch to the next.
 pub(crate) trait StatefulOperator: ExecutionPlan {
@@ -52,15 +52,15 @@ pub(crate) trait StatefulOperator: ExecutionPlan {
     fn with_id(&self, id: OperatorId) -> Arc<dyn ExecutionPlan>;
 
     /// What it keeps.
-    fn spec(&self) -> StateSpec;
+    fn spec(&self) -> StateSchema;
 
     /// The state of a partition that has seen nothing.
     fn new_partition(&self, resources: &Resources) -> Result<Box<dyn PartitionState>>;
 
     /// What it does with the watermark.
-    fn watermark(&self) -> WatermarkUse;
+    fn watermark(&self) -> WatermarkEffect;
 
-    /// What it keeps for ever, in words, if nothing bounds its state.
+    /// Describes the state that is never evicted, if nothing bounds it.
     fn unbounded(&self) -> Option<String> {
         None
     }

@@ -22,10 +22,10 @@ use futures::StreamExt;
 
 use super::event_time::only_child;
 
-/// So many bits of a number tell which row of its partition it is; the rest, which partition.
+/// The low bits of a number are the row within its partition; the rest is the partition.
 const ROW_BITS: u32 = 40;
 
-/// See the [module](self).
+/// The physical node that numbers rows.
 #[derive(Debug, Clone)]
 pub(crate) struct RowNumberExec {
     input: Arc<dyn ExecutionPlan>,

@@ -17,7 +17,7 @@ use futures::StreamExt;
 use super::event_time::only_child;
 use crate::error::{Error, ErrorKind};
 
-/// See the [module](self).
+/// The physical node that passes one row and refuses a second.
 #[derive(Debug, Clone)]
 pub(crate) struct SingleRowExec {
     input: Arc<dyn ExecutionPlan>,
@@ -98,5 +98,5 @@ impl ExecutionPlan for SingleRowExec {
 
 fn several_rows() -> Error {
     Error::new(ErrorKind::BadInput, "a scalar subquery returned more than one row")
-        .hint("aggregate its rows, or filter them down to one, then start the query again")
+        .with_hint("aggregate its rows, or filter them down to one, then start the query again")
 }

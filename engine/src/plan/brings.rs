@@ -7,7 +7,7 @@
 //! | complete | new rows | the whole answer | the whole answer |
 //!
 //! From this follows where state is needed: what is asked of new rows concerns the rows of earlier batches, too, and what is
-//! asked of a whole answer is asked of one batch only. It is told branch by branch: a plan may have both.
+//! asked of a whole answer is asked of one batch only. It is decided branch by branch: a plan may have both.
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::{Distinct, Expr, LogicalPlan};
@@ -16,7 +16,7 @@ use super::check::stream_of;
 use super::node::session::SessionNode;
 use crate::query::OutputMode;
 
-/// See the [module](self).
+/// What a batch brings of the rows of a part of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Brings {
     /// No stream is read: every batch finds the same rows.

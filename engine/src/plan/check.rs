@@ -20,7 +20,7 @@ use super::node::single_row::SingleRowNode;
 use crate::error::{Error, Result};
 use crate::query::OutputMode;
 use crate::source::StreamTable;
-use crate::watermark::marks::is_event_time;
+use crate::watermark::event_time_metadata::is_event_time;
 
 /// The stream that a table scan reads, if it reads one.
 pub(crate) fn stream_of(scan: &TableScan) -> Option<Arc<dyn crate::source::Source>> {
@@ -44,16 +44,16 @@ pub(crate) fn in_another_mode(refused: Error, others: &[OutputMode]) -> Error {
     if others.is_empty() {
         return refused;
     }
-    let otherwise = refused.hint_text().map(|hint| format!("; or {hint}")).unwrap_or_default();
+    let otherwise = refused.hint().map(|hint| format!("; or {hint}")).unwrap_or_default();
     let others = others.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
-    refused.hint(format!("use {others} mode, which can answer this query{otherwise}"))
+    refused.with_hint(format!("use {others} mode, which can answer this query{otherwise}"))
 }
 
 /// Refuses what no stream answers, in the words of the user's query: what DataFusion makes of it no longer has them.
 pub(crate) fn check_spelled(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
     if !is_streaming(plan) {
         return Err(Error::invalid("`write_stream` was called on a query that reads no stream")
-            .hint("read an input with `read_stream`, or write the result as a batch"));
+            .with_hint("read an input with `read_stream`, or write the result as a batch"));
     }
     let mut refused = Ok(());
     plan.apply_with_subqueries(|node| {
@@ -67,15 +67,15 @@ fn check_statement(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
     match plan {
         LogicalPlan::Dml(_) | LogicalPlan::Copy(_) | LogicalPlan::Ddl(_) | LogicalPlan::Statement(_) => {
             Err(Error::unsupported("a command cannot read a stream")
-                .hint("select the rows and write them with `write_stream`"))
+                .with_hint("select the rows and write them with `write_stream`"))
         }
         LogicalPlan::Explain(_) | LogicalPlan::Analyze(_) | LogicalPlan::DescribeTable(_) => {
-            Err(Error::unsupported("EXPLAIN and DESCRIBE are no streams")
-                .hint("start the query and call `explain` on it"))
+            Err(Error::unsupported("EXPLAIN and DESCRIBE do not run as streaming queries")
+                .with_hint("start the query and call `explain` on it"))
         }
         LogicalPlan::Distinct(Distinct::On(_)) if !matches!(below(plan, mode), Brings::Table | Brings::WholeAnswer) => {
             Err(Error::unsupported("DISTINCT ON gives the first row of each key in some order, and a stream has none")
-                .hint("use `drop_duplicates`, which gives the first row that came"))
+                .with_hint("use `drop_duplicates`, which gives the first row that came"))
         }
         _ => Ok(()),
     }
@@ -87,7 +87,7 @@ pub(crate) fn check_executed(plan: &LogicalPlan, mode: OutputMode) -> Result<()>
     check_node(plan, mode)?;
     match brings(plan, mode) {
         Brings::NewRows if mode == OutputMode::Complete => Err(Error::unsupported(
-            "complete mode needs a streaming aggregation: without one, the whole answer grows for ever",
+            "complete mode needs a streaming aggregation: without one, the complete result grows without bound",
         )),
         Brings::NewRows if mode == OutputMode::Update && limits(plan) => {
             Err(Error::unsupported("a stream cannot be limited in update mode"))
@@ -96,7 +96,7 @@ pub(crate) fn check_executed(plan: &LogicalPlan, mode: OutputMode) -> Result<()>
             "no row of the stream can come out of this query, as a condition on it is never true, and other rows belong to \
              no batch",
         )
-        .hint("mend the condition, or write the result as a batch")),
+        .with_hint("correct the condition, or write the result as a batch")),
         _ => Ok(()),
     }
 }
@@ -125,7 +125,7 @@ fn check_node(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
     }
     if queries_in(plan).iter().any(is_streaming) {
         return Err(Error::unsupported("a stream is read inside of a subquery that no join can stand for")
-            .hint("write the join that is meant, or write the subquery's result to a table and read that"));
+            .with_hint("write the join that is meant, or write the subquery's result to a table and read that"));
     }
     // What is nearest to the result is said first.
     check_itself(plan, mode)?;
@@ -138,7 +138,9 @@ fn check_itself(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
         LogicalPlan::Join(join) => return check_join(join, mode),
         LogicalPlan::Union(union) => return check_union(union, mode),
         LogicalPlan::RecursiveQuery(_) => {
-            return Err(Error::unsupported("a stream cannot be read by a recursive query").hint("use `foreach_batch`"));
+            return Err(
+                Error::unsupported("a stream cannot be read by a recursive query").with_hint("use `foreach_batch`")
+            );
         }
         LogicalPlan::Extension(extension) => {
             let node = extension.node.as_any();
@@ -164,12 +166,12 @@ fn check_itself(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
     match plan {
         LogicalPlan::Sort(_) => {
             Err(Error::unsupported("a stream cannot be sorted: a later row may belong before the rows already written")
-                .hint("sort what was written"))
+                .with_hint("sort what was written"))
         }
         LogicalPlan::Window(_) => Err(Error::unsupported(
             "a stream cannot answer a window function over rows (OVER): a later row would change the rows already written",
         )
-        .hint("group by `window(time, …)`, or compute it in `foreach_batch` or over what was written")),
+        .with_hint("group by `window(time, …)`, or compute it in `foreach_batch` or over what was written")),
         LogicalPlan::Aggregate(aggregate) => check_aggregate(plan, aggregate, mode),
         _ => Ok(()),
     }
@@ -178,7 +180,7 @@ fn check_itself(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
 fn check_aggregate(plan: &LogicalPlan, aggregate: &Aggregate, mode: OutputMode) -> Result<()> {
     if aggregate.group_expr.iter().any(|key| matches!(key, Expr::GroupingSet(_))) {
         return Err(Error::unsupported("a stream cannot answer GROUPING SETS, CUBE or ROLLUP")
-            .hint("write one query per set of keys"));
+            .with_hint("write one query per set of keys"));
     }
     if below(plan, mode) == Brings::NewValues {
         return Err(follows_new_values(mode));
@@ -194,17 +196,17 @@ fn check_groups_end(plan: &LogicalPlan, keys: usize, mode: OutputMode) -> Result
     Err(Error::unsupported(
         "append mode needs to know when a group is final, and no key of this aggregation has a watermark",
     )
-    .hint("call `with_watermark` and group by that column or a window over it"))
+    .with_hint("call `with_watermark` and group by that column or a window over it"))
 }
 
 fn check_session(session: &SessionNode, mode: OutputMode) -> Result<()> {
     if mode == OutputMode::Update {
         return Err(Error::unsupported("sessions cannot be answered in update mode: two of them may become one")
-            .hint("write each session once it has ended, in append mode with a watermark"));
+            .with_hint("write each session once it has ended, in append mode with a watermark"));
     }
     if session.keys.len() < 2 {
         return Err(Error::unsupported("on a stream, sessions need a key beside them")
-            .hint("group by the session window and by whose session it is"));
+            .with_hint("group by the session window and by whose session it is"));
     }
     let plan = LogicalPlan::Extension(Extension { node: Arc::new(session.clone()) });
     check_groups_end(&plan, session.keys.len(), mode)
@@ -216,7 +218,7 @@ fn never_one_row() -> Error {
         "a scalar subquery over rows of a stream cannot be answered: its value would be the only row, and another may always \
          come",
     )
-    .hint("write the join that is meant, or write the subquery's result to a table and read that")
+    .with_hint("write the join that is meant, or write the subquery's result to a table and read that")
 }
 
 /// What remembers rows would take each new value of a group for a new row.
@@ -225,7 +227,7 @@ fn follows_new_values(mode: OutputMode) -> Error {
         "in {mode} mode nothing that keeps state can follow an aggregation of a stream: it would take every new value of a \
          group for a new row, and earlier values would stay"
     ))
-    .hint("write the aggregation to a table and read that")
+    .with_hint("write the aggregation to a table and read that")
 }
 
 /// A table's rows belong to no batch; and what a branch brought in earlier batches counts for all branches, or for none.
@@ -237,7 +239,7 @@ fn check_union(union: &Union, mode: OutputMode) -> Result<()> {
             "in {mode} mode a UNION cannot put rows of a stream beside an aggregation: of the aggregation every batch gives \
              the whole answer, of the rows only those that are new"
         ))
-        .hint("write two queries, or aggregate every branch"));
+        .with_hint("write two queries, or aggregate every branch"));
     }
     if !has(Brings::Table) || has(Brings::WholeAnswer) {
         return Ok(());
@@ -251,7 +253,7 @@ fn check_union(union: &Union, mode: OutputMode) -> Result<()> {
         false => ("constants (UNION): such", "write the constant rows to the sink first, as a batch"),
     };
     Err(Error::unsupported(format!("a stream cannot be put together with {what} rows belong to no batch"))
-        .hint(instead))
+        .with_hint(instead))
 }
 
 fn check_join(join: &Join, mode: OutputMode) -> Result<()> {
@@ -268,14 +270,14 @@ fn check_join(join: &Join, mode: OutputMode) -> Result<()> {
             Left | Full | LeftAnti => Err(never_final(join)),
             _ => Ok(()),
         },
-        // Such a join becomes a node of ours, whose own rules are told then.
+        // Such a join becomes a node of ours, whose own rules are checked then.
         (Brings::NewRows, Brings::NewRows) => check_stream_join(join, mode),
         (Brings::NewValues, _) | (_, Brings::NewValues) => Err(follows_new_values(mode)),
         _ => Err(Error::unsupported(format!(
             "in {mode} mode rows of a stream cannot be joined with an aggregation of a stream (a subquery is such a join, \
              too): it changes with every batch, and rows of earlier batches are not looked at again"
         ))
-        .hint("write the aggregation to a table and read that")),
+        .with_hint("write the aggregation to a table and read that")),
     }
 }
 
@@ -288,7 +290,7 @@ fn never_final(join: &Join) -> Error {
         "{spelled} that keeps rows of the table cannot be answered: a match may always still come in the stream (a \
          subquery is such a join, too)"
     ))
-    .hint("keep the rows of the stream instead: put the stream on the side whose rows are kept")
+    .with_hint("keep the rows of the stream instead: put the stream on the side whose rows are kept")
 }
 
 /// Rows of a table that come out once they have a match.
@@ -297,7 +299,7 @@ fn not_remembered(join: &Join) -> Error {
     Error::unsupported(format!(
         "{spelled} that gives rows of the table cannot be answered: nothing remembers which of them came out already"
     ))
-    .hint("join the stream with the table (JOIN) and give each row once (DISTINCT)")
+    .with_hint("join the stream with the table (JOIN) and give each row once (DISTINCT)")
 }
 
 /// How many of the keys are event times.
@@ -311,20 +313,20 @@ fn keys_with_event_time(node: &DeduplicateNode) -> usize {
 fn check_deduplicate(node: &DeduplicateNode, mode: OutputMode) -> Result<()> {
     let keys = node.keys.len();
     let of_time = node.within_watermark || keys_with_event_time(node) > 0;
-    // By some of the columns, the first value that came stands for ever, which is what Spark gives.
+    // By some of the columns, the first value that came is kept and never replaced, as in Spark.
     if brings(&node.input, mode) == Brings::NewValues && (of_time || keys >= node.input.schema().fields().len()) {
         return Err(follows_new_values(mode));
     }
     let marked = node.input.schema().fields().iter().filter(|field| is_event_time(field)).count();
     if node.within_watermark && marked == 0 {
         return Err(Error::unsupported("duplicates can be dropped within a watermark only where there is one")
-            .hint("call `with_watermark` before, or use `drop_duplicates`, which remembers keys for ever"));
+            .with_hint("call `with_watermark` before, or use `drop_duplicates`, which never evicts keys"));
     }
     if marked > 1 && keys_with_event_time(node) != 1 {
         return Err(Error::unsupported(format!(
             "{marked} columns carry a watermark, and it is not clear by which of them rows are late"
         ))
-        .hint("select one of them before dropping duplicates"));
+        .with_hint("select one of them before dropping duplicates"));
     }
     Ok(())
 }

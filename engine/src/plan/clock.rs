@@ -24,9 +24,9 @@ use datafusion::logical_expr::{
     Volatility,
 };
 
-/// Whether a function is one of DataFusion's that tell the time; `current_timestamp` and `today` are other names for them.
+/// Whether a function is one of DataFusion's that return the time; `current_timestamp` and `today` are other names for them.
 /// A function of the user's under the same name is none.
-pub(super) fn tells_time(function: &ScalarUDF) -> bool {
+pub(super) fn returns_time(function: &ScalarUDF) -> bool {
     let function = function.inner();
     function.is::<NowFunc>() || function.is::<CurrentDateFunc>() || function.is::<CurrentTimeFunc>()
 }
@@ -52,7 +52,7 @@ pub(crate) fn read_batch_clock(plan: LogicalPlan, clock: &BatchClock, zone: Opti
         plan.map_expressions(|expr| {
             let name = names.save(&expr);
             let replaced = expr.transform_up(|expr| match expr {
-                Expr::ScalarFunction(f) if tells_time(&f.func) => {
+                Expr::ScalarFunction(f) if returns_time(&f.func) => {
                     let data_type = Expr::ScalarFunction(f).get_type(&schema)?;
                     let zone = Arc::clone(&zone);
                     let function = BatchTime { data_type, zone, clock: clock.clone(), signature: nullary() };

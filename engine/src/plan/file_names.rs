@@ -79,7 +79,7 @@ fn bind_in(plan: LogicalPlan) -> Result<LogicalPlan> {
         let why = "here it is not known any more from which file a row came, or the stream does not read files";
         let error = refused("input_file_name()", why);
         return Err(error
-            .hint(
+            .with_hint(
                 "ask for it in a SELECT, WHERE or GROUP BY right over a stream of files, before joins and aggregations, \
                  and give the column a name to use further up",
             )

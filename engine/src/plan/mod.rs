@@ -1,6 +1,6 @@
 //! From the user's plan to the plan that every batch runs. Made once, at the start.
 //!
-//! 1. [`check`] refuses what is no query at all.
+//! 1. [`check`] refuses what is not a query.
 //! 2. `input_file_name()` becomes a column of its scan ([`file_names`]). What is computed from event times is none
 //!    ([`true_marks`]), but for windows, which take [their shape](windows); what [remembers rows](stateful) over batches
 //!    becomes a node of ours, by what a batch [brings] of them.
@@ -12,7 +12,7 @@
 //!    a stream cannot answer.
 //! 6. Joins of two streams become nodes of ours, with the bounds of their state.
 //! 7. Each scan of a stream becomes a numbered leaf that remembers its projection and filters.
-//! 8. DataFusion makes the physical plan, with our extension planner for our nodes; our rules for [`static_sides`] and
+//! 8. DataFusion makes the physical plan, with our extension planner for our nodes; our rules for [`static_inputs`] and
 //!    [groups](stateful) run first. Operators and exchanges are numbered.
 //! 9. [Scalar subqueries](scalar_subqueries) are taken off, to run ahead of every batch.
 //!
@@ -43,7 +43,7 @@ mod planner;
 
 pub(crate) mod random;
 
-mod run_to_the_end;
+mod drain_inputs;
 
 pub(crate) mod scalar_subqueries;
 
@@ -53,7 +53,7 @@ mod standing_filters;
 
 pub(crate) mod stateful;
 
-pub(crate) mod static_sides;
+pub(crate) mod static_inputs;
 
 pub(crate) mod subqueries;
 
@@ -80,7 +80,7 @@ use self::node::watermark::WatermarkNode;
 pub(crate) use self::random::BatchSeed;
 use self::scalar_subqueries::ScalarSubqueries;
 use self::settings::session_for_streams;
-use self::static_sides::{Keep, reset};
+use self::static_inputs::{Keep, reset};
 use self::subqueries::Uncorrelated;
 use self::true_marks::{keep_true_marks, keep_true_marks_of_casts};
 use self::windows::{Sessions, mark_bounds, rewrite_windows};
@@ -124,7 +124,7 @@ pub(crate) struct QueryPlan {
     pub(crate) seed: BatchSeed,
     /// Whether anything is drawn: then a batch must be repeated in as many partitions as it had.
     pub(crate) draws: bool,
-    /// What errors of its batches are told with.
+    /// The names for errors of its batches.
     pub(crate) names: Names,
 }
 
@@ -273,7 +273,7 @@ fn optimize(
     let plan = rewrite_windows(plan, Sessions::Stateful(mode))?;
     // The bounds of windows are event times, too.
     let plan = keep_true_marks(mark_bounds(plan)?)?;
-    let plan = stateful::remember_rows(plan, mode)?;
+    let plan = stateful::insert_stateful_nodes(plan, mode)?;
     let sources = number_sources(&plan)?;
     let mut names = Names::of_functions(user_plan)?;
     let (plan, watermarks) = number_watermarks(plan, &sources)?;
@@ -357,6 +357,6 @@ fn number_leaves(
 
 /// The schema as a sink sees it: without the marks of event time.
 fn without_marks(schema: &SchemaRef) -> SchemaRef {
-    let fields: Vec<_> = schema.fields().iter().map(crate::watermark::marks::without_marks).collect();
+    let fields: Vec<_> = schema.fields().iter().map(crate::watermark::event_time_metadata::without_marks).collect();
     Arc::new(arrow::datatypes::Schema::new_with_metadata(fields, schema.metadata().clone()))
 }

@@ -1,4 +1,5 @@
-//! The user's words for what an error tells of: which functions are theirs, and what DataFusion's made-up columns stand for.
+//! The user's words for what an error mentions: which functions are theirs, and what DataFusion's made-up columns stand
+//! for.
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::{DataFusionError, Result};
@@ -14,7 +15,7 @@ const MADE_UP: [&str; 2] = ["__common_expr_", "__datafusion_extracted_"];
 /// Functions of ours.
 const OURS: [&str; 5] = ["window", "session_window", "window_time", "input_file_name", "file_row_index"];
 
-/// See the [module](self).
+/// The user's words for what errors of a query mention.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     /// Functions that are neither DataFusion's nor ours.
@@ -104,14 +105,14 @@ impl Names {
         };
         let root = cause.find_root();
         let is_free_text = matches!(root, DataFusionError::Execution(_) | DataFusionError::External(_));
-        if self.functions.is_empty() || !is_free_text || error.file_name().is_some() || error.hint_text().is_some() {
+        if self.functions.is_empty() || !is_free_text || error.file().is_some() || error.hint().is_some() {
             return error;
         }
         let functions: Vec<String> = self.functions.iter().map(|name| format!("`{name}`")).collect();
         let functions = functions.join(", ");
         match root {
-            DataFusionError::External(_) => error.hint(format!("look at the functions of the query: {functions}")),
-            _ => error.with_kind(ErrorKind::UserCode).hint(format!(
+            DataFusionError::External(_) => error.with_hint(format!("look at the functions of the query: {functions}")),
+            _ => error.with_kind(ErrorKind::UserCode).with_hint(format!(
                 "a function of the query most likely said that ({functions}), else one of DataFusion's, of a value it does not take"
             )),
         }

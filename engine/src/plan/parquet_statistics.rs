@@ -1,4 +1,4 @@
-//! What the statistics of Parquet files do not tell is not concluded from them.
+//! Nothing is concluded from the statistics of Parquet files that they do not imply.
 //!
 //! The least and the greatest value of a column leave NaN out, which DataFusion takes for greater than all numbers
 //! (<https://github.com/apache/datafusion/issues/15812>): of `x > 2` rows with NaN would be lost, of `x = 1` they would pass
@@ -7,7 +7,7 @@
 //! gives that value for every row, NaN or not. So
 //!
 //! - what is known of whole files serves to estimate, and for nothing else ([`DoubtFileStatistics`]);
-//! - what a scan is told to look for hides columns of floats in an expression that means the same, and that no statistics
+//! - the predicate of a scan hides columns of floats in an expression that means the same, and that no statistics
 //!   speak of ([`HideFloats`]). Rows are still filtered by it, where a scan is set to do so.
 
 use std::fmt;
@@ -31,7 +31,8 @@ use datafusion::physical_plan::ExecutionPlan;
 /// The name of the rule, by which a session knows that it has it.
 pub(super) const HIDE_FLOATS: &str = "tidewater_hide_floats_from_statistics";
 
-/// See the [module](self). Runs first: DataFusion's rules answer `max(x)` from statistics, and leave out a sort.
+/// The rule that makes the statistics of Parquet files inexact. Runs first: DataFusion's rules answer `max(x)` from
+/// statistics, and leave out a sort.
 #[derive(Debug)]
 pub(super) struct DoubtFileStatistics;
 
@@ -69,7 +70,7 @@ impl PhysicalOptimizerRule for DoubtFileStatistics {
     }
 }
 
-/// See the [module](self). Runs last, when all predicates have reached the scans.
+/// The rule that hides columns of floats from scans. Runs last, when all predicates have reached the scans.
 #[derive(Debug)]
 pub(super) struct HideFloats;
 

@@ -26,7 +26,7 @@ use crate::operator::session_window::plan_session;
 use crate::operator::single_row::SingleRowExec;
 use crate::query::OutputMode;
 
-/// See the [module](self).
+/// DataFusion's physical planner, with ours for our own nodes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StreamPlanner {
     pub(super) mode: OutputMode,

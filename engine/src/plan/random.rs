@@ -1,7 +1,7 @@
 //! `random()` and `uuid()` give the same values when a batch is run again.
 //!
-//! A batch that falls between the sink's commit and its own is repeated, and must then keep and drop the same rows. So what is
-//! drawn is no accident: it is computed from
+//! A batch that falls between the sink's commit and its own is repeated, and must then keep and drop the same rows. So
+//! what is drawn is deterministic: it is computed from
 //!
 //! ```text
 //! the query's id, the number and time of the batch        which its entry in the offset log holds

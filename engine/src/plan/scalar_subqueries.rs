@@ -4,7 +4,7 @@
 //! DataFusion's planner puts one node on top of the whole plan that computes them when its first row is asked for. A plan with
 //! state is cut into stages, and those below a cut run before anybody asks the top: they would find no values. So that node
 //! is taken off the plan, and runs by itself, over no rows, ahead of every batch. What a subquery reads is kept over batches
-//! like any other [static side](super::static_sides).
+//! like any other [static side](super::static_inputs).
 
 use std::sync::Arc;
 

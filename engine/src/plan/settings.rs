@@ -1,17 +1,18 @@
 //! The session in which a stream is planned: the user's, without what gives wrong answers.
 //!
-//! Two kinds of settings are changed. Some are needed because a plan is made once and run for every batch. Others switch off
-//! what DataFusion is known to answer wrongly; each names its report, and `tests/it/planner_faults.rs` tells when it is mended.
+//! Two kinds of settings are changed. Some are needed because a plan is made once and run for every batch. Others
+//! switch off what DataFusion is known to answer wrongly; each names its report, and `tests/it/planner_faults.rs` fails
+//! once it is fixed upstream.
 
 use std::sync::Arc;
 
 use datafusion::config::ConfigOptions;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 
+use super::drain_inputs::DrainInputsRule;
 use super::planner::StreamPlanner;
-use super::run_to_the_end::RunToTheEnd;
-use super::stateful::RememberGroups;
-use super::static_sides::KeepStaticSides;
+use super::stateful::StatefulAggregateRule;
+use super::static_inputs::CacheStaticInputsRule;
 use crate::error::Result;
 use crate::memory::with_limit;
 use crate::query::OutputMode;
@@ -63,9 +64,9 @@ pub(super) fn session_for_streams(
     }
     let logical_rules = user.optimizers().iter().filter(|rule| !LEFT_OUT.contains(&rule.name())).cloned().collect();
     let mut physical_rules: Vec<_> = vec![
-        Arc::new(KeepStaticSides) as _,
-        Arc::new(RememberGroups { mode, partitions }) as _,
-        Arc::new(RunToTheEnd) as _,
+        Arc::new(CacheStaticInputsRule) as _,
+        Arc::new(StatefulAggregateRule { mode, partitions }) as _,
+        Arc::new(DrainInputsRule) as _,
     ];
     physical_rules.extend(user.physical_optimizers().iter().cloned());
     let runtime = with_limit(user.runtime_env())?;

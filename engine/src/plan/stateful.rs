@@ -31,13 +31,13 @@ use super::brings::{Brings, brings};
 use super::node::deduplicate::DeduplicateNode;
 use super::node::limit::StreamLimitNode;
 use super::node::watermark::WatermarkNode;
-use super::static_sides;
+use super::static_inputs;
 use crate::error::Error;
 use crate::operator::aggregate::{Aggregates, Code, StatefulAggregateExec, ours};
-use crate::operator::deduplicate::{DeduplicateExec, Remember};
+use crate::operator::deduplicate::{DeduplicateExec, Retention};
 use crate::operator::event_time::EventTimeExec;
 use crate::operator::exchange::ExchangeExec;
-use crate::operator::late_rows::{LateRowsExec, SharedId};
+use crate::operator::late_rows::{LateRowFilterExec, SharedId};
 use crate::operator::limit::{FirstRowsExec, StreamLimitExec};
 use crate::operator::session_window::SessionWindowExec;
 use crate::operator::{StatefulOperator, stateful};
@@ -45,11 +45,11 @@ use crate::query::OutputMode;
 use crate::state::OperatorId;
 use crate::state::key_hash::{can_be_key, not_a_key};
 use crate::watermark::WatermarkTree;
-use crate::watermark::marks::is_event_time;
+use crate::watermark::event_time_metadata::is_event_time;
 
 /// Puts our nodes where rows are deduplicated or limited over all batches. Where every batch brings the whole answer,
 /// DataFusion's own nodes do, and a deduplication becomes one of these.
-pub(super) fn remember_rows(plan: LogicalPlan, mode: OutputMode) -> Result<LogicalPlan> {
+pub(super) fn insert_stateful_nodes(plan: LogicalPlan, mode: OutputMode) -> Result<LogicalPlan> {
     let node = |node: Arc<dyn datafusion::logical_expr::UserDefinedLogicalNode>| {
         Ok(Transformed::yes(LogicalPlan::Extension(Extension { node })))
     };
@@ -62,7 +62,7 @@ pub(super) fn remember_rows(plan: LogicalPlan, mode: OutputMode) -> Result<Logic
         LogicalPlan::Limit(limit) if !of_one_batch(&limit.input) => {
             if number_of_rows(limit.skip.as_deref(), &limit.input)?.unwrap_or(0) > 0 {
                 return Err(Error::unsupported("a stream cannot skip its first rows (OFFSET)")
-                    .hint("filter them out")
+                    .with_hint("filter them out")
                     .into());
             }
             match number_of_rows(limit.fetch.as_deref(), &limit.input)? {
@@ -94,7 +94,7 @@ fn number_of_rows(rows: Option<&Expr>, input: &LogicalPlan) -> Result<Option<usi
             return Err(Error::unsupported(format!(
                 "a stream can be limited to a fixed number of rows only, not `{rows}`"
             ))
-            .hint("write the number")
+            .with_hint("write the number")
             .into());
         }
     };
@@ -132,18 +132,18 @@ pub(super) fn plan_deduplicate(
     let marked: Vec<usize> = marked.map(|(column, _)| column).collect();
     // Of several event times the one among the keys counts.
     let time = marked.iter().find(|column| keys.contains(column)).or(marked.first()).copied();
-    let remember = match time {
+    let retention = match time {
         Some(column) if node.within_watermark => {
-            Remember::After(delay_ms(&node.input, logical.field(column).name()).saturating_mul(1000))
+            Retention::Delay(delay_ms(&node.input, logical.field(column).name()).saturating_mul(1000))
         }
         Some(column) => match keys.iter().position(|key| *key == column) {
-            Some(key) => Remember::UntilKey(key),
-            None => Remember::Always,
+            Some(key) => Retention::EventTime(key),
+            None => Retention::Forever,
         },
-        None => Remember::Always,
+        None => Retention::Forever,
     };
     let exchanged = exchange(Arc::clone(input), &keys, partitions)?;
-    Ok(Arc::new(DeduplicateExec::new(keys, time, remember, exchanged)))
+    Ok(Arc::new(DeduplicateExec::new(keys, time, retention, exchanged)))
 }
 
 /// The delay of an event-time column: that of the `with_watermark` below which named it; where it has another name by
@@ -200,12 +200,12 @@ fn exchange(input: Arc<dyn ExecutionPlan>, columns: &[usize], partitions: usize)
 /// [ours](crate::operator::aggregate::ours) in all aggregations. Runs before DataFusion's own rules, which know the two
 /// steps only as they left the planner.
 #[derive(Debug)]
-pub(super) struct RememberGroups {
+pub(super) struct StatefulAggregateRule {
     pub(super) mode: OutputMode,
     pub(super) partitions: usize,
 }
 
-impl PhysicalOptimizerRule for RememberGroups {
+impl PhysicalOptimizerRule for StatefulAggregateRule {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
         plan.transform_up(|plan| {
             let steps = plan.downcast_ref::<AggregateExec>().and_then(|last| {
@@ -213,7 +213,7 @@ impl PhysicalOptimizerRule for RememberGroups {
                 let are_two = matches!(last.mode(), AggregateMode::Final | AggregateMode::FinalPartitioned)
                     && *first.mode() == AggregateMode::Partial;
                 let of_one_batch = self.mode == OutputMode::Complete && brings_whole_answer(first.input());
-                let remembers = !of_one_batch && static_sides::is_streaming(first.input());
+                let remembers = !of_one_batch && static_inputs::is_streaming(first.input());
                 are_two.then_some((last, first, remembers))
             });
             match steps {
@@ -234,7 +234,7 @@ impl PhysicalOptimizerRule for RememberGroups {
     }
 
     fn name(&self) -> &str {
-        "remember_groups"
+        "stateful_aggregate"
     }
 
     fn schema_check(&self) -> bool {
@@ -243,12 +243,12 @@ impl PhysicalOptimizerRule for RememberGroups {
 }
 
 /// Whether every batch brings the whole answer of this plan: in complete mode an aggregation does, and so does what
-/// consists of such. It is what [`brings`] tells of the logical plan.
+/// consists of such. It is what [`brings`] finds for the logical plan.
 fn brings_whole_answer(plan: &Arc<dyn ExecutionPlan>) -> bool {
     if plan.is::<StatefulAggregateExec>() || plan.is::<SessionWindowExec>() {
         return true;
     }
-    let streams: Vec<_> = plan.children().into_iter().filter(|child| static_sides::is_streaming(child)).collect();
+    let streams: Vec<_> = plan.children().into_iter().filter(|child| static_inputs::is_streaming(child)).collect();
     !streams.is_empty() && streams.into_iter().all(brings_whole_answer)
 }
 
@@ -284,13 +284,13 @@ fn within_a_batch(last: &AggregateExec, first: &AggregateExec) -> Result<Option<
     Ok(Some(Arc::new(last)))
 }
 
-impl RememberGroups {
+impl StatefulAggregateRule {
     /// Whether a node aggregates new rows, of one batch only.
     fn forgets(&self, plan: &Arc<dyn ExecutionPlan>) -> bool {
         let Some(last) = plan.downcast_ref::<AggregateExec>() else { return false };
         let is_first = matches!(last.mode(), AggregateMode::Partial | AggregateMode::PartialReduce);
         let of_one_batch = self.mode == OutputMode::Complete && brings_whole_answer(last.input());
-        !is_first && !of_one_batch && static_sides::is_streaming(last.input())
+        !is_first && !of_one_batch && static_inputs::is_streaming(last.input())
     }
 
     fn remember(&self, last: &AggregateExec, first: &AggregateExec) -> Result<Arc<dyn ExecutionPlan>> {
@@ -309,7 +309,7 @@ impl RememberGroups {
             && let Some((time, _)) = first.group_expr().expr().get(key)
         {
             let field = Arc::new(schema.field(key).clone());
-            let in_time = LateRowsExec::new(id.clone(), Arc::clone(time), field, Arc::clone(first.input()));
+            let in_time = LateRowFilterExec::new(id.clone(), Arc::clone(time), field, Arc::clone(first.input()));
             let options = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute);
             partial = partial.replace_children(vec![Arc::new(in_time)], options)?;
         }

@@ -17,7 +17,7 @@ use datafusion::common::{ExprSchema, ScalarValue};
 use datafusion::error::Result;
 use datafusion::logical_expr::{Case, Expr, ExprSchemable, Extension, LogicalPlan, Projection, Values, lit};
 
-use super::clock::tells_time;
+use super::clock::returns_time;
 use super::node::number_rows::NumberRowsNode;
 
 /// Takes what changes from batch to batch out of all `VALUES` of a plan, subqueries included.
@@ -34,8 +34,8 @@ pub(super) fn compute_by_batch(plan: LogicalPlan) -> Result<LogicalPlan> {
 }
 
 fn changes(expr: &Expr) -> bool {
-    let tells = |expr: &Expr| matches!(expr, Expr::ScalarFunction(call) if tells_time(&call.func));
-    expr.is_volatile() || expr.exists(|expr| Ok(tells(expr))).unwrap_or(true)
+    let reads_time = |expr: &Expr| matches!(expr, Expr::ScalarFunction(call) if returns_time(&call.func));
+    expr.is_volatile() || expr.exists(|expr| Ok(reads_time(expr))).unwrap_or(true)
 }
 
 fn computed(values: Values, place: usize) -> Result<LogicalPlan> {

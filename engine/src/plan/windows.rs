@@ -41,7 +41,7 @@ use crate::error::{Error, Result};
 use crate::query::OutputMode;
 use crate::query::window::functions::{Kind, udf};
 use crate::query::window::{WindowKey, WindowSpec, needs_grouping};
-use crate::watermark::marks::is_event_time;
+use crate::watermark::event_time_metadata::is_event_time;
 
 // Columns that exist between the nodes of one rewritten aggregation only.
 const START: &str = "__tidewater_window_start";
@@ -169,7 +169,7 @@ fn check_grouped(plan: &LogicalPlan, sessions: Sessions) -> Result<()> {
                      together",
                     expr.clone().unalias()
                 ))
-                .hint("group by it: it can stand in GROUP BY only, and its name elsewhere")
+                .with_hint("group by it: it can stand in GROUP BY only, and its name elsewhere")
                 .into());
             }
             Ok(TreeNodeRecursion::Continue)
@@ -185,7 +185,7 @@ fn rewrite(aggregate: Aggregate, sessions: Sessions) -> DataFusionResult<Transfo
         match WindowKey::of(key)? {
             Some(_) if window.is_some() => {
                 return Err(Error::unsupported("only one window per aggregation is possible")
-                    .hint("aggregate by one window, then by another in a second aggregation")
+                    .with_hint("aggregate by one window, then by another in a second aggregation")
                     .into());
             }
             Some(found) => window = Some((at, found)),
@@ -193,7 +193,7 @@ fn rewrite(aggregate: Aggregate, sessions: Sessions) -> DataFusionResult<Transfo
                 return Err(Error::unsupported(format!(
                     "`{key}` takes sessions or sliding windows apart before rows are grouped by them"
                 ))
-                .hint("group by the window itself, and take its parts from the result")
+                .with_hint("group by the window itself, and take its parts from the result")
                 .into());
             }
             None => {}
@@ -322,7 +322,7 @@ mod tests {
     use datafusion::prelude::{DataFrame, SessionContext};
 
     use super::*;
-    use crate::query::StreamingContext;
+    use crate::query::StreamingSessionExt;
     use crate::query::window::{session_window, window, window_time};
 
     const SECOND: i64 = 1_000_000;
@@ -474,7 +474,7 @@ mod tests {
             let frame = session().read_batch(rows.clone()).unwrap().aggregate(keys, vec![count(lit(1))]).unwrap();
             assert_eq!(Error::from(frame.collect().await.unwrap_err()).kind(), crate::error::ErrorKind::Unsupported);
         }
-        // A session that was not told of windows does not answer wrongly.
+        // A session that does not know windows does not answer wrongly.
         let key = session_window(col("ts"), lit("5 seconds")).unwrap();
         let frame = SessionContext::new().read_batch(rows).unwrap().aggregate(vec![key], vec![count(lit(1))]).unwrap();
         assert!(frame.collect().await.unwrap_err().to_string().contains("enable_windows"));

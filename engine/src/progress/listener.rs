@@ -13,7 +13,7 @@ use super::QueryProgress;
 use crate::error::{Error, Result, words_of_panic};
 use crate::id::{QueryId, RunId};
 
-/// So many events wait for a slow listener; of more, the oldest that tell of batches and idleness are dropped.
+/// So many events wait for a slow listener; of more, the oldest about batches and idleness are dropped.
 const EVENTS_WAITING: usize = 1_000;
 
 /// When the run is over, a listener that is busy with one event for longer is not waited for.
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum QueryEvent {
-    /// A run began; told before `start` returns.
+    /// A run began; reported before `start` returns.
     Started {
         /// The query.
         id: QueryId,
@@ -45,7 +45,8 @@ pub enum QueryEvent {
         /// When, ISO 8601.
         timestamp: String,
     },
-    /// A source does not say what it has, and there is nothing else to do: told when that begins, and again after a while.
+    /// A source does not say what it has, and there is nothing else to do: reported when that begins, and again after a
+    /// while.
     Waiting {
         /// The query.
         id: QueryId,
@@ -89,7 +90,7 @@ pub enum QueryEvent {
 
 /// Hears of a query's life: in order, one event at a time, on a thread of its own, so that a slow listener delays no batch.
 ///
-/// 1,000 events wait for a listener. If it falls further behind, it misses the oldest that tell of batches and idleness, and
+/// 1,000 events wait for a listener. If it falls further behind, it misses the oldest about batches and idleness, and
 /// a warning says so; the beginning and the end of a run are never missed. A panic in a listener is logged, and neither the
 /// other listeners nor its next event suffer. Whoever waits for the end of a query waits until its listeners have heard of
 /// it, too, but not for one that is busy with a single event for more than five seconds, and not in a listener itself: there
@@ -151,11 +152,11 @@ impl EventQueue {
         std::thread::Builder::new()
             .name("tidewater-listeners".into())
             .spawn(move || delivered.deliver(listeners))
-            .map_err(|e| Error::internal(format!("cannot start the listeners' thread: {e}")).caused_by(e))?;
+            .map_err(|e| Error::internal(format!("cannot start the listeners' thread: {e}")).with_source(e))?;
         Ok(EventQueue { queue: Some(queue) })
     }
 
-    pub(crate) fn tell(&self, event: impl FnOnce() -> QueryEvent) {
+    pub(crate) fn send(&self, event: impl FnOnce() -> QueryEvent) {
         if let Some(queue) = &self.queue {
             queue.push(event());
         }
@@ -274,11 +275,11 @@ mod tests {
         let (free, go_on) = mpsc::channel();
         let slow = Arc::new(Slow { go_on: Mutex::new(go_on), heard: Mutex::default() });
         let events = EventQueue::new(vec![Arc::clone(&slow) as _]).unwrap();
-        events.tell(|| QueryEvent::Started { id, run_id, name: None, timestamp: timestamp(0) });
+        events.send(|| QueryEvent::Started { id, run_id, name: None, timestamp: timestamp(0) });
         for at in 0..5_000 {
-            events.tell(|| QueryEvent::Idle { id, run_id, timestamp: timestamp(at) });
+            events.send(|| QueryEvent::Idle { id, run_id, timestamp: timestamp(at) });
         }
-        events.tell(|| QueryEvent::Terminated { id, run_id, error: None });
+        events.send(|| QueryEvent::Terminated { id, run_id, error: None });
         let queue = Arc::clone(events.queue.as_ref().unwrap());
         assert!(queue.inner.lock().events.len() <= EVENTS_WAITING);
         free.send(()).unwrap();

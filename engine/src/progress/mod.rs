@@ -1,4 +1,4 @@
-//! What is told of each batch.
+//! What is reported of each batch.
 //!
 //! [`QueryProgress`] has Spark's fields under Spark's names, so that dashboards carry over, and more where Spark is silent:
 //! real output rows for every sink, and which source holds the watermark back.
@@ -45,8 +45,9 @@ pub struct QueryProgress {
     /// on top of it: `cleanUp` and `waiting`; before the first batch `loading`, or `restarting` after a failure, in the place of
     /// `cleanUp`.
     pub duration_ms: BTreeMap<String, f64>,
-    /// `watermark`, and `min`, `max`, `avg` of the event times seen. Empty for a query without watermark. `outOfRange`, if
-    /// there are any: how many rows had a time too far from 1970 to be told in microseconds, and so count as rows without.
+    /// `watermark`, and `min`, `max`, `avg` of the event times seen. Empty for a query without watermark. `outOfRange`,
+    /// if there are any: how many rows had a time too far from 1970 to be expressed in microseconds, and so count as
+    /// rows without.
     pub event_time: BTreeMap<String, String>,
     /// One entry per stateful operator.
     pub state_operators: Vec<StateOperatorProgress>,
@@ -86,9 +87,9 @@ pub struct StateOperatorProgress {
     /// State at or before this was final, in milliseconds since 1970; null without a watermark.
     pub watermark_ms: Option<i64>,
     /// Bytes of changes written since the run began.
-    pub change_bytes_written: u64,
+    pub state_bytes_written: u64,
     /// Bytes written since the run began to merge small files into larger ones, in the background.
-    pub merge_bytes_written: u64,
+    pub compaction_bytes_written: u64,
     /// How many entries the commit names that are its state: each has the changes of a batch, or of several that were merged.
     #[serde(default)]
     pub files: u64,

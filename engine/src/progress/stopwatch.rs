@@ -68,7 +68,7 @@ impl Stopwatch {
         Stopwatch { started: clock.elapsed(), clock, phases: BTreeMap::new(), running: None }
     }
 
-    /// When it started, as [`Clock::elapsed`] tells.
+    /// When it started, by [`Clock::elapsed`].
     pub(crate) fn started(&self) -> Duration {
         self.started
     }
@@ -124,7 +124,7 @@ pub(crate) struct Between {
 }
 
 impl Between {
-    /// What was done first, from when until when, as [`Clock::elapsed`] tells.
+    /// What was done first, from when until when, by [`Clock::elapsed`].
     pub(crate) fn since(began: Duration, phase: Phase, ended: Duration) -> Self {
         Between { phase, began, ended }
     }

@@ -16,7 +16,7 @@ use crate::sink::Sink;
 
 /// What Tidewater adds to DataFusion's `DataFrame`. Everything but [`write_stream`](Self::write_stream) works on a batch,
 /// too, so that one function serves both.
-pub trait StreamingDataFrame: Sized {
+pub trait StreamingDataFrameExt: Sized {
     /// Whether some input of this query is a stream.
     fn is_streaming(&self) -> bool;
 
@@ -26,8 +26,8 @@ pub trait StreamingDataFrame: Sized {
     ///
     /// # Errors
     ///
-    /// If there is no such top-level column (one with a dot in its name is found by that name), if it is no timestamp, if the
-    /// delay is negative, or if the input has a watermark already.
+    /// If there is no such top-level column (one with a dot in its name is found by that name), if it is not a
+    /// timestamp, if the delay is negative, or if the input has a watermark already.
     fn with_watermark(self, column: &str, delay: &str) -> Result<Self>;
 
     /// The first row of each combination of `columns`; all columns if none is named.
@@ -41,13 +41,13 @@ pub trait StreamingDataFrame: Sized {
     fn write_stream(self, sink: impl Sink + 'static) -> StreamWriter;
 }
 
-impl StreamingDataFrame for DataFrame {
+impl StreamingDataFrameExt for DataFrame {
     fn is_streaming(&self) -> bool {
         is_streaming(self.logical_plan())
     }
 
     fn with_watermark(self, column: &str, delay: &str) -> Result<Self> {
-        let streaming = StreamingDataFrame::is_streaming(&self);
+        let streaming = StreamingDataFrameExt::is_streaming(&self);
         let (mut state, plan) = self.into_parts();
         windows::enable(&mut state);
         let node = WatermarkNode::try_new(plan.clone(), column, delay)?;
@@ -59,7 +59,7 @@ impl StreamingDataFrame for DataFrame {
         let (mut state, plan) = self.into_parts();
         windows::enable(&mut state);
         let this = DataFrame::new(state, plan);
-        if StreamingDataFrame::is_streaming(&this) {
+        if StreamingDataFrameExt::is_streaming(&this) {
             return deduplicate(this, columns, false);
         }
         if columns.is_empty() {
@@ -71,7 +71,7 @@ impl StreamingDataFrame for DataFrame {
     }
 
     fn drop_duplicates_within_watermark(self, columns: &[&str]) -> Result<Self> {
-        if !StreamingDataFrame::is_streaming(&self) {
+        if !StreamingDataFrameExt::is_streaming(&self) {
             return self.drop_duplicates(columns);
         }
         deduplicate(self, columns, true)

@@ -13,7 +13,7 @@ use crate::sink::Guarantee;
 /// What a query is doing right now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QueryStatus {
-    /// In words.
+    /// The status in words.
     pub message: String,
     /// Whether the last look found data.
     pub is_data_available: bool,
@@ -32,43 +32,43 @@ impl StreamingQuery {
         StreamingQuery { shared }
     }
 
-    /// Names the query for its whole life: the same after every restart from its checkpoint.
+    /// The id of the query: the same after every restart from its checkpoint.
     pub fn id(&self) -> QueryId {
         self.shared.id
     }
 
-    /// Names this run.
+    /// The id of this run.
     pub fn run_id(&self) -> RunId {
         self.shared.run_id
     }
 
-    /// The name it was given.
+    /// The name of the query, if it was given one.
     pub fn name(&self) -> Option<&str> {
         self.shared.name.as_deref()
     }
 
-    /// What readers of the output can rely on, from source to sink. Sources are replayable, so it is the sink's word; with a
-    /// sink for dead letters, the weaker one of both.
+    /// What readers of the output can rely on, from source to sink. Sources are replayable, so it is the sink's
+    /// guarantee; with a sink for dead letters, the weaker one of both.
     pub fn guarantee(&self) -> Guarantee {
         self.shared.guarantee
     }
 
-    /// False once it has stopped or failed.
+    /// Whether the query runs: false once it has stopped or failed.
     pub fn is_active(&self) -> bool {
         self.shared.state.borrow().ended.is_none()
     }
 
-    /// What it is doing.
+    /// The status of the query: what it is doing now.
     pub fn status(&self) -> QueryStatus {
         self.shared.state.borrow().status.clone()
     }
 
-    /// The last batch of this run.
+    /// The progress of the last batch of this run.
     pub fn last_progress(&self) -> Option<Arc<QueryProgress>> {
         self.shared.state.borrow().recent.back().cloned()
     }
 
-    /// The last batches of this run, oldest first.
+    /// The progress of the last batches of this run, oldest first.
     pub fn recent_progress(&self) -> Vec<Arc<QueryProgress>> {
         self.shared.state.borrow().recent.iter().cloned().collect()
     }
@@ -78,8 +78,9 @@ impl StreamingQuery {
         self.shared.state.borrow().watermark_ms
     }
 
-    /// Why it failed; `None` while it runs and after a clean end.
-    pub fn exception(&self) -> Option<Error> {
+    /// The error that the query failed with; `None` while it runs and after a clean end.
+    #[doc(alias = "exception")]
+    pub fn error(&self) -> Option<Error> {
         self.shared.state.borrow().ended.clone().flatten()
     }
 
@@ -97,7 +98,7 @@ impl StreamingQuery {
     pub async fn await_termination(&self) -> Result<()> {
         self.check_is_foreign()?;
         let in_listener = is_in_listener();
-        self.wait_for(|state| if in_listener { state.ended.is_some() } else { state.told }).await;
+        self.wait_for(|state| if in_listener { state.ended.is_some() } else { state.end_reported }).await;
         self.outcome()
     }
 
@@ -123,7 +124,7 @@ impl StreamingQuery {
     pub async fn process_all_available(&self) -> Result<()> {
         self.check_is_foreign()?;
         let round = self.shared.state.borrow().rounds;
-        if self.shared.may_hurry {
+        if self.shared.can_wake_early {
             self.shared.wake.notify_one();
         }
         // The round that runs now may have looked before the call; one that began later has not.
@@ -152,13 +153,13 @@ impl StreamingQuery {
         self.await_termination().await
     }
 
-    /// Stops without finishing the running batch: it is dropped cleanly, and repeated by the next start. Returns when the
-    /// query has ended; in a function that the query calls, at once.
+    /// Aborts the query without finishing the running batch: it is dropped cleanly, and repeated by the next start.
+    /// Returns when the query has ended; in a function that the query calls, at once.
     ///
     /// # Errors
     ///
     /// The error it failed with, if it did so before.
-    pub async fn abandon(&self) -> Result<()> {
+    pub async fn abort(&self) -> Result<()> {
         self.shared.cancel();
         if self.check_is_foreign().is_err() {
             return Ok(());
@@ -172,14 +173,14 @@ impl StreamingQuery {
             return Err(Error::invalid(
                 "a function that a query calls cannot wait for the query: each would wait for the other",
             )
-            .query(self.shared.id)
-            .hint("`stop` returns at once there; wait for the end elsewhere"));
+            .with_query(self.shared.id)
+            .with_hint("`stop` returns at once there; wait for the end elsewhere"));
         }
         Ok(())
     }
 
     fn outcome(&self) -> Result<()> {
-        self.exception().map_or(Ok(()), Err)
+        self.error().map_or(Ok(()), Err)
     }
 
     async fn wait_for(&self, condition: impl FnMut(&State) -> bool) {

@@ -36,8 +36,8 @@ impl QueryManager {
         self.inner.lock().queries.iter().rev().find(|query| query.id() == id).cloned()
     }
 
-    /// Waits until any query has ended that was not forgotten, whether it was started before or after this is called; returns
-    /// at once if one has. Where none is ever started, it waits for ever.
+    /// Waits until any query has ended that was not forgotten, whether it was started before or after this is called;
+    /// returns at once if one has. Where none is ever started, it waits forever.
     ///
     /// # Errors
     ///
@@ -64,7 +64,8 @@ impl QueryManager {
     }
 
     /// Forgets the queries that have ended, so that [`await_any_termination`](Self::await_any_termination) waits for others.
-    pub fn reset_terminated(&self) {
+    #[doc(alias = "resetTerminated")]
+    pub fn forget_terminated(&self) {
         self.inner.lock().queries.retain(StreamingQuery::is_active);
     }
 
@@ -79,14 +80,14 @@ impl QueryManager {
         let in_memory = checkpoint.starts_with("memory:");
         if !in_memory && inner.reserved.iter().any(|(taken, _)| *taken == checkpoint) {
             return Err(Error::invalid("a running query of this session uses this checkpoint")
-                .file(checkpoint)
-                .hint("stop that query first, or give this one a checkpoint of its own"));
+                .with_file(checkpoint)
+                .with_hint("stop that query first, or give this one a checkpoint of its own"));
         }
         if let Some(name) = &name
             && inner.reserved.iter().any(|(_, taken)| taken.as_ref() == Some(name))
         {
             return Err(Error::invalid(format!("a running query of this session is named `{name}`"))
-                .hint("choose another name"));
+                .with_hint("choose another name"));
         }
         inner.reserved.push((checkpoint.clone(), name.clone()));
         Ok(Reservation { manager: self.clone(), checkpoint, name })

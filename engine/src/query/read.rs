@@ -13,7 +13,7 @@ use crate::source::{Source, StreamTable};
 
 /// What Tidewater adds to DataFusion's `SessionContext`.
 #[async_trait]
-pub trait StreamingContext {
+pub trait StreamingSessionExt {
     /// A `DataFrame` over a stream.
     ///
     /// ```
@@ -41,7 +41,7 @@ pub trait StreamingContext {
     ///
     /// # Errors
     ///
-    /// If the statement is no SQL, or names what is not there.
+    /// If the statement is not SQL, or names what is not there.
     async fn streaming_sql(&self, sql: &str) -> Result<DataFrame>;
 
     /// Makes `window`, `session_window` and `window_time`, and grouping by them, known to this session: for programs
@@ -54,7 +54,7 @@ pub trait StreamingContext {
 }
 
 #[async_trait]
-impl StreamingContext for SessionContext {
+impl StreamingSessionExt for SessionContext {
     async fn read_stream(&self, source: impl Source + 'static) -> Result<DataFrame> {
         // The DataFrame takes a copy of the session with it: manager and windows must be in it before.
         self.streams();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use datafusion::prelude::DataFrame;
 
 use super::{OutputMode, QueryManager, StreamingQuery};
-use crate::checkpoint::{CheckpointStore, memory_store, open_store};
+use crate::checkpoint::{MetadataStore, memory_store, open_store};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{QueryConfig, parse_positive_ms};
 use crate::driver::{Once, RestartPolicy, Start, start};
@@ -18,7 +18,7 @@ use crate::trigger::Trigger;
 use crate::watermark::WatermarkPolicy;
 
 /// A stream on its way to a sink, not started yet. Made by
-/// [`write_stream`](super::StreamingDataFrame::write_stream).
+/// [`write_stream`](super::StreamingDataFrameExt::write_stream).
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -56,7 +56,7 @@ pub struct StreamWriter {
     trigger: Trigger,
     checkpoint: Checkpoint,
     config: QueryConfig,
-    static_refresh: Option<String>,
+    refresh_static_tables_every: Option<String>,
     moved: Vec<(String, String)>,
     watermark_policy: WatermarkPolicy,
     clock: Arc<dyn Clock>,
@@ -68,7 +68,7 @@ pub struct StreamWriter {
 enum Checkpoint {
     InMemory,
     At(String),
-    Store(Arc<dyn CheckpointStore>),
+    Store(Arc<dyn MetadataStore>),
 }
 
 impl StreamWriter {
@@ -82,7 +82,7 @@ impl StreamWriter {
             trigger: Trigger::default(),
             checkpoint: Checkpoint::InMemory,
             config: QueryConfig::default(),
-            static_refresh: None,
+            refresh_static_tables_every: None,
             moved: vec![],
             watermark_policy: WatermarkPolicy::default(),
             clock: Arc::new(SystemClock::default()),
@@ -100,7 +100,7 @@ impl StreamWriter {
 
     /// A second sink, for the records that a source cannot read: each goes there with the reason and its place, in the same
     /// commit as the rows of its batch, as a row of [`dead_letter_schema`](crate::sink::dead_letter_schema). A source sends
-    /// them only if it was told to; then [`start`](Self::start) fails where this sink is missing.
+    /// them only if configured to; then [`start`](Self::start) fails where this sink is missing.
     ///
     /// It takes part in every batch, whatever the output mode is, always in append mode. Let it write to a place of its own,
     /// and be there from the query's first batch: a sink that remembers its batches may refuse to begin with a later one.
@@ -119,7 +119,7 @@ impl StreamWriter {
         self
     }
 
-    /// When batches run. Default: as fast as possible, for ever.
+    /// Sets the trigger: when batches run. Default: as fast as possible, until the query is stopped.
     pub fn trigger(mut self, trigger: Trigger) -> Self {
         self.trigger = trigger;
         self
@@ -133,7 +133,7 @@ impl StreamWriter {
     }
 
     /// A checkpoint in a store of your own.
-    pub fn checkpoint_store(mut self, store: Arc<dyn CheckpointStore>) -> Self {
+    pub fn checkpoint_store(mut self, store: Arc<dyn MetadataStore>) -> Self {
         self.checkpoint = Checkpoint::Store(store);
         self
     }
@@ -156,8 +156,8 @@ impl StreamWriter {
     /// # Errors
     ///
     /// [`start`](Self::start) fails if it is not a positive interval.
-    pub fn static_refresh(mut self, interval: impl Into<String>) -> Self {
-        self.static_refresh = Some(interval.into());
+    pub fn refresh_static_tables_every(mut self, interval: impl Into<String>) -> Self {
+        self.refresh_static_tables_every = Some(interval.into());
         self
     }
 
@@ -173,9 +173,10 @@ impl StreamWriter {
         self
     }
 
-    /// Says that a source or sink is at another place than in the runs before, with the same data. A checkpoint knows what it
-    /// belongs to, and [`start`](Self::start) fails where that has changed; its error tells both spellings: those of places
-    /// (`file:///in`), or whole ones where the kind or an option has changed, too (`csv files at file:///in`).
+    /// Says that a source or sink is at another place than in the runs before, with the same data. A checkpoint knows
+    /// what it belongs to, and [`start`](Self::start) fails where that has changed; its error shows both spellings:
+    /// those of places (`file:///in`), or whole ones where the kind or an option has changed, too (`csv files at
+    /// file:///in`).
     ///
     /// Files that were read at the old place are not read again at the new one. What moved is remembered; saying so at every
     /// start does no harm.
@@ -190,13 +191,13 @@ impl StreamWriter {
         self
     }
 
-    /// Another clock than the machine's, for tests.
+    /// Sets another clock than the machine's, for tests.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// Someone to tell of the query's life.
+    /// Adds a listener, which is notified of the query's start, progress and end.
     pub fn listener(mut self, listener: Arc<dyn QueryListener>) -> Self {
         self.listeners.push(listener);
         self
@@ -248,8 +249,9 @@ impl StreamWriter {
     /// Everything that can be known to be wrong before a row is read: a query that a stream cannot answer, an unknown option,
     /// a checkpoint that is damaged, of another query or in use.
     pub async fn start(mut self) -> Result<StreamingQuery> {
-        if let Some(interval) = &self.static_refresh {
-            self.config.static_refresh_ms = Some(parse_positive_ms("the refresh interval of static tables", interval)?);
+        if let Some(interval) = &self.refresh_static_tables_every {
+            self.config.refresh_static_tables_every_ms =
+                Some(parse_positive_ms("the refresh interval of static tables", interval)?);
         }
         let trigger = self.trigger.checked()?;
         let (session, plan) = self.stream.into_parts();

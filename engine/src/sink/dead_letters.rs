@@ -1,7 +1,7 @@
 //! Records that a source could not read, written down with the reason and their place.
 //!
 //! A record that is not what it was declared to be may fail the batch. Where the user wants the query to go on without
-//! losing it, it becomes a dead letter: a row for the query's second sink, from which people or programs can mend it and
+//! losing it, it becomes a dead letter: a row for the query's second sink, from which people or programs can fix it and
 //! send it again.
 //!
 //! ```text

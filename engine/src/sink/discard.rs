@@ -3,7 +3,7 @@
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 
-use super::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
+use super::{BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, StreamingWrite};
 use crate::error::Result;
 use crate::id::{BatchId, PartitionId};
 use crate::identity::Identity;
@@ -34,22 +34,22 @@ impl Sink for DiscardSink {
         Guarantee::ExactlyOnce
     }
 
-    fn supports(&self, _mode: OutputMode) -> bool {
+    fn supports_output_mode(&self, _mode: OutputMode) -> bool {
         true
     }
 
-    async fn open(&self, _context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, _context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         Ok(Box::new(*self))
     }
 }
 
 #[async_trait]
-impl SinkWriter for DiscardSink {
-    async fn begin(&self, _batch: BatchId) -> Result<Begin> {
-        Ok(Begin::Open)
+impl StreamingWrite for DiscardSink {
+    async fn begin(&self, _batch: BatchId) -> Result<BatchStatus> {
+        Ok(BatchStatus::New)
     }
 
-    fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         Ok(Box::new(Counter::default()))
     }
 
@@ -65,7 +65,7 @@ pub(crate) struct Counter {
 }
 
 #[async_trait]
-impl PartitionWriter for Counter {
+impl DataWriter for Counter {
     async fn write(&mut self, rows: RecordBatch) -> Result<()> {
         self.rows += rows.num_rows() as u64;
         Ok(())

@@ -11,7 +11,7 @@ use datafusion::prelude::{DataFrame, SessionContext};
 use futures::future::BoxFuture;
 
 use super::memory::Rows;
-use super::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
+use super::{BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, StreamingWrite};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BatchId, PartitionId};
 use crate::identity::Identity;
@@ -82,7 +82,7 @@ impl Sink for ForeachBatchSink {
         self.guarantee
     }
 
-    fn supports(&self, _mode: OutputMode) -> bool {
+    fn supports_output_mode(&self, _mode: OutputMode) -> bool {
         true
     }
 
@@ -90,7 +90,7 @@ impl Sink for ForeachBatchSink {
         false
     }
 
-    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         let session = SessionContext::new_with_state(context.session.as_ref().clone());
         Ok(Box::new(ForeachBatchWriter { sink: self.clone(), session, schema: context.schema }))
     }
@@ -109,12 +109,12 @@ impl fmt::Debug for ForeachBatchWriter {
 }
 
 #[async_trait]
-impl SinkWriter for ForeachBatchWriter {
-    async fn begin(&self, _batch: BatchId) -> Result<Begin> {
-        Ok(Begin::Open)
+impl StreamingWrite for ForeachBatchWriter {
+    async fn begin(&self, _batch: BatchId) -> Result<BatchStatus> {
+        Ok(BatchStatus::New)
     }
 
-    fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         Ok(Box::new(Rows::default()))
     }
 
@@ -128,8 +128,8 @@ impl SinkWriter for ForeachBatchWriter {
         let rows = self.session.read_table(Arc::new(table))?;
         (self.sink.function)(rows, batch).await.map_err(|e| {
             Error::new(ErrorKind::UserCode, format!("the foreach_batch function failed: {e}"))
-                .batch(batch)
-                .hint("mend the cause and start again: the function gets the same batch")
+                .with_batch(batch)
+                .with_hint("fix the cause and start again: the function gets the same batch")
         })
     }
 }

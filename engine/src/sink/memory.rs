@@ -7,7 +7,7 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkName, SinkWriter};
+use super::{BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, SinkRole, StreamingWrite};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BatchId, PartitionId, QueryId, RunId};
 use crate::identity::Identity;
@@ -34,7 +34,7 @@ struct Taken {
 struct Committer {
     query: QueryId,
     run: RunId,
-    name: SinkName,
+    name: SinkRole,
 }
 
 impl Committer {
@@ -45,7 +45,7 @@ impl Committer {
                 ErrorKind::IncompatibleCheckpoint,
                 format!("the memory sink holds batches of query {}, and this is query {}", earlier.query, self.query),
             )
-            .hint(
+            .with_hint(
                 "give each query a sink of its own; a query that begins anew, with a new checkpoint, needs a new sink",
             )),
             _ => Ok(()),
@@ -58,7 +58,7 @@ impl Committer {
         match taken.values().next().map(|taken| taken.by) {
             Some(earlier) if earlier.name != self.name => {
                 Err(Error::invalid("one memory sink is both the output of the query and its sink for dead letters")
-                    .hint("give each a sink of its own, and start with a new checkpoint"))
+                    .with_hint("give each a sink of its own, and start with a new checkpoint"))
             }
             _ => Ok(()),
         }
@@ -108,21 +108,21 @@ impl Sink for MemorySink {
         Guarantee::ExactlyOnce
     }
 
-    fn supports(&self, _mode: OutputMode) -> bool {
+    fn supports_output_mode(&self, _mode: OutputMode) -> bool {
         true
     }
 
-    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
-        let own = Committer { query: context.query_id, run: context.run_id, name: context.name };
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
+        let own = Committer { query: context.query_id, run: context.run_id, name: context.role };
         let next = context.next_batch;
         if let Some(last) = self.last_batch()
-            && (last > next || (last == next && !context.next_batch_may_be_taken))
+            && (last > next || (last == next && !context.next_batch_may_be_committed))
         {
             return Err(Error::new(
                 ErrorKind::IncompatibleCheckpoint,
                 format!("the memory sink has batches up to {last}, and the checkpoint goes on with batch {next}"),
             )
-            .hint("use a new sink with a new checkpoint"));
+            .with_hint("use a new sink with a new checkpoint"));
         }
         own.check_query(&self.taken.lock())?;
         Ok(Box::new(MemoryWriter { sink: self.clone(), mode: context.output_mode, own }))
@@ -137,26 +137,27 @@ struct MemoryWriter {
 }
 
 #[async_trait]
-impl SinkWriter for MemoryWriter {
-    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+impl StreamingWrite for MemoryWriter {
+    async fn begin(&self, batch: BatchId) -> Result<BatchStatus> {
         let taken = self.sink.taken.lock();
-        self.own.check(&taken).map_err(|e| e.batch(batch))?;
+        self.own.check(&taken).map_err(|e| e.with_batch(batch))?;
         let is_taken = taken.keys().next_back().is_some_and(|last| batch <= *last);
-        Ok(if is_taken { Begin::Taken } else { Begin::Open })
+        Ok(if is_taken { BatchStatus::AlreadyCommitted } else { BatchStatus::New })
     }
 
-    fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         Ok(Box::new(Rows::default()))
     }
 
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
         let mut taken = self.sink.taken.lock();
-        self.own.check(&taken).map_err(|e| e.batch(batch))?;
+        self.own.check(&taken).map_err(|e| e.with_batch(batch))?;
         if let Some(earlier) = taken.get(&batch) {
             return if earlier.by.run == self.own.run {
                 Ok(())
             } else {
-                Err(Error::new(ErrorKind::Fenced, "another run committed this batch to the memory sink").batch(batch))
+                Err(Error::new(ErrorKind::Fenced, "another run committed this batch to the memory sink")
+                    .with_batch(batch))
             };
         }
         if self.mode == OutputMode::Complete {
@@ -176,7 +177,7 @@ impl SinkWriter for MemoryWriter {
 pub(crate) struct Rows(Vec<RecordBatch>);
 
 #[async_trait]
-impl PartitionWriter for Rows {
+impl DataWriter for Rows {
     async fn write(&mut self, rows: RecordBatch) -> Result<()> {
         self.0.push(rows);
         Ok(())

@@ -1,35 +1,35 @@
 //! Where rows go, each batch exactly once.
 //!
-//! A [`Sink`] is what a user names. Opening it for one run of one query gives a [`SinkWriter`]. For batch N the calls are:
+//! A [`Sink`] is what a user names. Opening it for one run of one query gives a [`StreamingWrite`]. For batch N the calls are:
 //!
 //! ```text
-//! begin(N) ─┬─ Taken          the batch was committed before a crash: nothing is written
-//!           └─ Open ─┬─ partition 0: write … write ─ finish ─┐
-//!                    ├─ partition 1: write … write ─ finish ─┼─ commit(N, receipts)
-//!                    └─ partition n: (no rows: no writer)  ──┘
+//! begin(N) ─┬─ AlreadyCommitted  the batch was committed before a crash: nothing is written
+//!           └─ New ─┬─ partition 0: write … write ─ finish ─┐
+//!                   ├─ partition 1: write … write ─ finish ─┼─ commit(N, receipts)
+//!                   └─ partition n: (no rows: no writer)  ──┘
 //! ```
 //!
 //! The driver begins and commits. Who makes the writers is up to the sink:
 //!
 //! ```text
-//! a simple sink        driver: SinkWriter::partition(N, i) ──▶ a writer, which writes in the driver's process
+//! a simple sink        driver: StreamingWrite::partition(N, i) ──▶ a writer, which writes in the driver's process
 //! one with a factory   where tasks run: Sink::writer_factory ──▶ WriterFactory::writer(N, i) ──▶ a writer
 //! ```
 //!
 //! A factory is made from data, [once per run](Sink::writer_factory) in each process, and shares no memory with the driver's
-//! half. A [`PartitionWriter`] is made when the first row of its partition comes and lives on one worker thread. Its receipt,
+//! half. A [`DataWriter`] is made when the first row of its partition comes and lives on one worker thread. Its receipt,
 //! which is data too, is all that reaches `commit`. A writer that is dropped without `finish` belongs to a failed batch: what it wrote must
 //! stay invisible.
 //!
-//! A query may have a second sink, for [dead letters](DeadLetters): the records that its sources could not read. It is told
-//! by its [name](SinkName) that it is the second. Both take part in every batch:
+//! A query may have a second sink, for [dead letters](DeadLetters): the records that its sources could not read. Its
+//! [role](SinkRole) says that it is the second. Both take part in every batch:
 //!
 //! ```text
 //! begin(N) of both ─ the plan fills the output ─ dead letters fill the other, as its partition 0
 //!                  ─ commit(N) of the dead letters ─ commit(N) of the output ─ commits/N
 //! ```
 //!
-//! The second is told of every batch, those without dead letters too. A crash anywhere repeats the batch for both, and each
+//! The second gets every batch, those without dead letters too. A crash anywhere repeats the batch for both, and each
 //! takes it once by its own promise.
 //!
 //! What every sink promises:
@@ -72,7 +72,7 @@ use crate::id::{BatchId, PartitionId, QueryId, RunId};
 use crate::identity::Identity;
 use crate::query::OutputMode;
 
-/// How often a row that the query produced once reaches the sink's readers, whatever crashes.
+/// The delivery guarantee of a sink: how often a row reaches its readers, whatever crashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guarantee {
     /// Once.
@@ -82,7 +82,7 @@ pub enum Guarantee {
 }
 
 impl Guarantee {
-    /// What holds of two sinks together: the weaker one.
+    /// The guarantee of two sinks together: the weaker one.
     pub(crate) fn and(self, other: Self) -> Self {
         match (self, other) {
             (Guarantee::ExactlyOnce, Guarantee::ExactlyOnce) => Guarantee::ExactlyOnce,
@@ -100,39 +100,39 @@ impl std::fmt::Display for Guarantee {
     }
 }
 
-/// Which of a query's sinks one is. A sink that keeps a record of its batches outside, under the query's id, keeps one per
-/// name.
+/// The role of a sink in its query: for rows, or for dead letters. A sink that keeps a record of its batches outside,
+/// under the query's id, keeps one per role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SinkName {
+pub enum SinkRole {
     /// It takes the rows that the query produces.
     Output,
     /// It takes the records that the query's sources could not read.
     DeadLetters,
 }
 
-impl std::fmt::Display for SinkName {
+impl std::fmt::Display for SinkRole {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            SinkName::Output => "output",
-            SinkName::DeadLetters => "dead-letters",
+            SinkRole::Output => "output",
+            SinkRole::DeadLetters => "dead-letters",
         })
     }
 }
 
-/// What a user names as the output of a stream.
+/// The output of a stream, as the user declares it.
 #[async_trait]
 pub trait Sink: std::fmt::Debug + Send + Sync {
-    /// For people: progress and `explain` show it. Holds no secret.
+    /// A description for people, shown in progress and `explain`. Must not contain secrets.
     fn description(&self) -> String;
 
     /// What readers of this sink can rely on.
     fn guarantee(&self) -> Guarantee;
 
-    /// Whether rows of this output mode make sense here.
-    fn supports(&self, mode: OutputMode) -> bool;
+    /// Whether the sink accepts rows of this output mode.
+    fn supports_output_mode(&self, mode: OutputMode) -> bool;
 
-    /// What it is, for the checkpoint: a query that is started again must write to where it wrote before. `None` for one that
-    /// cannot tell; it is not compared.
+    /// Identifies what is written to, for the checkpoint: a query that is started again must write to where it wrote
+    /// before. `None` is not compared.
     fn identity(&self) -> Option<Identity> {
         None
     }
@@ -144,23 +144,24 @@ pub trait Sink: std::fmt::Debug + Send + Sync {
         true
     }
 
-    /// Begins one run of one query: checks that rows of this schema can be written here, before anything is read.
-    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>>;
+    /// Opens the sink for one run of one query: checks that rows of this schema can be written here, before anything is
+    /// read.
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>>;
 
     /// Makes writers for one run of one query, in this process, where only what `context` holds is known of it. The run's
     /// driver [has opened](Self::open) the sink before, perhaps in another process. `None`, the default, for a sink whose
-    /// writers must be where the driver is: [`SinkWriter::partition`] makes them.
+    /// writers must be where the driver is: [`StreamingWrite::partition`] makes them.
     fn writer_factory(&self, context: WriterContext) -> Result<Option<Arc<dyn WriterFactory>>> {
         let _ = context;
         Ok(None)
     }
 }
 
-/// What a sink is told of the query that opens it.
+/// The query that opens a sink: its schema, output mode, ids and next batch.
 #[derive(Debug, Clone)]
 pub struct SinkContext {
     /// Which of the query's sinks it is.
-    pub name: SinkName,
+    pub role: SinkRole,
     /// The columns of every row that will come.
     pub schema: SchemaRef,
     /// How rows relate to those of earlier batches.
@@ -173,7 +174,7 @@ pub struct SinkContext {
     pub next_batch: BatchId,
     /// Whether an earlier run may have committed `next_batch` to the sink before it died. A sink that remembers its batches
     /// and is ahead of that belongs to another query, and refuses to open rather than to take rows for repeated ones.
-    pub next_batch_may_be_taken: bool,
+    pub next_batch_may_be_committed: bool,
     /// DataFusion's session: its object stores, its settings.
     pub session: Arc<SessionState>,
     /// The only way to ask for the time.
@@ -182,11 +183,11 @@ pub struct SinkContext {
     pub durable: bool,
 }
 
-/// What the writers of a query are told of it, in any process: the same of all, and nothing of the driver's.
+/// The query, as its writers need to know it in any process: the same for all of them, and nothing that the driver owns.
 #[derive(Debug, Clone)]
 pub struct WriterContext {
     /// Which of the query's sinks it is.
-    pub name: SinkName,
+    pub role: SinkRole,
     /// The columns of every row that will come.
     pub schema: SchemaRef,
     /// The query, the same after every restart.
@@ -199,24 +200,24 @@ pub struct WriterContext {
     pub session: Arc<SessionState>,
 }
 
-/// Whether a batch still has to be written.
+/// The status of a batch in the sink: still to be written, or committed already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Begin {
+pub enum BatchStatus {
     /// Write it.
-    Open,
+    New,
     /// It was committed before: neither write nor commit it.
-    Taken,
+    AlreadyCommitted,
 }
 
-/// One run's hold on a sink. See the [module](self) for the order of calls and the promises.
+/// A sink that one run of one query has opened. The [module](self) has the order of calls and the promises.
 #[async_trait]
-pub trait SinkWriter: std::fmt::Debug + Send + Sync {
+pub trait StreamingWrite: std::fmt::Debug + Send + Sync {
     /// Asks whether batch `batch` still has to be written.
-    async fn begin(&self, batch: BatchId) -> Result<Begin>;
+    async fn begin(&self, batch: BatchId) -> Result<BatchStatus>;
 
     /// A writer for the rows of one partition, in the driver's process. Called from worker threads, at most once per partition
     /// and batch. One of the sink's [factory](Sink::writer_factory) does the same.
-    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>>;
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn DataWriter>>;
 
     /// Makes batch `batch` visible: `receipts` are those of all partitions that had rows, in partition order. Also called
     /// for a batch without rows.
@@ -227,20 +228,20 @@ pub trait SinkWriter: std::fmt::Debug + Send + Sync {
 pub trait WriterFactory: std::fmt::Debug + Send + Sync {
     /// A writer for the rows of one partition of a batch that the driver has begun. Called from worker threads. A partition
     /// may be written twice, in two processes, and the receipt of one reach `commit`: what the other wrote stays invisible.
-    fn writer(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>>;
+    fn writer(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn DataWriter>>;
 }
 
 /// Takes rows of a batch that the sink has already, and only counts them.
-pub(crate) fn discarding_writer() -> Box<dyn PartitionWriter> {
+pub(crate) fn discarding_writer() -> Box<dyn DataWriter> {
     Box::new(discard::Counter::default())
 }
 
 /// Takes the rows of one partition of one batch.
 #[async_trait]
-pub trait PartitionWriter: Send {
-    /// Takes some rows.
+pub trait DataWriter: Send {
+    /// Writes some rows.
     async fn write(&mut self, rows: RecordBatch) -> Result<()>;
 
-    /// No more rows come. What the receipt names is safe on storage, and still invisible.
+    /// Ends the partition. What the receipt names is safe on storage, and still invisible.
     async fn finish(self: Box<Self>) -> Result<Receipt>;
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::rows_as_ipc;
 use crate::error::{Error, Result};
 
-/// What a finished partition hands to [`SinkWriter::commit`](super::SinkWriter::commit): how many rows it took, and
+/// What a finished partition hands to [`StreamingWrite::commit`](super::StreamingWrite::commit): how many rows it took, and
 /// whatever the sink needs to make them visible.
 ///
 /// A receipt is data and nothing else: the partition may have run in another process than the one that commits. A sink that
@@ -47,10 +47,10 @@ impl Receipt {
     ///
     /// # Errors
     ///
-    /// If they cannot: a map whose keys are no text, say.
+    /// If they cannot: a map whose keys are not text, say.
     pub fn with_json(self, contents: &impl Serialize) -> Result<Self> {
         let contents = serde_json::to_string(contents)
-            .map_err(|e| Error::internal(format!("a sink's receipt cannot become JSON: {e}")).caused_by(e))?;
+            .map_err(|e| Error::internal(format!("a sink's receipt cannot become JSON: {e}")).with_source(e))?;
         Ok(Receipt { contents: Contents::Json(contents), ..self })
     }
 
@@ -69,7 +69,7 @@ impl Receipt {
             return Err(Error::internal("a sink was given a receipt without its contents"));
         };
         serde_json::from_str(contents)
-            .map_err(|e| Error::internal(format!("a sink was given a foreign receipt: {e}")).caused_by(e))
+            .map_err(|e| Error::internal(format!("a sink was given a foreign receipt: {e}")).with_source(e))
     }
 
     /// The rows, as given to [`with_rows`](Self::with_rows).

@@ -29,7 +29,7 @@ use datafusion::physical_plan::{
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::{FILE_NAME_COLUMN, ScanRequest, Source};
-use crate::batch::{BatchContext, restamp};
+use crate::batch::{BatchContext, with_schema};
 use crate::executor::yield_now;
 use crate::progress::Phase;
 
@@ -104,7 +104,7 @@ impl DisplayAs for StreamTableExec {
     fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
         write!(
             f,
-            "StreamTableExec: source={}; a started query's `explain` tells what its batches run",
+            "StreamTableExec: source={}; `explain` of a started query shows what its batches run",
             self.description
         )
     }
@@ -198,7 +198,7 @@ impl TableProvider for StreamLeaf {
 pub(crate) struct StreamScanExec {
     leaf: LeafId,
     description: String,
-    has_dead_letters: bool,
+    emits_dead_letters: bool,
     request: ScanRequest,
     properties: Arc<PlanProperties>,
 }
@@ -217,15 +217,15 @@ impl StreamScanExec {
         StreamScanExec {
             leaf: leaf.id,
             description: leaf.source.description(),
-            has_dead_letters: leaf.source.has_dead_letters(),
+            emits_dead_letters: leaf.source.emits_dead_letters(),
             request,
             properties: Arc::new(properties),
         }
     }
 
     /// Whether what is read here may bring dead letters.
-    pub(crate) fn has_dead_letters(&self) -> bool {
-        self.has_dead_letters
+    pub(crate) fn emits_dead_letters(&self) -> bool {
+        self.emits_dead_letters
     }
 
     fn partitions(&self) -> usize {
@@ -309,8 +309,10 @@ impl ExecutionPlan for StreamScanExec {
                     Ok(Some(rows)) => {
                         batch.count_rows(leaf, rows.num_rows());
                         // The plan was made for the leaf's schema; sources may differ in metadata only.
-                        let rows =
-                            batch.check_cancelled().map_err(Into::into).and_then(|()| restamp(&rows, &output_schema));
+                        let rows = batch
+                            .check_cancelled()
+                            .map_err(Into::into)
+                            .and_then(|()| with_schema(&rows, &output_schema));
                         let goes_on = rows.is_ok().then_some((bound, batch, true));
                         Some((rows, goes_on))
                     }

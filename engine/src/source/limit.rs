@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadLimit {
     /// What the source's own options say (`maxFilesPerTrigger`, say); without such options, everything.
-    AsConfigured,
+    Configured,
     /// Everything there is, whatever the options say: [`Trigger::Once`](crate::trigger::Trigger::Once) asks for it.
-    Everything,
+    All,
 }

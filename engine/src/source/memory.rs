@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
+use super::{LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::Identity;
 
@@ -106,7 +106,7 @@ impl Source for MemorySource {
         Some(Identity::new("memory").in_process(self.name.to_string()))
     }
 
-    async fn open(&self, _context: SourceContext) -> Result<Box<dyn SourceReader>> {
+    async fn open(&self, _context: SourceContext) -> Result<Box<dyn MicroBatchStream>> {
         Ok(Box::new(MemoryReader { source: self.clone(), frozen: None, found: 0 }))
     }
 }
@@ -124,8 +124,8 @@ impl MemoryReader {
     /// How many adds an offset covers.
     fn adds_until(&self, offset: &Offset) -> Result<usize> {
         let last = offset.value().as_u64().ok_or_else(|| {
-            Error::new(ErrorKind::IncompatibleCheckpoint, format!("`{offset}` is no offset of a memory source"))
-                .hint("the checkpoint belongs to a query with another source: use a checkpoint of its own")
+            Error::new(ErrorKind::IncompatibleCheckpoint, format!("`{offset}` is not an offset of a memory source"))
+                .with_hint("the checkpoint belongs to a query with another source: use a checkpoint of its own")
         })?;
         let adds = last as usize + 1;
         if adds > self.source.adds() {
@@ -133,7 +133,7 @@ impl MemoryReader {
                 ErrorKind::SourceLostData,
                 format!("the checkpoint has read {adds} adds of a memory source that has {}", self.source.adds()),
             )
-            .hint("a memory source lives as long as the process: start with a new checkpoint"));
+            .with_hint("a memory source lives as long as the process: start with a new checkpoint"));
         }
         Ok(adds)
     }
@@ -144,21 +144,21 @@ fn offset_of(adds: usize) -> Option<Offset> {
 }
 
 #[async_trait]
-impl SourceReader for MemoryReader {
-    async fn freeze(&mut self) -> Result<()> {
+impl MicroBatchStream for MemoryReader {
+    async fn prepare_for_available_now(&mut self) -> Result<()> {
         self.frozen = Some(self.source.adds());
         Ok(())
     }
 
-    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
+    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<LatestOffset> {
         let read = after.map_or(Ok(0), |after| self.adds_until(after))?;
         self.found = self.source.adds();
         let available = self.frozen.unwrap_or(self.found).max(read);
         let end = match (limit, self.source.adds_per_batch) {
-            (ReadLimit::AsConfigured, Some(adds)) => available.min(read + adds),
+            (ReadLimit::Configured, Some(adds)) => available.min(read + adds),
             _ => available,
         };
-        Ok(Latest { end: offset_of(end), available: offset_of(available), unknown: None })
+        Ok(LatestOffset { batch_end: offset_of(end), latest: offset_of(available), unknown: None })
     }
 
     async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {

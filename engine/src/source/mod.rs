@@ -1,11 +1,11 @@
 //! Where rows come from, and how far a batch may go.
 //!
 //! A [`Source`] is what a user names: it has a schema and can be opened. Opening it for one run of one query gives a
-//! [`SourceReader`], which the driver alone talks to:
+//! [`MicroBatchStream`], which the driver alone talks to:
 //!
 //! ```text
-//! open ─ freeze? ─┬─ latest_offset ── (offsets/N is written) ── commit(end of N−1) ── splits | bind(range of N) ─┬─ …
-//!                 └──────────────────────── once per trigger ────────────────────────────────────────────────────┘
+//! open ─ prepare_for_available_now? ─┬─ latest_offset ── (offsets/N is written) ── commit(end of N−1) ── splits | bind(range of N) ─┬─ …
+//!                                    └──────────────────────── once per trigger ────────────────────────────────────────────────────┘
 //! ```
 //!
 //! Who reads the rows is up to the source:
@@ -15,7 +15,7 @@
 //! one that splits      driver: splits(range) ──▶ data ──▶ where tasks run: SourceScanner::scan(splits) ──▶ a plan
 //! ```
 //!
-//! A simple source implements [`bind`](SourceReader::bind) and is done. One that gives [splits](SourceReader::splits) has a
+//! A simple source implements [`bind`](MicroBatchStream::bind) and is done. One that gives [splits](MicroBatchStream::splits) has a
 //! [`SourceScanner`], too, which a process makes [once per run](Source::scanner) and which holds what is kept from batch to
 //! batch. The two share no memory: they may be in different processes.
 //!
@@ -26,10 +26,10 @@
 //! 2. *Forward*: `latest_offset(after)` never lies before `after`.
 //! 3. *Repetition*: after a crash the driver may call `bind`, `splits` and `commit` again with what they were called with
 //!    before. The second call has the same effect as the first.
-//! 4. *Silence is no answer*: who could not find out what there is, because nobody answered, the place is gone or may not
-//!    be looked at, never says that there is nothing new. `latest_offset` says [`Latest::unknown`] and why, or fails; `open`
-//!    and `freeze` fail. A plan over rows waits as long as the source has patience, and then fails: an answer that does
-//!    not come is not the end of rows.
+//! 4. *No answer is not "nothing new"*: a source that could not find out what there is, because nobody answered, or the
+//!    place is gone or may not be read, never reports that there is nothing new. `latest_offset` says
+//!    [`LatestOffset::unknown`] and why, or fails; `open` and `prepare_for_available_now` fail. A plan over rows waits
+//!    as long as the source has patience, and then fails: an answer that does not come is not the end of rows.
 //!
 //! What follows from `unknown`: a trigger that ends by itself fails with the reason, and so does
 //! [`process_all_available`](crate::query::StreamingQuery::process_all_available). A query that goes on does so with what its
@@ -67,18 +67,19 @@ pub use self::memory::MemorySource;
 pub use self::offset::{Offset, OffsetRange};
 pub(crate) use self::scanners::{Scanners, add_metrics, check_columns};
 pub use self::split::{ScanContext, SourceScanner, Split};
-use crate::checkpoint::CheckpointStore;
+use crate::checkpoint::MetadataStore;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
 
-/// What the column is called that holds the names of files, see [`Source::knows_file_names`].
+/// The name of the column that holds the URIs of files; see [`Source::knows_file_names`].
 pub const FILE_NAME_COLUMN: &str = "__tidewater_input_file_name";
 
-/// What a user names as the input of a stream. The same source may serve several queries: each opens its own reader.
+/// The input of a stream, as the user declares it. The same source may serve several queries: each opens its own
+/// reader.
 #[async_trait]
 pub trait Source: std::fmt::Debug + Send + Sync {
-    /// For people: progress and `explain` show it. Holds no secret.
+    /// A description for people, shown in progress and `explain`. Must not contain secrets.
     fn description(&self) -> String;
 
     /// The columns of every row this source will ever give.
@@ -89,9 +90,9 @@ pub trait Source: std::fmt::Debug + Send + Sync {
     /// source needs a sink for them and is refused without.
     ///
     /// A batch that is repeated gives the same dead letters again, in any order; the sink takes them once, with the batch.
-    /// A source that is read at several places of a plan is asked for each, and still tells of a record once: its reader
+    /// A source that is read at several places of a plan is asked for each, and still emits a record once: its reader
     /// lets one place of a batch speak (its splits say so), and the others leave the record out in silence.
-    fn has_dead_letters(&self) -> bool {
+    fn emits_dead_letters(&self) -> bool {
         false
     }
 
@@ -102,8 +103,8 @@ pub trait Source: std::fmt::Debug + Send + Sync {
         false
     }
 
-    /// What it is, for the checkpoint: a query that is started again must read what it read before. `None` for one that
-    /// cannot tell; it is not compared.
+    /// Identifies what is read, for the checkpoint: a query that is started again must read what it read before. `None`
+    /// is not compared.
     fn identity(&self) -> Option<Identity> {
         None
     }
@@ -114,11 +115,11 @@ pub trait Source: std::fmt::Debug + Send + Sync {
         Ok(false)
     }
 
-    /// Begins one run of one query. Reads back what an earlier run left in [`SourceContext::log`].
-    async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>>;
+    /// Opens the source for one run of one query. Reads back what an earlier run left in [`SourceContext::log`].
+    async fn open(&self, context: SourceContext) -> Result<Box<dyn MicroBatchStream>>;
 
     /// Begins to scan splits for one run of one query, in this process; connects to nothing yet. `None`, the default, for a
-    /// source whose reader gives no [splits](SourceReader::splits).
+    /// source whose reader gives no [splits](MicroBatchStream::splits).
     fn scanner(&self, context: ScanContext) -> Result<Option<Arc<dyn SourceScanner>>> {
         let _ = context;
         Ok(None)
@@ -130,12 +131,12 @@ pub(crate) fn whose(source: &dyn Source) -> String {
     format!("the source `{}`", source.description())
 }
 
-/// What a source is told of the query that opens it.
+/// The query that opens a source: its session, clock, partitions and place in the checkpoint.
 #[derive(Debug, Clone)]
 pub struct SourceContext {
     /// The source's own place in the checkpoint, `sources/<i>`. What is written there before `latest_offset` returns is
     /// on disk before the batch exists.
-    pub log: Arc<dyn CheckpointStore>,
+    pub log: Arc<dyn MetadataStore>,
     /// DataFusion's session: its object stores, its settings, its planner of expressions.
     pub session: Arc<SessionState>,
     /// The only way to ask for the time.
@@ -144,21 +145,21 @@ pub struct SourceContext {
     pub partitions: usize,
     /// How many committed batches the checkpoint keeps; the source keeps as much of its own log.
     pub min_batches_to_retain: u64,
-    /// Where it was in earlier runs, oldest first, as [`Identity::place`] told: it has been moved since.
+    /// Where it was in earlier runs, oldest first, as [`Identity::place`] had it: it has been moved since.
     pub former_places: Vec<String>,
 }
 
-/// One run's view of a source. See the [module](self) for the order of calls and the promises.
+/// A source that one run of one query has opened. The [module](self) has the order of calls and the promises.
 #[async_trait]
-pub trait SourceReader: std::fmt::Debug + Send + Sync {
-    /// From now on, only what exists at this moment is offered. Called at most once, right after `open`, for triggers
-    /// that end by themselves. Fails if that cannot be found out.
-    async fn freeze(&mut self) -> Result<()>;
+pub trait MicroBatchStream: std::fmt::Debug + Send + Sync {
+    /// Fixes the end of the stream: from now on, only what exists at this moment is offered. Called at most once, right
+    /// after `open`, for triggers that end by themselves. Fails if that cannot be found out.
+    async fn prepare_for_available_now(&mut self) -> Result<()>;
 
     /// How far a batch that begins after `after` may go. `after` is `None` while no batch has read this source. With
-    /// [`ReadLimit::Everything`] the query ends after that batch: a source that knows how to wait for an answer does so
+    /// [`ReadLimit::All`] the query ends after that batch: a source that knows how to wait for an answer does so
     /// before it says that it has none.
-    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest>;
+    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<LatestOffset>;
 
     /// A bounded plan over the rows of `range`, which runs where the driver is. Rows come in any number of partitions; their
     /// columns are [`ScanRequest::schema`]. Filters may be used to skip rows early: DataFusion applies them again.
@@ -167,7 +168,7 @@ pub trait SourceReader: std::fmt::Debug + Send + Sync {
     async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
         let _ = (range, scan);
         Err(Error::internal("a source gives neither a plan over a range nor its splits")
-            .hint("its reader must implement `SourceReader::bind` or `SourceReader::splits`"))
+            .with_hint("its reader must implement `MicroBatchStream::bind` or `MicroBatchStream::splits`"))
     }
 
     /// The rows of `range` cut into splits, about one for each task: each row is in one of them. No splits is no rows.
@@ -178,7 +179,7 @@ pub trait SourceReader: std::fmt::Debug + Send + Sync {
     }
 
     /// Rows up to and including `end` will not be asked for again, except by a replay of the batch that ends there.
-    /// A place to delete or archive what was read. An error here fails the query; what is only best effort is logged.
+    /// The moment to delete or archive what was read. An error here fails the query; what is only best effort is logged.
     async fn commit(&mut self, end: &Offset) -> Result<()>;
 
     /// A future that is done once there may be more than `latest_offset` found when it was last asked. With it the query is
@@ -189,24 +190,24 @@ pub trait SourceReader: std::fmt::Debug + Send + Sync {
     }
 
     /// Named figures of the batch that was bound or split last, for progress. What is found out while rows are read
-    /// (`"malformedRowsDropped"`, say) is told by the [scanner](SourceScanner::metrics), if there is one.
+    /// (`"malformedRowsDropped"`, say) comes from the [scanner](SourceScanner::metrics), if there is one.
     fn metrics(&self) -> BTreeMap<String, String> {
         BTreeMap::new()
     }
 }
 
-/// What [`SourceReader::latest_offset`] found.
+/// The result of [`MicroBatchStream::latest_offset`].
 #[derive(Debug, Clone, Default)]
-pub struct Latest {
+pub struct LatestOffset {
     /// Where the next batch may end, within the limit; `None` while there has never been anything to read.
-    pub end: Option<Offset>,
+    pub batch_end: Option<Offset>,
     /// The end of all there is, limits aside, where the source knows it. For progress only.
-    pub available: Option<Offset>,
-    /// Why the source could not find out what there is; `None` if it did. `end` is then what it knows for certain.
+    pub latest: Option<Offset>,
+    /// Why the source could not find out what there is; `None` if it did. `batch_end` is then what it knows for certain.
     pub unknown: Option<Error>,
 }
 
-impl Latest {
+impl LatestOffset {
     /// No batch has ever read this source and there is nothing to read.
     pub fn nothing() -> Self {
         Self::default()
@@ -214,24 +215,24 @@ impl Latest {
 
     /// The batch may end here, and here is all there is.
     pub fn at(end: Offset) -> Self {
-        Latest { available: Some(end.clone()), end: Some(end), unknown: None }
+        LatestOffset { latest: Some(end.clone()), batch_end: Some(end), unknown: None }
     }
 
     /// Nobody can say what there is after `after`, and why.
     pub fn unknown(after: Option<&Offset>, why: Error) -> Self {
-        Latest { end: after.cloned(), available: None, unknown: Some(why) }
+        LatestOffset { batch_end: after.cloned(), latest: None, unknown: Some(why) }
     }
 }
 
-impl PartialEq for Latest {
-    /// Of errors, what they say is compared.
+impl PartialEq for LatestOffset {
+    /// Errors are compared by their text.
     fn eq(&self, other: &Self) -> bool {
-        let said = |latest: &Latest| latest.unknown.as_ref().map(ToString::to_string);
-        self.end == other.end && self.available == other.available && said(self) == said(other)
+        let said = |latest: &LatestOffset| latest.unknown.as_ref().map(ToString::to_string);
+        self.batch_end == other.batch_end && self.latest == other.latest && said(self) == said(other)
     }
 }
 
-/// What one place in the plan wants of a source.
+/// What one scan in the plan needs of a source: columns and filters.
 #[derive(Debug, Clone)]
 pub struct ScanRequest {
     /// Which columns of the source's schema, by position and in this order. The position behind the last one is that of

@@ -57,7 +57,7 @@ impl Offset {
     pub fn parse(json: &str) -> Result<Self> {
         serde_json::from_str::<Value>(json)
             .map(Offset::new)
-            .map_err(|e| Error::damaged(format!("`{json}` is not an offset: {e}")).caused_by(e))
+            .map_err(|e| Error::damaged(format!("`{json}` is not an offset: {e}")).with_source(e))
     }
 
     /// The canonical JSON text.

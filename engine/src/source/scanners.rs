@@ -60,14 +60,14 @@ impl Scanners {
         let (number, source, request) = self.leaf(leaf)?;
         let scanner = self.opened()?.get(number).and_then(Option::as_ref).ok_or_else(|| {
             Error::internal(format!("{} gives splits, and nothing to scan them with", whose(source.as_ref())))
-                .hint("the source must implement `Source::scanner`")
+                .with_hint("the source must implement `Source::scanner`")
         })?;
         let plan = scanner.scan(batch, splits, request)?;
         check_columns(plan.as_ref(), request)?;
         Ok(plan)
     }
 
-    /// By source: what its scanner tells of the batch.
+    /// By source: the metrics of its scanner for the batch.
     pub(crate) fn metrics(&self) -> Vec<BTreeMap<String, String>> {
         let opened = self.opened.get().into_iter().flatten();
         opened.map(|scanner| scanner.as_ref().map(|scanner| scanner.metrics()).unwrap_or_default()).collect()

@@ -36,7 +36,7 @@ impl Split {
     ///
     /// If they cannot be JSON: a map whose keys are no texts, say.
     pub fn new(contents: &impl Serialize) -> Result<Self> {
-        let failed = |e| Error::internal(format!("a split of a source cannot be JSON: {e}")).caused_by(e);
+        let failed = |e| Error::internal(format!("a split of a source cannot be JSON: {e}")).with_source(e);
         serde_json::to_value(contents).map(Split).map_err(failed)
     }
 
@@ -48,13 +48,13 @@ impl Split {
     pub fn to<T: DeserializeOwned>(&self, source: &str) -> Result<T> {
         T::deserialize(&self.0).map_err(|e| {
             Error::internal(format!("the source `{source}` cannot read its own split: {e}"))
-                .hint("let the driver and the tasks of a query run the same program")
-                .caused_by(e)
+                .with_hint("let the driver and the tasks of a query run the same program")
+                .with_source(e)
         })
     }
 }
 
-/// What a source is told where its splits are scanned.
+/// What a source gets where its splits are scanned.
 #[derive(Debug, Clone)]
 pub struct ScanContext {
     /// DataFusion's session: its object stores, its settings, its planner of expressions.
@@ -73,7 +73,7 @@ pub struct ScanContext {
 /// 2. [`scan`](Self::scan) reads nothing. Reading begins when its plan is executed; a plan that is only looked at leaves no
 ///    trace in [`metrics`](Self::metrics) of other scanners, and no connection.
 pub trait SourceScanner: fmt::Debug + Send + Sync {
-    /// A bounded plan over the rows of these splits, as [`SourceReader::bind`](super::SourceReader::bind) would give it. Each
+    /// A bounded plan over the rows of these splits, as [`MicroBatchStream::bind`](super::MicroBatchStream::bind) would give it. Each
     /// place of the query's plan that reads the source has its own splits, and so its own call. A batch is never followed by
     /// an earlier one.
     fn scan(&self, batch: BatchId, splits: &[Split], scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>>;

@@ -6,12 +6,12 @@ use std::sync::atomic::AtomicU64;
 use arrow::record_batch::RecordBatch;
 
 use super::entry::FileEntry;
-use super::file::Effort;
+use super::file::FileKind;
 use super::limits::Resources;
 use super::sorted::{SortedRows, sort};
 use super::write::EntryWriter;
-use super::{OperatorId, StateSpec};
-use crate::checkpoint::CheckpointStore;
+use super::{OperatorId, StateSchema};
+use crate::checkpoint::MetadataStore;
 use crate::error::Result;
 use crate::id::{BatchId, RunId};
 
@@ -19,8 +19,8 @@ use crate::id::{BatchId, RunId};
 #[derive(Debug, Clone)]
 pub(crate) struct ChangeFiles {
     pub(super) operator: OperatorId,
-    pub(super) spec: StateSpec,
-    pub(super) store: Arc<dyn CheckpointStore>,
+    pub(super) spec: StateSchema,
+    pub(super) store: Arc<dyn MetadataStore>,
     pub(super) resources: Resources,
     pub(super) run: RunId,
 }
@@ -38,7 +38,7 @@ impl ChangeFiles {
         let sorted = partitions.iter().flatten().map(SortedRows::memory).sum::<usize>();
         claimed.try_resize(sorted).map_err(|e| self.resources.refused(sorted, e))?;
         let name = format!("{batch}.{}", self.run.short());
-        let how = (Effort::Fast, self.resources.limits.file_bytes);
+        let how = (FileKind::Changes, self.resources.limits.file_bytes);
         let written = Arc::new(AtomicU64::new(0));
         let mut writer = EntryWriter::new(&self.store, self.operator, &self.spec, name, how, &written);
         for rows in partitions.iter().flatten() {

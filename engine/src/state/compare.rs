@@ -1,9 +1,9 @@
-//! Whether the state that a checkpoint tells of is that of this query: operators, keys, and what they mean.
+//! Whether the state in a checkpoint is that of this query: operators, keys, and what they mean.
 
-use super::spec::{ToldColumn, ToldSpec};
+use super::spec::{PersistedColumn, PersistedStateSchema};
 
 /// What to say where state was written by another version of DataFusion; nothing where it was not, or is not known.
-pub(crate) fn other_versions(old: &[ToldSpec], new: &[ToldSpec]) -> Option<String> {
+pub(crate) fn other_versions(old: &[PersistedStateSchema], new: &[PersistedStateSchema]) -> Option<String> {
     old.iter().zip(new).find_map(|(old, new)| {
         let (was, is) = (old.written_by.as_ref()?, new.written_by.as_ref()?);
         (was.datafusion != is.datafusion).then(|| {
@@ -18,10 +18,11 @@ pub(crate) fn other_versions(old: &[ToldSpec], new: &[ToldSpec]) -> Option<Strin
 
 /// Why the state of `old` operators does not fit the `new` ones, line by line; empty if it does. Names may differ: columns
 /// are matched by position, like the aggregates they come from.
-pub(crate) fn differences(old: &[ToldSpec], new: &[ToldSpec]) -> Vec<String> {
+pub(crate) fn differences(old: &[PersistedStateSchema], new: &[PersistedStateSchema]) -> Vec<String> {
     let mut found = vec![];
     if old.len() != new.len() {
-        let list = |specs: &[ToldSpec]| specs.iter().map(|s| s.operator.as_str()).collect::<Vec<_>>().join(", ");
+        let list =
+            |specs: &[PersistedStateSchema]| specs.iter().map(|s| s.operator.as_str()).collect::<Vec<_>>().join(", ");
         found.push(format!(
             "the checkpoint has {} stateful operators ({}), the query has {} ({}), counted from the sink",
             old.len(),
@@ -47,22 +48,22 @@ pub(crate) fn differences(old: &[ToldSpec], new: &[ToldSpec]) -> Vec<String> {
         }
         columns(&format!("operator {number} ({kind}): key"), &old.keys, &new.keys, &mut found);
         columns(&format!("operator {number} ({kind}): identity"), &old.id, &new.id, &mut found);
-        // Where both tell what they mean, that decides; before, only what DataFusion makes of the query was known.
+        // Where both have a meaning, it decides; earlier checkpoints have only what DataFusion makes of the query.
         let both_tell = !old.meaning.is_empty() && !new.meaning.is_empty();
-        let both_tell_kept = both_tell && [old, new].iter().all(|spec| spec.meaning.iter().any(|told| is_kept(told)));
-        let (was, is) = if both_tell { (&old.meaning, &new.meaning) } else { (&old.describe, &new.describe) };
+        let both_tell_kept = both_tell && [old, new].iter().all(|spec| spec.meaning.iter().any(|words| is_kept(words)));
+        let (was, is) = if both_tell { (&old.meaning, &new.meaning) } else { (&old.description, &new.description) };
         let same = if both_tell { same_meaning(was, is, both_tell_kept) } else { same_words(was, is) };
-        // What else a join tells by names is told by its columns.
+        // What else a join describes by names is compared by its columns.
         let names = if both_tell_kept { 1 } else { usize::MAX };
-        let described = |spec: &ToldSpec| spec.describe.iter().take(names).cloned().collect::<Vec<_>>();
+        let described = |spec: &PersistedStateSchema| spec.description.iter().take(names).cloned().collect::<Vec<_>>();
         let tells_all = both_tell && AGGREGATIONS.contains(&kind.as_str());
         if !same || (!tells_all && !same_words(&described(old), &described(new))) {
-            let (was, is) = if same { (&old.describe, &new.describe) } else { (was, is) };
+            let (was, is) = if same { (&old.description, &new.description) } else { (was, is) };
             let (was, is) = (was.join(", "), is.join(", "));
             found.push(format!("operator {number} ({kind}) computed [{was}] and is to compute [{is}]"));
         } else {
-            let kept = |spec: &ToldSpec| match both_tell_kept {
-                true => spec.values.iter().map(ToldColumn::without_names).collect(),
+            let kept = |spec: &PersistedStateSchema| match both_tell_kept {
+                true => spec.values.iter().map(PersistedColumn::without_names).collect(),
                 false => spec.values.clone(),
             };
             columns(&format!("operator {number} ({kind}): kept column"), &kept(old), &kept(new), &mut found);
@@ -74,33 +75,34 @@ pub(crate) fn differences(old: &[ToldSpec], new: &[ToldSpec]) -> Vec<String> {
 /// How the words begin for what a join keeps of its sides. Earlier checkpoints do not have them.
 pub(crate) const KEPT: &str = "keeps ";
 
-fn is_kept(told: &str) -> bool {
-    told.starts_with(KEPT)
+fn is_kept(words: &str) -> bool {
+    words.starts_with(KEPT)
 }
 
-/// Whether two operators mean the same. Earlier words did not tell tables apart, nor from what rows are unnested.
+/// Whether two operators mean the same. Earlier descriptions did not distinguish tables, nor what rows are unnested
+/// from.
 fn same_meaning(old: &[String], new: &[String], both_tell_kept: bool) -> bool {
-    let told = |meaning: &[String]| -> Vec<String> {
-        meaning.iter().filter(|told| both_tell_kept || !is_kept(told)).cloned().collect()
+    let comparable = |meaning: &[String]| -> Vec<String> {
+        meaning.iter().filter(|words| both_tell_kept || !is_kept(words)).cloned().collect()
     };
     let same = |(old, new): (&String, &String)| {
         old == new || old.contains("UnnestExec.") || (old.contains("table.") && *old == without_table_numbers(new))
     };
-    let (old, new) = (told(old), told(new));
+    let (old, new) = (comparable(old), comparable(new));
     old.len() == new.len() && old.iter().zip(&new).all(same)
 }
 
 /// `table0.k` as earlier words have it, `table.k`.
-fn without_table_numbers(told: &str) -> String {
-    let mut parts = told.split("table");
+fn without_table_numbers(words: &str) -> String {
+    let mut parts = words.split("table");
     let first = parts.next().unwrap_or_default().to_owned();
-    parts.fold(first, |told, part| {
+    parts.fold(first, |text, part| {
         let rest = part.trim_start_matches(|c: char| c.is_ascii_digit() || c == '_');
-        told + "table" + if rest.starts_with('.') { rest } else { part }
+        text + "table" + if rest.starts_with('.') { rest } else { part }
     })
 }
 
-/// Operators whose `describe` is made of names that DataFusion gives.
+/// Operators whose `description` is made of names that DataFusion gives.
 pub(crate) const AGGREGATIONS: [&str; 2] = ["aggregate", "sessionWindow"];
 
 /// Whether two descriptions are the same but for numbers in names that were made up: these differ from start to start.
@@ -111,17 +113,17 @@ fn same_words(old: &[String], new: &[String]) -> bool {
 /// Without the numbers in names that DataFusion makes up.
 fn without_numbers(text: &str) -> String {
     const MADE_UP: [&str; 2] = ["__common_expr_", "__datafusion_extracted_"];
-    let (mut told, mut rest) = (String::with_capacity(text.len()), text);
+    let (mut found, mut rest) = (String::with_capacity(text.len()), text);
     while let Some(end) = MADE_UP.iter().filter_map(|name| Some(rest.find(name)? + name.len())).min() {
-        told.push_str(&rest[..end]);
+        found.push_str(&rest[..end]);
         rest = rest[end..].trim_start_matches(|c: char| c.is_ascii_digit());
     }
-    told + rest
+    found + rest
 }
 
-fn columns(what: &str, old: &[ToldColumn], new: &[ToldColumn], found: &mut Vec<String>) {
+fn columns(what: &str, old: &[PersistedColumn], new: &[PersistedColumn], found: &mut Vec<String>) {
     if old.len() != new.len() {
-        let list = |columns: &[ToldColumn]| columns.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ");
+        let list = |columns: &[PersistedColumn]| columns.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ");
         found.push(format!("{what}s were [{}] and are [{}]", list(old), list(new)));
         return;
     }
@@ -130,10 +132,10 @@ fn columns(what: &str, old: &[ToldColumn], new: &[ToldColumn], found: &mut Vec<S
     }
 }
 
-impl ToldColumn {
+impl PersistedColumn {
     /// The same, of a struct without the names of its parts: these are what the user calls them.
     fn without_names(&self) -> Self {
-        let (mut told, mut depth, mut in_name, mut escaped) = (String::new(), 0, false, false);
+        let (mut found, mut depth, mut in_name, mut escaped) = (String::new(), 0, false, false);
         for c in self.of_type.chars() {
             let was_in_name = in_name;
             match c {
@@ -144,12 +146,12 @@ impl ToldColumn {
             }
             escaped = was_in_name && c == '\\' && !escaped;
             if depth != 1 || !(in_name || was_in_name) {
-                told.push(c);
+                found.push(c);
             }
         }
-        ToldColumn {
+        PersistedColumn {
             name: self.name.clone(),
-            of_type: if self.of_type.starts_with("Struct(") { told } else { self.of_type.clone() },
+            of_type: if self.of_type.starts_with("Struct(") { found } else { self.of_type.clone() },
         }
     }
 }
@@ -160,20 +162,20 @@ mod tests {
 
     use arrow::datatypes::{DataType, Field};
 
-    use super::super::spec::{StateSpec, WrittenBy};
+    use super::super::spec::{StateSchema, WrittenBy};
     use super::*;
 
-    fn aggregate(key_type: DataType, describe: &[&str]) -> ToldSpec {
-        StateSpec {
+    fn aggregate(key_type: DataType, describe: &[&str]) -> PersistedStateSchema {
+        StateSchema {
             operator: "aggregate",
             keys: vec![Arc::new(Field::new("k", key_type, true))],
             id: vec![],
             values: describe.iter().map(|d| Arc::new(Field::new(*d, DataType::Int64, true)) as _).collect(),
-            describe: describe.iter().map(ToString::to_string).collect(),
+            description: describe.iter().map(ToString::to_string).collect(),
             wrong_before: vec![],
-            sides: 1,
+            eviction_bounds: 1,
         }
-        .told(&[])
+        .to_persisted(&[])
     }
 
     #[test]
@@ -196,7 +198,7 @@ mod tests {
     fn other_versions_are_told_and_not_refused() {
         let by = |datafusion: Option<&str>| {
             let by = |datafusion: &str| WrittenBy { engine: "0.1.0".into(), datafusion: datafusion.into() };
-            [ToldSpec { written_by: datafusion.map(by), ..aggregate(DataType::Utf8, &["count(1)"]) }]
+            [PersistedStateSchema { written_by: datafusion.map(by), ..aggregate(DataType::Utf8, &["count(1)"]) }]
         };
         let (old, new) = (by(Some("54.0.0")), by(Some("55.2.0")));
         assert!(differences(&old, &new).is_empty());
@@ -204,55 +206,71 @@ mod tests {
         assert!(said.contains("54.0.0") && said.contains("55.2.0"), "{said}");
         assert_eq!(other_versions(&new, &new), None);
         assert_eq!(other_versions(&by(None), &new), None);
-        let told = serde_json::json!(new[0]);
-        assert_eq!(told["writtenBy"], serde_json::json!({"datafusion": "55.2.0", "engine": "0.1.0"}));
+        let json = serde_json::json!(new[0]);
+        assert_eq!(json["writtenBy"], serde_json::json!({"datafusion": "55.2.0", "engine": "0.1.0"}));
     }
 
     #[test]
     fn what_is_meant_decides_where_it_is_told() {
-        let told = |describe: &str, meaning: &[&str]| {
+        let persisted = |describe: &str, meaning: &[&str]| {
             let meaning = meaning.iter().map(ToString::to_string).collect();
-            [ToldSpec { meaning, ..aggregate(DataType::Utf8, &[describe]) }]
+            [PersistedStateSchema { meaning, ..aggregate(DataType::Utf8, &[describe]) }]
         };
-        let sum = told("sum(__common_expr_1)", &["by source0.k", "sum((source0.v + source0.id))"]);
+        let sum = persisted("sum(__common_expr_1)", &["by source0.k", "sum((source0.v + source0.id))"]);
         // The same query, started twice in one process.
         assert!(
-            differences(&sum, &told("sum(__common_expr_2)", &["by source0.k", "sum((source0.v + source0.id))"]))
+            differences(&sum, &persisted("sum(__common_expr_2)", &["by source0.k", "sum((source0.v + source0.id))"]))
                 .is_empty()
         );
         assert!(
-            !differences(&sum, &told("sum(__common_expr_1)", &["by source0.k", "sum((source0.v - source0.id))"]))
+            !differences(&sum, &persisted("sum(__common_expr_1)", &["by source0.k", "sum((source0.v - source0.id))"]))
                 .is_empty()
         );
         assert!(
             !differences(
                 &sum,
-                &told("sum(__common_expr_1)", &["by upper(source0.k)", "sum((source0.v + source0.id))"])
+                &persisted("sum(__common_expr_1)", &["by upper(source0.k)", "sum((source0.v + source0.id))"])
             )
             .is_empty()
         );
         // Written before there were words for it.
-        let old = told("sum(__common_expr_1)", &[]);
+        let old = persisted("sum(__common_expr_1)", &[]);
         assert!(
-            differences(&old, &sum).is_empty() && !differences(&old, &told("sum(v)", &["by source0.k"])).is_empty()
+            differences(&old, &sum).is_empty()
+                && !differences(&old, &persisted("sum(v)", &["by source0.k"])).is_empty()
         );
     }
 
     #[test]
     fn what_a_join_keeps_is_compared_by_what_it_is_and_not_by_its_names() {
-        let told = |of_type: &str, meaning: &[&str]| {
-            let values = vec![ToldColumn { name: "left".into(), of_type: of_type.into() }];
+        let persisted = |of_type: &str, meaning: &[&str]| {
+            let values = vec![PersistedColumn { name: "left".into(), of_type: of_type.into() }];
             let meaning = meaning.iter().map(ToString::to_string).collect();
-            [ToldSpec { operator: "join".into(), values, meaning, ..aggregate(DataType::Utf8, &["inner join"]) }]
+            [PersistedStateSchema {
+                operator: "join".into(),
+                values,
+                meaning,
+                ..aggregate(DataType::Utf8, &["inner join"])
+            }]
         };
         let by = "by source0.k = source1.k";
-        let old = told(r#"Struct("k": Utf8, "a\"(": Int64)"#, &[by, "keeps left source0.k", "keeps left source0.v"]);
+        let old =
+            persisted(r#"Struct("k": Utf8, "a\"(": Int64)"#, &[by, "keeps left source0.k", "keeps left source0.v"]);
         for (new, fits) in [
-            (told(r#"Struct("k": Utf8, "b": Int64)"#, &[by, "keeps left source0.k", "keeps left source0.v"]), true),
-            (told(r#"Struct("k": Utf8, "a": Int64)"#, &[by, "keeps left source0.k", "keeps left source0.id"]), false),
-            (told(r#"Struct("k": Utf8, "a": Utf8)"#, &[by, "keeps left source0.k", "keeps left source0.v"]), false),
-            (told(r#"Struct("k": Utf8, "a\"(": Int64)"#, &[by]), true),
-            (told(r#"Struct("k": Utf8, "b": Int64)"#, &[by]), false),
+            (
+                persisted(r#"Struct("k": Utf8, "b": Int64)"#, &[by, "keeps left source0.k", "keeps left source0.v"]),
+                true,
+            ),
+            (
+                persisted(r#"Struct("k": Utf8, "a": Int64)"#, &[by, "keeps left source0.k", "keeps left source0.id"]),
+                false,
+            ),
+            (
+                persisted(r#"Struct("k": Utf8, "a": Utf8)"#, &[by, "keeps left source0.k", "keeps left source0.v"]),
+                false,
+            ),
+            (persisted(r#"Struct("k": Utf8, "a\"(": Int64)"#, &[by]), true),
+            (persisted(r#"Struct("k": Utf8, "b": Int64)"#, &[by]), false),
         ] {
             assert_eq!(differences(&old, &new).is_empty(), fits, "{new:?}");
         }
@@ -260,8 +278,8 @@ mod tests {
 
     #[test]
     fn earlier_words_for_tables_fit_any() {
-        let told = |meaning: &str| vec![meaning.to_owned()];
-        let same = |old, new| same_meaning(&told(old), &told(new), false);
+        let one = |meaning: &str| vec![meaning.to_owned()];
+        let same = |old, new| same_meaning(&one(old), &one(new), false);
         assert!(same("by upper(table.k)", "by upper(table1_1.k)") && same("by table1.k", "by table1.k"));
         assert!(!same("by table0.k", "by table1.k") && !same("by table.k", "by table1.v"));
     }

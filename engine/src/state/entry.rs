@@ -1,4 +1,4 @@
-//! What a commit tells of the files of state.
+//! What a commit records of the files of state.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct StateCommit {
-    /// The file that tells what each operator keeps.
+    /// The file that describes what each operator keeps.
     pub(crate) schema: String,
     /// By operator.
     pub(crate) operators: Vec<OperatorCommit>,
@@ -35,7 +35,8 @@ pub(crate) struct FileEntry {
     /// How often its rows have been merged.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) level: u32,
-    /// By side: the latest time of its rows, in µs, the least number where there is none; null where one is never due.
+    /// By join side, the maximum expiry in the file, in µs: `i64::MIN` if the side has no rows, null if some row never
+    /// expires.
     #[serde(default)]
     pub(crate) last_us: Vec<Option<i64>>,
     /// Its files, if they are several, in the order of their rows.
@@ -120,9 +121,9 @@ mod tests {
         let expected = serde_json::json!({"bytes": 7, "lastUs": [5], "level": 1, "name": "12m0.7d9612d0"});
         assert_eq!(serde_json::json!(whole), expected);
         let several = FileEntry { bytes: 30, parts: vec![Part(10, 0), Part(11, 7), Part(9, 7)], ..entry() };
-        let told = serde_json::json!(several).to_string();
-        assert!(told.contains(r#""parts":[[10,0],[11,7],[9,7]]"#), "{told}");
-        assert_eq!(serde_json::from_str::<FileEntry>(&told).unwrap(), several);
+        let text = serde_json::json!(several).to_string();
+        assert!(text.contains(r#""parts":[[10,0],[11,7],[9,7]]"#), "{text}");
+        assert_eq!(serde_json::from_str::<FileEntry>(&text).unwrap(), several);
         let part = |name: &str, bytes, groups| FilePart { name: name.to_owned(), bytes, groups };
         assert_eq!(whole.files(), [part("12m0.7d9612d0", 7, (0, 255))]);
         let expected = [

@@ -1,10 +1,10 @@
 //! A file of state: Arrow IPC, which any Arrow tool reads.
 //!
-//! The columns are those of [`StateSpec::file_schema`]. The schema's metadata says `tidewater.state` = `2`, the version of the
-//! format, and `operator`, its kind. Rows stand in [their order](super::sorted), cut into record batches of bounded size; the
-//! footer's metadata has `tidewater.groups`, which tells of each record batch its first key group, its last, its rows, and the
-//! CRC-32 of its bytes: `[[0,17,8123,3735928559],[17,40,7950,3405691582]]`. So a reader of some key groups reads the footer and
-//! the record batches it needs, and takes in none that changed.
+//! The columns are those of [`StateSchema::file_schema`]. The schema's metadata says `tidewater.state` = `2`, the
+//! version of the format, and `operator`, its kind. Rows stand in [their order](super::sorted), cut into record batches
+//! of bounded size; the footer's metadata has `tidewater.groups`, which has, for each record batch, its first key
+//! group, its last, its rows, and the CRC-32 of its bytes: `[[0,17,8123,3735928559],[17,40,7950,3405691582]]`. So a
+//! reader of some key groups reads the footer and the record batches it needs, and takes in none that changed.
 //!
 //! Files of version 1, of older releases, are not sorted and have no index: they are read whole.
 
@@ -24,7 +24,7 @@ use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::StateSpec;
+use super::StateSchema;
 use super::sorted::SortedRows;
 use super::spelling::{plain, plain_type};
 use super::store::NEVER;
@@ -40,11 +40,11 @@ const GROUPS_KEY: &str = "tidewater.groups";
 /// What follows the footer: its length, and Arrow's mark.
 const TRAILER: usize = 10;
 
-/// Whether a file is written while a batch waits for it, or in the background.
+/// What a file holds: the changes of one batch, which waits for it, or compacted ones, written in the background.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Effort {
-    Fast,
-    Small,
+pub(crate) enum FileKind {
+    Changes,
+    Compacted,
 }
 
 /// A file that is being written, in memory.
@@ -61,13 +61,13 @@ impl std::fmt::Debug for FileBuilder {
 }
 
 impl FileBuilder {
-    pub(crate) fn new(spec: &StateSpec, effort: Effort) -> Result<Self> {
+    pub(crate) fn new(spec: &StateSchema, kind: FileKind) -> Result<Self> {
         let metadata = [(VERSION_KEY, VERSION), (OPERATOR_KEY, spec.operator)];
         let metadata = metadata.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
         let schema = Arc::new(Schema::new_with_metadata(spec.file_schema().fields().clone(), metadata));
-        let compression = match effort {
-            Effort::Fast => CompressionType::LZ4_FRAME,
-            Effort::Small => CompressionType::ZSTD,
+        let compression = match kind {
+            FileKind::Changes => CompressionType::LZ4_FRAME,
+            FileKind::Compacted => CompressionType::ZSTD,
         };
         let options = IpcWriteOptions::default().try_with_compression(Some(compression))?;
         Ok(FileBuilder { writer: FileWriter::try_new_with_options(vec![], &schema, options)?, schema, index: vec![] })
@@ -102,11 +102,11 @@ impl FileBuilder {
     }
 }
 
-/// What the index tells of a record batch: its first and last key group, its rows, and the checksum of its bytes.
+/// The index entry of a record batch: its first and last key group, its rows, and the checksum of its bytes.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Indexed(u8, u8, usize, u32);
 
-/// What the end of a file tells.
+/// The footer of a file.
 #[derive(Debug)]
 pub(crate) struct Footer {
     decoder: FileDecoder,
@@ -115,7 +115,7 @@ pub(crate) struct Footer {
     blocks: Option<Vec<IndexedBlock>>,
 }
 
-/// A record batch of a file, and what the index tells of it.
+/// A record batch of a file, with its index entry.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct IndexedBlock {
     block: Block,
@@ -141,11 +141,11 @@ pub(crate) fn footer_bytes(end: &[u8], file: &str) -> Result<usize> {
 }
 
 /// Reads the footer; `end` is the end of the file, [enough](footer_bytes) of it.
-pub(crate) fn read_footer(spec: &StateSpec, end: &[u8], file: &str) -> Result<Footer> {
+pub(crate) fn read_footer(spec: &StateSchema, end: &[u8], file: &str) -> Result<Footer> {
     unless_it_panics(file, || parse_footer(spec, end, file))
 }
 
-fn parse_footer(spec: &StateSpec, end: &[u8], file: &str) -> Result<Footer> {
+fn parse_footer(spec: &StateSchema, end: &[u8], file: &str) -> Result<Footer> {
     let torn = torn(file);
     let length = footer_bytes(end, file)?;
     let start = end.len().checked_sub(length);
@@ -204,7 +204,7 @@ impl Footer {
 }
 
 /// The rows of a file of version 1, in the order they were written.
-pub(crate) fn decode_whole(spec: &StateSpec, contents: Bytes, file: &str) -> Result<Vec<RecordBatch>> {
+pub(crate) fn decode_whole(spec: &StateSchema, contents: Bytes, file: &str) -> Result<Vec<RecordBatch>> {
     let torn = torn(file);
     let wanted = spec.file_schema();
     let read = || {
@@ -255,14 +255,14 @@ fn same_parts(one: &Fields, other: &Fields) -> bool {
 fn torn(file: &str) -> impl Fn(ArrowError) -> Error {
     move |e| {
         Error::damaged(format!("the file is not what was written: {e}"))
-            .file(file)
-            .hint("restore it from a backup, or start with a new checkpoint")
-            .caused_by(e)
+            .with_file(file)
+            .with_hint("restore it from a backup, or start with a new checkpoint")
+            .with_source(e)
     }
 }
 
 /// Whether a file is one of this operator; the version of its format.
-fn check_schema(spec: &StateSpec, schema: &Schema, file: &str) -> Result<&'static str> {
+fn check_schema(spec: &StateSchema, schema: &Schema, file: &str) -> Result<&'static str> {
     let version = match schema.metadata().get(VERSION_KEY).map(String::as_str) {
         Some(VERSION) => VERSION,
         Some(OLD_VERSION) => OLD_VERSION,
@@ -271,17 +271,17 @@ fn check_schema(spec: &StateSpec, schema: &Schema, file: &str) -> Result<&'stati
                 ErrorKind::IncompatibleCheckpoint,
                 format!("the file is of version {other}, and this release reads versions up to {VERSION}"),
             )
-            .file(file)
-            .hint("continue with the release that wrote it, or start with a new checkpoint"));
+            .with_file(file)
+            .with_hint("continue with the release that wrote it, or start with a new checkpoint"));
         }
         None => {
             return Err(Error::damaged("the file holds no state".to_owned())
-                .file(file)
-                .hint("restore it from a backup, or start with a new checkpoint"));
+                .with_file(file)
+                .with_hint("restore it from a backup, or start with a new checkpoint"));
         }
     };
     let foreign = |what: String| {
-        Error::damaged(what).file(file).hint(
+        Error::damaged(what).with_file(file).with_hint(
             "the file belongs to another operator or checkpoint: restore it from a backup, or start with a new one",
         )
     };
@@ -304,7 +304,7 @@ fn check_schema(spec: &StateSpec, schema: &Schema, file: &str) -> Result<&'stati
 }
 
 /// By side: the latest time among these changes and `last`; [`NEVER`] where a row is never due, `i64::MIN` where there is none.
-pub(crate) fn note_last_times(spec: &StateSpec, change: &RecordBatch, last: &mut [i64]) {
+pub(crate) fn note_last_times(spec: &StateSchema, change: &RecordBatch, last: &mut [i64]) {
     let times = change.column(spec.time_column()).as_primitive::<Int64Type>();
     for row in 0..change.num_rows() {
         let us = if times.is_null(row) { NEVER } else { times.value(row) };
@@ -315,14 +315,14 @@ pub(crate) fn note_last_times(spec: &StateSpec, change: &RecordBatch, last: &mut
 }
 
 /// Which rows of a change are alive, given the bounds of eviction.
-pub(crate) fn alive(spec: &StateSpec, change: &RecordBatch, bounds_us: &[i64], row: usize) -> bool {
+pub(crate) fn alive(spec: &StateSchema, change: &RecordBatch, bounds_us: &[i64], row: usize) -> bool {
     let times = change.column(spec.time_column()).as_primitive::<Int64Type>();
     let bound = bounds_us.get(side(spec, change, row)).copied().unwrap_or(i64::MIN);
     times.is_null(row) || times.value(row) > bound
 }
 
-fn side(spec: &StateSpec, change: &RecordBatch, row: usize) -> usize {
-    if spec.sides < 2 {
+fn side(spec: &StateSchema, change: &RecordBatch, row: usize) -> usize {
+    if spec.eviction_bounds < 2 {
         return 0;
     }
     usize::from(change.column(1 + spec.keys.len()).as_primitive::<UInt8Type>().value(row))

@@ -32,13 +32,13 @@ use futures::future::join_all;
 
 use super::changes::ChangeFiles;
 use super::entry::{FileEntry, OperatorCommit};
-use super::file::Effort;
+use super::file::FileKind;
 use super::limits::{Limits, Resources};
 use super::merge::{Keeps, MergedRows};
 use super::read::EntryReader;
 use super::write::EntryWriter;
-use super::{OperatorId, StateSpec};
-use crate::checkpoint::CheckpointStore;
+use super::{OperatorId, StateSchema};
+use crate::checkpoint::MetadataStore;
 use crate::clock::Clock;
 use crate::error::{Error, Result, guarded_call};
 use crate::executor::{Executor, Task, yield_now};
@@ -52,24 +52,24 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The files of one operator during a run.
 #[derive(Debug)]
-pub(crate) struct StateFiles {
+pub(crate) struct StateChangelog {
     operator: OperatorId,
-    spec: StateSpec,
+    spec: StateSchema,
     executor: Executor,
-    store: Arc<dyn CheckpointStore>,
+    store: Arc<dyn MetadataStore>,
     resources: Resources,
     run: RunId,
     now: OperatorCommit,
     /// One per level at most.
     merging: Vec<Merging>,
     merges: u64,
-    /// After a merge that failed: the batch before which none is tried.
-    no_merge_before: u64,
+    /// After a compaction that failed: the batch before which none is started.
+    compaction_backoff_until: u64,
     /// How many merges batches have waited for.
     waited: u64,
     /// Bytes that went to storage: while batches waited, and in the background.
     changes_written: u64,
-    merges_written: Arc<AtomicU64>,
+    compactions_written: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -83,17 +83,17 @@ struct Merging {
     job: Task<Result<Option<FileEntry>>>,
 }
 
-impl StateFiles {
+impl StateChangelog {
     /// The files as a commit names them.
     pub(crate) fn new(
-        (operator, spec): (OperatorId, StateSpec),
+        (operator, spec): (OperatorId, StateSchema),
         executor: Executor,
-        store: Arc<dyn CheckpointStore>,
+        store: Arc<dyn MetadataStore>,
         resources: Resources,
         run: RunId,
         now: OperatorCommit,
     ) -> Self {
-        StateFiles {
+        StateChangelog {
             operator,
             spec,
             executor,
@@ -103,10 +103,10 @@ impl StateFiles {
             now,
             merging: vec![],
             merges: 0,
-            no_merge_before: 0,
+            compaction_backoff_until: 0,
             waited: 0,
             changes_written: 0,
-            merges_written: Arc::default(),
+            compactions_written: Arc::default(),
         }
     }
 
@@ -117,7 +117,7 @@ impl StateFiles {
 
     /// Bytes written so far: changes and merges.
     pub(crate) fn written(&self) -> (u64, u64) {
-        (self.changes_written, self.merges_written.load(Ordering::Relaxed))
+        (self.changes_written, self.compactions_written.load(Ordering::Relaxed))
     }
 
     /// How many merges batches have waited for so far.
@@ -128,9 +128,9 @@ impl StateFiles {
     /// Puts finished merges in the place of their parts, and waits for one where the next batch would make too many files of a
     /// level. Calls `waits` before each wait.
     pub(crate) async fn make_room(&mut self, batch: BatchId, waits: impl Fn()) -> Result<()> {
-        self.take_merged(batch);
+        self.install_finished_compactions(batch);
         while let Some(level) = crowded(&self.now.files, self.resources.limits) {
-            self.begin_merges(batch);
+            self.start_compactions(batch);
             let Some(at) = self.merging.iter().position(|merging| merging.level == level) else { break };
             self.waited += 1;
             waits();
@@ -143,10 +143,10 @@ impl StateFiles {
                     error.kind(),
                     format!("{most} files of state wait to be merged, and merging them failed: {error}"),
                 )
-                .hint("see to what the merge needs, then start again: it is tried again")
-                .caused_by(error)
+                .with_hint("see to what the merge needs, then start again: it is tried again")
+                .with_source(error)
             })?;
-            self.put_merged(&parts, entry);
+            self.install_compaction(&parts, entry);
         }
         Ok(())
     }
@@ -164,32 +164,32 @@ impl StateFiles {
 
     /// Adds what batch `batch` has written of its changes. Returns the operator's part of the commit.
     pub(crate) fn add(&mut self, batch: BatchId, changes: Option<FileEntry>, evicted_us: &[i64]) -> OperatorCommit {
-        let known = self.now.bounds_us(self.spec.sides);
+        let known = self.now.bounds_us(self.spec.eviction_bounds);
         let bounds: Vec<i64> = known.iter().zip(evicted_us).map(|(known, new)| *known.max(new)).collect();
         self.now.evicted_us = bounds.iter().map(|us| (*us != i64::MIN).then_some(*us)).collect();
         self.changes_written += changes.as_ref().map_or(0, |file| file.bytes);
         self.now.files.extend(changes);
         self.now.files.retain(|file| !file.is_behind(&bounds));
-        if batch.0 >= self.no_merge_before {
-            self.begin_merges(batch);
+        if batch.0 >= self.compaction_backoff_until {
+            self.start_compactions(batch);
         }
         self.now.clone()
     }
 
     fn merge_writer(&self, name: String) -> EntryWriter {
-        let how = (Effort::Small, self.resources.limits.file_bytes);
-        EntryWriter::new(&self.store, self.operator, &self.spec, name, how, &self.merges_written)
+        let how = (FileKind::Compacted, self.resources.limits.file_bytes);
+        EntryWriter::new(&self.store, self.operator, &self.spec, name, how, &self.compactions_written)
     }
 
     /// Puts finished merges in the place of their parts. A failed one is tried again later.
-    fn take_merged(&mut self, batch: BatchId) {
+    fn install_finished_compactions(&mut self, batch: BatchId) {
         while let Some(at) = self.merging.iter().position(|merging| merging.job.is_finished()) {
             let Merging { parts, job, .. } = self.merging.swap_remove(at);
             // It is finished: this does not wait.
             match job.now_or_never() {
-                Some(Ok(entry)) => self.put_merged(&parts, entry),
+                Some(Ok(entry)) => self.install_compaction(&parts, entry),
                 Some(Err(error)) => {
-                    self.no_merge_before = batch.0 + BATCHES_BETWEEN_FAILURES;
+                    self.compaction_backoff_until = batch.0 + BATCHES_BETWEEN_FAILURES;
                     tracing::warn!(operator = %self.operator, %error, "files of state could not be merged; tried again later");
                 }
                 None => {}
@@ -197,7 +197,7 @@ impl StateFiles {
         }
     }
 
-    fn put_merged(&mut self, parts: &[String], entry: Option<FileEntry>) {
+    fn install_compaction(&mut self, parts: &[String], entry: Option<FileEntry>) {
         let place = self.now.files.iter().position(|file| parts.contains(&file.name));
         self.now.files.retain(|file| !parts.contains(&file.name));
         if let Some((place, entry)) = place.zip(entry) {
@@ -206,7 +206,7 @@ impl StateFiles {
     }
 
     /// Begins what is due, at each level where no merge is under way.
-    fn begin_merges(&mut self, batch: BatchId) {
+    fn start_compactions(&mut self, batch: BatchId) {
         let levels = self.now.files.iter().map(|file| file.level).max().map_or(0, |level| level + 1);
         for level in 0..levels {
             if self.merging.iter().any(|merging| merging.level == level) {
@@ -222,7 +222,8 @@ impl StateFiles {
                 let all = (0, u8::MAX);
                 EntryReader::new(&self.store, self.operator, &self.spec, part, all, self.resources.limits)
             };
-            let keeps = Keeps { bounds_us: self.now.bounds_us(self.spec.sides), nothing_older: range.start == 0 };
+            let keeps =
+                Keeps { bounds_us: self.now.bounds_us(self.spec.eviction_bounds), nothing_older: range.start == 0 };
             let merge = Merge {
                 rows: MergedRows::new(self.spec.clone(), parts.iter().map(reader).collect(), keeps, &self.resources),
                 writer: self.merge_writer(name),
@@ -238,7 +239,7 @@ impl StateFiles {
 
     /// Ends merges before their time, and waits until they write nothing more; for some seconds at most, as storage may not
     /// answer. Their parts stay the operator's state.
-    pub(crate) async fn cut_off_merges(&mut self, clock: &dyn Clock) {
+    pub(crate) async fn cancel_compactions(&mut self, clock: &dyn Clock) {
         let merging: Vec<Merging> = self.merging.drain(..).collect();
         if merging.is_empty() {
             return;

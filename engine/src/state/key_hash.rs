@@ -1,4 +1,4 @@
-//! Which key group a row belongs to, today and for ever.
+//! Which key group a row belongs to. This never changes: state on disk depends on it.
 //!
 //! Rows of one key must meet in one partition, in every release and on every machine, because what is remembered of them lies
 //! in files. So this hash is ours and fixed: nobody's library may change it. For the key columns c₁ … cₙ of a row:
@@ -34,7 +34,7 @@ use datafusion::common::{exec_err, not_impl_err};
 use datafusion::error::Result;
 use twox_hash::XxHash64;
 
-use super::spelling::{one_spelling, plain};
+use super::spelling::{normalize_keys, plain};
 use crate::error::Error;
 
 /// Into how many groups the keys of a query are divided: the greatest number of partitions that do any work.
@@ -101,7 +101,7 @@ pub(crate) fn not_a_key(key: &Field) -> Error {
         "go by the parts of it that make the key, each a text, a number, a time or a boolean"
     };
     Error::unsupported(format!("`{name}` is of type {data_type}, whose values cannot be keys of a stream's state"))
-        .hint(hint)
+        .with_hint(hint)
 }
 
 fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
@@ -153,7 +153,7 @@ fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
             hash_column(&cast(column, &DataType::LargeList(Arc::clone(item)))?, hashes)?;
         }
         DataType::Map(_, _) => {
-            let spelled = one_spelling(std::slice::from_ref(column))?;
+            let spelled = normalize_keys(std::slice::from_ref(column))?;
             for maps in spelled.iter().filter_map(|maps| maps.as_map_opt()) {
                 let (entries, offsets) = (Arc::new(maps.entries().clone()), maps.offsets().clone());
                 let item = Arc::new(Field::new_list_field(entries.data_type().clone(), false));

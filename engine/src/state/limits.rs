@@ -7,7 +7,7 @@ use datafusion::error::DataFusionError;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
 
 use super::store::StateStore;
-use super::table::Table;
+use super::table::StateTable;
 use crate::error::{Error, ErrorKind};
 
 /// Bounds on what lies or travels in one piece, so that nothing grows with the state: no array of values comes near the 2 GiB
@@ -69,7 +69,7 @@ impl Resources {
 
     /// An empty store of rows with these keys and values.
     pub(crate) fn store(&self, keys: &[FieldRef], values: &[FieldRef]) -> Result<Box<dyn StateStore>, DataFusionError> {
-        Ok(Box::new(Table::new(keys, values, self)?))
+        Ok(Box::new(StateTable::new(keys, values, self)?))
     }
 
     /// The pool gives no more.
@@ -81,8 +81,8 @@ impl Resources {
                 self.owner
             ),
         )
-        .hint("give the session a larger memory pool, or bound the state with a watermark")
-        .caused_by(cause)
+        .with_hint("give the session a larger memory pool, or bound the state with a watermark")
+        .with_source(cause)
     }
 }
 

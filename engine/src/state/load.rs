@@ -13,7 +13,7 @@ use super::key_hash::{KEY_GROUPS, partition_of};
 use super::merge::{Keeps, MergedRows};
 use super::read::EntryReader;
 use super::{OperatorCommit, OperatorId, OperatorState, Resources};
-use crate::checkpoint::CheckpointStore;
+use crate::checkpoint::MetadataStore;
 use crate::error::Result;
 use crate::executor::{Executor, yield_now};
 
@@ -22,7 +22,7 @@ pub(crate) async fn load(
     operator: OperatorId,
     state: &Arc<OperatorState>,
     commit: &OperatorCommit,
-    store: &Arc<dyn CheckpointStore>,
+    store: &Arc<dyn MetadataStore>,
     resources: &Resources,
     executor: &Executor,
 ) -> Result<()> {
@@ -46,7 +46,7 @@ struct Partition {
     partition: usize,
     groups: (u8, u8),
     commit: Arc<OperatorCommit>,
-    store: Arc<dyn CheckpointStore>,
+    store: Arc<dyn MetadataStore>,
     resources: Resources,
     /// Set once one could not be loaded: then the others are of no use.
     failed: Arc<AtomicBool>,
@@ -67,7 +67,7 @@ impl Partition {
         let reader =
             |entry| EntryReader::new(&self.store, self.operator, spec, entry, self.groups, self.resources.limits);
         let readers = self.commit.files.iter().map(reader).collect();
-        let keeps = Keeps { bounds_us: self.commit.bounds_us(spec.sides), nothing_older: true };
+        let keeps = Keeps { bounds_us: self.commit.bounds_us(spec.eviction_bounds), nothing_older: true };
         let mut merged = MergedRows::new(spec.clone(), readers, keeps, &self.resources);
         while let Some(rows) = merged.next(|read| self.state.note(self.partition, &read.rows)).await? {
             let hashes: Vec<u64> = rows.orders.iter().map(|order| order.hash()).collect();

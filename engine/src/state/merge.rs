@@ -13,7 +13,7 @@ use datafusion::execution::memory_pool::MemoryReservation;
 use super::limits::{Limits, Resources};
 use super::read::EntryReader;
 use super::sorted::{Order, Pick, SortedRows, gather, newest_of_each};
-use super::{StateSpec, file};
+use super::{StateSchema, file};
 use crate::error::{Error, Result};
 
 /// Beside one per input, so many record batches wait at most until what was picked of them is given out.
@@ -52,7 +52,7 @@ struct Input {
 /// The merge of sorted inputs, the oldest first, as a machine that is fed.
 #[derive(Debug)]
 struct Merger {
-    spec: StateSpec,
+    spec: StateSchema,
     keeps: Keeps,
     limits: Limits,
     inputs: Vec<Input>,
@@ -65,7 +65,7 @@ struct Merger {
 }
 
 impl Merger {
-    fn new(spec: StateSpec, keeps: Keeps, limits: Limits, inputs: usize) -> Self {
+    fn new(spec: StateSchema, keeps: Keeps, limits: Limits, inputs: usize) -> Self {
         Merger {
             spec,
             keeps,
@@ -188,7 +188,7 @@ pub(crate) struct MergedRows {
 
 impl MergedRows {
     /// Of these readers, the oldest first.
-    pub(crate) fn new(spec: StateSpec, readers: Vec<EntryReader>, keeps: Keeps, resources: &Resources) -> Self {
+    pub(crate) fn new(spec: StateSchema, readers: Vec<EntryReader>, keeps: Keeps, resources: &Resources) -> Self {
         let merger = Merger::new(spec, keeps, resources.limits, readers.len());
         MergedRows { readers, merger, resources: resources.clone(), claimed: resources.reservation() }
     }
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
     use crate::state::sizes::RowBytes;
     use crate::state::sorted::sort;
-    use crate::state::sorted::tests::{change, spec, told};
+    use crate::state::sorted::tests::{change, listed, spec};
 
     fn merged(inputs: &[Vec<SortedRows>], keeps: Keeps, limits: Limits) -> Vec<SortedRows> {
         let mut merger = Merger::new(spec(), keeps, limits, inputs.len());
@@ -274,7 +274,7 @@ mod tests {
             }
             let bound = 3;
             let keeps = Keeps { bounds_us: vec![bound], nothing_older };
-            let found = told(&merged(&inputs, keeps, limits));
+            let found = listed(&merged(&inputs, keeps, limits));
             let alive = found.into_iter().filter(|row| !row.2.is_empty());
             let expected = expected.into_iter().filter_map(|((key, id), row)| Some((key, id, row?)));
             let expected = expected.filter(|(_, _, row)| row.0 > bound).map(|(key, id, row)| (key, id, row.1));
@@ -290,8 +290,8 @@ mod tests {
         let inputs = [file(false, &[(1, 1, 5, "a"), (2, 1, 5, "b")]), file(true, &[(1, 1, 5, ""), (3, 1, 5, "")])];
         let keeps = |nothing_older| Keeps { bounds_us: vec![i64::MIN], nothing_older };
         let row = |k, v: &str| (k, 1, v.to_owned());
-        assert_eq!(told(&merged(&inputs, keeps(false), Limits::default())), [row(1, ""), row(2, "b"), row(3, "")]);
-        assert_eq!(told(&merged(&inputs, keeps(true), Limits::default())), [row(2, "b")]);
+        assert_eq!(listed(&merged(&inputs, keeps(false), Limits::default())), [row(1, ""), row(2, "b"), row(3, "")]);
+        assert_eq!(listed(&merged(&inputs, keeps(true), Limits::default())), [row(2, "b")]);
     }
 
     /// A single key with very many rows, and files in which nothing is left, hold no more than others.
@@ -302,7 +302,7 @@ mod tests {
         let sorted = sort(&spec(), &[change(false, &rows)], (0, u8::MAX), limits).unwrap();
         let keeps = |bound| Keeps { bounds_us: vec![bound], nothing_older: true };
         let inputs = [sorted.clone(), sorted.clone(), sorted];
-        assert_eq!(told(&merged(&inputs, keeps(0), limits)).len(), 500);
+        assert_eq!(listed(&merged(&inputs, keeps(0), limits)).len(), 500);
         assert!(merged(&inputs, keeps(1), limits).is_empty());
     }
 }

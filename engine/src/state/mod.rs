@@ -9,12 +9,12 @@
 //!        puts,  │  │ finds                     state/0/…   the files of operator 0, named by commits/N
 //!      removals ▼  │                              ▲
 //!             store of the partition              │ one file of changes per batch
-//!               └── StateSpec::change ──▶ OperatorRun ──▶ ChangeFiles ──▶ StateFiles
+//!               └── StateSchema::change ──▶ OperatorBatch ──▶ ChangeFiles ──▶ StateChangelog
 //! ```
 //!
 //! - Which partition owns a key follows from the key alone ([`key_hash`]), so a query may be started again with any number
 //!   of partitions: each takes its rows from the same files.
-//! - A file of changes holds what the batch put and removed, as typed columns ([`StateSpec`]). What falls behind the
+//! - A file of changes holds what the batch put and removed, as typed columns ([`StateSchema`]). What falls behind the
 //!   watermark is not written at all: the commit has the bound, and rows at or below it are gone.
 //! - Files are written under names no other attempt uses; only those that `commits/N` names are the state after batch N
 //!   ([`files`]). In the background many small files become few larger ones, [merged](merge) as they are read.
@@ -66,11 +66,11 @@ use std::fmt;
 pub(crate) use self::changes::ChangeFiles;
 pub(crate) use self::compare::{AGGREGATIONS, KEPT, differences, other_versions};
 pub(crate) use self::entry::{FileEntry, OperatorCommit, StateCommit};
-pub(crate) use self::files::StateFiles;
+pub(crate) use self::files::StateChangelog;
 pub(crate) use self::limits::{Limits, Resources};
 pub(crate) use self::load::load;
-pub(crate) use self::operator_state::{Counts, OperatorRun, OperatorState, PartitionState};
-pub(crate) use self::spec::{StateSpec, ToldSpec};
+pub(crate) use self::operator_state::{Counts, OperatorBatch, OperatorState, PartitionState};
+pub(crate) use self::spec::{PersistedStateSchema, StateSchema};
 pub(crate) use self::store::{NEVER, NewRows, SlotId, StateStore};
 pub(crate) use self::table::Pages;
 

@@ -1,4 +1,4 @@
-//! One operator's state while a query runs, and what it tells of one batch.
+//! One operator's state while a query runs, and what it did in one batch.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use datafusion::execution::memory_pool::MemoryReservation;
 
-use super::{Resources, StateSpec};
+use super::{Resources, StateSchema};
 use crate::error::Error;
 
 /// What an operator keeps for one partition.
@@ -19,7 +19,7 @@ pub(crate) trait PartitionState: Any + Send + Debug {
     /// Sees all that is read while the state is loaded, removals and what is gone too.
     fn note(&mut self, _read: &RecordBatch) {}
 
-    /// Takes in rows from files, in the columns of [`StateSpec::file_schema`], with the hashes of their keys: only rows of this
+    /// Takes in rows from files, in the columns of [`StateSchema::file_schema`], with the hashes of their keys: only rows of this
     /// partition that are alive, and each once.
     fn load(&mut self, rows: &RecordBatch, hashes: &[u64]) -> Result<()>;
 
@@ -33,13 +33,13 @@ pub(crate) trait PartitionState: Any + Send + Debug {
 /// The state of one operator, by partition. Each partition is worked on by one task at a time.
 #[derive(Debug)]
 pub(crate) struct OperatorState {
-    pub(crate) spec: StateSpec,
+    pub(crate) spec: StateSchema,
     resources: Resources,
     partitions: Vec<Mutex<Box<dyn PartitionState>>>,
 }
 
 impl OperatorState {
-    pub(crate) fn new(spec: StateSpec, resources: Resources, partitions: Vec<Box<dyn PartitionState>>) -> Self {
+    pub(crate) fn new(spec: StateSchema, resources: Resources, partitions: Vec<Box<dyn PartitionState>>) -> Self {
         OperatorState { spec, resources, partitions: partitions.into_iter().map(Mutex::new).collect() }
     }
 
@@ -84,19 +84,20 @@ pub(crate) struct Counts {
     pub(crate) rows_without_session: u64,
 }
 
-/// One operator in one batch: the watermarks it goes by, its state, and what it has to tell when it is done.
+/// One operator in one batch: the watermarks it goes by, its state, and the effects of the batch: changes, evictions
+/// and counts.
 #[derive(Debug)]
-pub(crate) struct OperatorRun {
+pub(crate) struct OperatorBatch {
     /// Rows whose time is at or before this are late: the watermark of the batch before, in ms.
-    pub(crate) late_ms: i64,
+    pub(crate) late_watermark_ms: i64,
     /// Rows whose time is at or before this are final: the watermark of this batch, in ms.
-    pub(crate) evict_ms: i64,
+    pub(crate) eviction_watermark_ms: i64,
     pub(crate) state: Arc<OperatorState>,
-    told: Mutex<Told>,
+    effects: Mutex<BatchEffects>,
 }
 
 #[derive(Debug)]
-struct Told {
+struct BatchEffects {
     /// By partition, in the order of the calls.
     changes: Vec<Vec<RecordBatch>>,
     /// The memory of the changes.
@@ -105,25 +106,25 @@ struct Told {
     counts: Counts,
 }
 
-impl OperatorRun {
-    pub(crate) fn new(late_ms: i64, evict_ms: i64, state: Arc<OperatorState>) -> Self {
-        let told = Mutex::new(Told {
+impl OperatorBatch {
+    pub(crate) fn new(late_watermark_ms: i64, eviction_watermark_ms: i64, state: Arc<OperatorState>) -> Self {
+        let effects = Mutex::new(BatchEffects {
             changes: vec![vec![]; state.partitions()],
             claimed: state.resources.reservation(),
-            evicted_us: vec![i64::MIN; state.spec.sides],
+            evicted_us: vec![i64::MIN; state.spec.eviction_bounds],
             counts: Counts::default(),
         });
-        OperatorRun { late_ms, evict_ms, state, told }
+        OperatorBatch { late_watermark_ms, eviction_watermark_ms, state, effects }
     }
 
     /// Rows at or before this are late, in µs.
     pub(crate) fn late_us(&self) -> i64 {
-        self.late_ms.saturating_mul(1000)
+        self.late_watermark_ms.saturating_mul(1000)
     }
 
     /// Rows at or before this are final, in µs.
     pub(crate) fn evict_us(&self) -> i64 {
-        self.evict_ms.saturating_mul(1000)
+        self.eviction_watermark_ms.saturating_mul(1000)
     }
 
     /// The state of one partition.
@@ -139,10 +140,10 @@ impl OperatorRun {
         if change.num_rows() == 0 {
             return Ok(());
         }
-        let mut told = self.told.lock();
+        let mut effects = self.effects.lock();
         let bytes = change.get_array_memory_size();
-        told.claimed.try_grow(bytes).map_err(|e| self.state.resources.refused(told.claimed.size() + bytes, e))?;
-        match told.changes.get_mut(partition) {
+        effects.claimed.try_grow(bytes).map_err(|e| self.state.resources.refused(effects.claimed.size() + bytes, e))?;
+        match effects.changes.get_mut(partition) {
             Some(changes) => changes.push(change),
             None => {
                 return Err(Error::internal("an operator changed state of a partition that it does not have").into());
@@ -153,15 +154,15 @@ impl OperatorRun {
 
     /// Says up to when rows were evicted, in µs, by side.
     pub(crate) fn evicted(&self, bounds_us: &[i64]) {
-        let mut told = self.told.lock();
-        for (known, bound) in told.evicted_us.iter_mut().zip(bounds_us) {
+        let mut effects = self.effects.lock();
+        for (known, bound) in effects.evicted_us.iter_mut().zip(bounds_us) {
             *known = (*known).max(*bound);
         }
     }
 
     /// Adds to what is counted.
     pub(crate) fn count(&self, more: Counts) {
-        let counts = &mut self.told.lock().counts;
+        let counts = &mut self.effects.lock().counts;
         counts.rows_updated += more.rows_updated;
         counts.rows_removed += more.rows_removed;
         counts.rows_dropped_late += more.rows_dropped_late;
@@ -171,17 +172,17 @@ impl OperatorRun {
 
     /// All changes, by partition. They are moved.
     pub(crate) fn take_changes(&self) -> Vec<Vec<RecordBatch>> {
-        let mut told = self.told.lock();
-        told.claimed.free();
-        std::mem::take(&mut told.changes)
+        let mut effects = self.effects.lock();
+        effects.claimed.free();
+        std::mem::take(&mut effects.changes)
     }
 
     /// By side: up to when rows were evicted, in µs; `i64::MIN` for not at all.
     pub(crate) fn evicted_us(&self) -> Vec<i64> {
-        self.told.lock().evicted_us.clone()
+        self.effects.lock().evicted_us.clone()
     }
 
     pub(crate) fn counts(&self) -> Counts {
-        self.told.lock().counts
+        self.effects.lock().counts
     }
 }

@@ -9,8 +9,8 @@ use super::entry::{FileEntry, FilePart};
 use super::file::{self, Footer, IndexedBlock};
 use super::limits::Limits;
 use super::sorted::{SortedRows, orders, sort};
-use super::{OperatorId, StateSpec, path};
-use crate::checkpoint::CheckpointStore;
+use super::{OperatorId, StateSchema, path};
+use crate::checkpoint::MetadataStore;
 use crate::error::{Error, Result};
 
 /// Files up to so many bytes are read at once: asking twice would take longer. Where record batches are smaller still, so is
@@ -20,12 +20,12 @@ const SMALL_FILE: u64 = 1 << 20;
 /// So many bytes from the end of a file on nearly always have its footer. They are fewer than those of a small file.
 const FOOTER: u64 = 64 << 10;
 
-/// See the [module](self).
+/// Reads an entry of a commit, or some of its key groups.
 #[derive(Debug)]
 pub(crate) struct EntryReader {
-    store: Arc<dyn CheckpointStore>,
+    store: Arc<dyn MetadataStore>,
     operator: OperatorId,
-    spec: StateSpec,
+    spec: StateSchema,
     limits: Limits,
     /// First and last.
     groups: (u8, u8),
@@ -48,9 +48,9 @@ struct Open {
 impl EntryReader {
     /// Of an operator's entry, the rows of these key groups.
     pub(crate) fn new(
-        store: &Arc<dyn CheckpointStore>,
+        store: &Arc<dyn MetadataStore>,
         operator: OperatorId,
-        spec: &StateSpec,
+        spec: &StateSchema,
         entry: &FileEntry,
         groups: (u8, u8),
         limits: Limits,
@@ -105,7 +105,7 @@ impl EntryReader {
         }
     }
 
-    /// Reads what tells where the rows of a file are; of one of version 1, all its rows.
+    /// Reads the index of a file; of one of version 1, all its rows.
     async fn open(&mut self, part: FilePart) -> Result<Option<Open>> {
         let path = path(self.operator, &part.name);
         let name = self.store.full_name(&path);
@@ -122,7 +122,7 @@ impl EntryReader {
             end = self.read_to_end(&path, &part, part.bytes - length).await?;
         }
         let footer = file::read_footer(&self.spec, &end, &name)?;
-        // A file of another operator or release has another length, too; what it is tells more.
+        // A file of another operator or release has another length, too; the schema check says more.
         if !has_length {
             return Err(another_length(&part, &name));
         }
@@ -163,7 +163,9 @@ fn another_length(part: &FilePart, name: &str) -> Error {
 }
 
 fn damaged(what: &str, name: &str) -> Error {
-    Error::damaged(what.to_owned()).file(name).hint("restore it from a backup, or start with a new checkpoint")
+    Error::damaged(what.to_owned())
+        .with_file(name)
+        .with_hint("restore it from a backup, or start with a new checkpoint")
 }
 
 #[cfg(test)]

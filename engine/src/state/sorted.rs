@@ -13,11 +13,11 @@ use arrow::datatypes::DataType;
 use arrow::record_batch::RecordBatch;
 use arrow::row::{RowConverter, SortField};
 
-use super::StateSpec;
+use super::StateSchema;
 use super::key_hash::{hash_further, hash_keys};
 use super::limits::Limits;
 use super::sizes::{RowBytes, bounded_ranges};
-use super::spelling::rows_without_slack;
+use super::spelling::shrink_rows_to_fit;
 use crate::error::Result;
 
 /// What a row is sorted by.
@@ -40,8 +40,8 @@ impl Order {
     }
 }
 
-/// The order of each of these rows, which have the columns of [`StateSpec::file_schema`].
-pub(crate) fn orders(spec: &StateSpec, rows: &RecordBatch) -> Result<Vec<Order>> {
+/// The order of each of these rows, which have the columns of [`StateSchema::file_schema`].
+pub(crate) fn orders(spec: &StateSchema, rows: &RecordBatch) -> Result<Vec<Order>> {
     let (keys, id) = rows.columns()[spec.unique_columns()].split_at(spec.keys.len());
     let hashes = hash_keys(keys, rows.num_rows())?;
     let mut further = hashes.clone();
@@ -75,7 +75,7 @@ impl SortedRows {
 
 /// Sorts changes, of which the last to each row counts, into bounded pieces: those of these key groups, both included.
 pub(crate) fn sort(
-    spec: &StateSpec,
+    spec: &StateSchema,
     changes: &[RecordBatch],
     groups: (u8, u8),
     limits: Limits,
@@ -125,7 +125,7 @@ pub(crate) struct Pick {
 }
 
 /// Of rows that stand in order, of equal ones the newest first: the newest of each.
-pub(crate) fn newest_of_each(spec: &StateSpec, sources: &[&RecordBatch], mut picks: Vec<Pick>) -> Result<Vec<Pick>> {
+pub(crate) fn newest_of_each(spec: &StateSchema, sources: &[&RecordBatch], mut picks: Vec<Pick>) -> Result<Vec<Pick>> {
     let is_tied = |at: usize| {
         let same = |other: Option<&Pick>| other.is_some_and(|other| other.order == picks[at].order);
         same(at.checked_sub(1).and_then(|before| picks.get(before))) || same(picks.get(at + 1))
@@ -155,7 +155,7 @@ pub(crate) fn newest_of_each(spec: &StateSpec, sources: &[&RecordBatch], mut pic
 
 /// Picked rows, in bounded pieces.
 pub(crate) fn gather(
-    spec: &StateSpec,
+    spec: &StateSchema,
     sources: &[&RecordBatch],
     picks: &[Pick],
     limits: Limits,
@@ -168,7 +168,7 @@ pub(crate) fn gather(
         let schema = spec.file_schema();
         let columns = 0..schema.fields().len();
         let columns = columns.map(|column| column_of(sources, column, &places)).collect::<Result<Vec<_>>>()?;
-        let rows = rows_without_slack(&RecordBatch::try_new(schema, columns)?)?;
+        let rows = shrink_rows_to_fit(&RecordBatch::try_new(schema, columns)?)?;
         Ok(SortedRows { rows, orders: picks.iter().map(|pick| pick.order).collect() })
     };
     bounded_ranges(sizes, limits.chunk_rows, limits.chunk_bytes).into_iter().map(piece).collect()
@@ -203,15 +203,15 @@ pub(crate) mod tests {
     use super::*;
 
     /// One that keeps a text per key and id.
-    pub(crate) fn spec() -> StateSpec {
-        StateSpec {
+    pub(crate) fn spec() -> StateSchema {
+        StateSchema {
             operator: "aggregate",
             keys: vec![Arc::new(Field::new("k", DataType::Int64, true))],
             id: vec![Arc::new(Field::new("i", DataType::Int64, true))],
             values: vec![Arc::new(Field::new("v", DataType::Utf8, true))],
-            describe: vec![],
+            description: vec![],
             wrong_before: vec![],
-            sides: 1,
+            eviction_bounds: 1,
         }
     }
 
@@ -227,8 +227,8 @@ pub(crate) mod tests {
     }
 
     /// Rows as key, id and value; of a removal the value is empty.
-    pub(crate) fn told(rows: &[SortedRows]) -> Vec<(i64, i64, String)> {
-        let told = |rows: &SortedRows| {
+    pub(crate) fn listed(rows: &[SortedRows]) -> Vec<(i64, i64, String)> {
+        let listed = |rows: &SortedRows| {
             assert!(rows.orders.is_sorted());
             assert_eq!(rows.orders, orders(&spec(), &rows.rows).unwrap());
             let numbers = |column: usize| rows.rows.column(column).as_primitive::<Int64Type>().values().to_vec();
@@ -236,7 +236,7 @@ pub(crate) mod tests {
             let texts: Vec<String> = (0..texts.len()).map(|row| texts.value(row).to_owned()).collect();
             numbers(1).into_iter().zip(numbers(2)).zip(texts).map(|((k, i), v)| (k, i, v)).collect::<Vec<_>>()
         };
-        let mut all: Vec<_> = rows.iter().flat_map(told).collect();
+        let mut all: Vec<_> = rows.iter().flat_map(listed).collect();
         all.sort();
         all
     }
@@ -248,7 +248,7 @@ pub(crate) mod tests {
         let third = change(false, &[(3, 1, 0, "e"), (1, 2, 0, "f")]);
         let sorted = sort(&spec(), &[first, second, third], (0, u8::MAX), Limits::default()).unwrap();
         let expected = [(1, 1, "d"), (1, 2, "f"), (2, 1, ""), (3, 1, "e")];
-        assert_eq!(told(&sorted), expected.map(|(k, i, v)| (k, i, v.to_owned())));
+        assert_eq!(listed(&sorted), expected.map(|(k, i, v)| (k, i, v.to_owned())));
     }
 
     #[test]

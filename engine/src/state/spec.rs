@@ -18,13 +18,13 @@ use arrow::record_batch::RecordBatch;
 use datafusion::error::Result;
 use serde::{Deserialize, Serialize};
 
-use super::spelling::{one_spelling, plain, plain_type, without_slack};
+use super::spelling::{normalize_keys, plain, plain_type, shrink_to_fit};
 use super::store::NEVER;
 use super::type_names::type_name;
 
-/// See the [module](self).
+/// The schema of an operator's state, and what else must stay the same for it to be continued.
 #[derive(Debug, Clone)]
-pub(crate) struct StateSpec {
+pub(crate) struct StateSchema {
     /// What kind of operator it is.
     pub(crate) operator: &'static str,
     /// The columns that decide the partition.
@@ -34,14 +34,14 @@ pub(crate) struct StateSpec {
     /// What is kept per row.
     pub(crate) values: Vec<FieldRef>,
     /// What the operator does, as far as it gives meaning to the values.
-    pub(crate) describe: Vec<String>,
+    pub(crate) description: Vec<String>,
     /// Parts of it of which releases before [`REVISION`] kept something wrong.
     pub(crate) wrong_before: Vec<String>,
     /// How many bounds of eviction it has; with two, the first column of `id` (`UInt8`) says which.
-    pub(crate) sides: usize,
+    pub(crate) eviction_bounds: usize,
 }
 
-impl StateSpec {
+impl StateSchema {
     /// The columns of a file of changes.
     pub(crate) fn file_schema(&self) -> SchemaRef {
         let plain = |name: String, field: &FieldRef| Field::new(name, plain_type(field.data_type()), true);
@@ -77,26 +77,30 @@ impl StateSpec {
             values.unwrap_or_else(|| self.values.iter().map(|field| new_null_array(field.data_type(), rows)).collect());
         let times: Int64Array = times_us.iter().map(|&us| (us != NEVER).then_some(us)).collect();
         let mut columns: Vec<ArrayRef> = vec![Arc::new(BooleanArray::from(vec![removed; rows]))];
-        columns.extend(one_spelling(&keys)?);
+        columns.extend(normalize_keys(&keys)?);
         columns.extend(id);
         columns.push(Arc::new(times));
         columns.extend(values);
         // What is written holds the values of these rows and no others.
-        let columns = columns.iter().map(|column| without_slack(&plain(column)?)).collect::<Result<_>>()?;
+        let columns = columns.iter().map(|column| shrink_to_fit(&plain(column)?)).collect::<Result<_>>()?;
         Ok(RecordBatch::try_new(self.file_schema(), columns)?)
     }
 
-    /// What is remembered of it in the checkpoint; `meaning` is what [the plan](crate::plan) tells of its keys and values.
-    pub(crate) fn told(&self, meaning: &[String]) -> ToldSpec {
-        let told = |fields: &[FieldRef]| {
-            fields.iter().map(|f| ToldColumn { name: f.name().clone(), of_type: type_name(f.data_type()) }).collect()
+    /// What is persisted of it in the checkpoint; `meaning` is what [the plan](crate::plan) knows of its keys and
+    /// values.
+    pub(crate) fn to_persisted(&self, meaning: &[String]) -> PersistedStateSchema {
+        let columns = |fields: &[FieldRef]| {
+            fields
+                .iter()
+                .map(|f| PersistedColumn { name: f.name().clone(), of_type: type_name(f.data_type()) })
+                .collect()
         };
-        ToldSpec {
+        PersistedStateSchema {
             operator: self.operator.to_owned(),
-            keys: told(&self.keys),
-            id: told(&self.id),
-            values: told(&self.values),
-            describe: self.describe.clone(),
+            keys: columns(&self.keys),
+            id: columns(&self.id),
+            values: columns(&self.values),
+            description: self.description.clone(),
             revision: REVISION,
             wrong_before: self.wrong_before.clone(),
             meaning: meaning.to_vec(),
@@ -108,20 +112,20 @@ impl StateSpec {
 /// Raised when a release finds that older ones kept something wrong.
 const REVISION: u32 = 1;
 
-/// A [`StateSpec`] as the checkpoint tells it.
+/// A [`StateSchema`] as it is persisted in the checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct ToldSpec {
+pub(crate) struct PersistedStateSchema {
     pub(crate) operator: String,
-    pub(crate) keys: Vec<ToldColumn>,
+    pub(crate) keys: Vec<PersistedColumn>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) id: Vec<ToldColumn>,
+    pub(crate) id: Vec<PersistedColumn>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) values: Vec<ToldColumn>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) describe: Vec<String>,
+    pub(crate) values: Vec<PersistedColumn>,
+    #[serde(default, rename = "describe", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) description: Vec<String>,
     #[serde(default)]
     pub(crate) revision: u32,
-    /// See [`StateSpec::wrong_before`].
+    /// See [`StateSchema::wrong_before`].
     #[serde(skip)]
     pub(crate) wrong_before: Vec<String>,
     /// The versions that write it. Nothing is refused for them.
@@ -133,7 +137,7 @@ pub(crate) struct ToldSpec {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct ToldColumn {
+pub(crate) struct PersistedColumn {
     pub(crate) name: String,
     #[serde(rename = "type")]
     pub(crate) of_type: String,

@@ -3,9 +3,9 @@
 //! | what comes | what is kept |
 //! |---|---|
 //! | dictionaries and run-end encoded values, at any depth | the values themselves ([`plain`]) |
-//! | `-0.0` and the many NaNs of a key | `0.0` and one NaN ([`one_spelling`]) |
+//! | `-0.0` and the many NaNs of a key | `0.0` and one NaN ([`normalize_keys`]) |
 //! | a map of a key, its entries in any order | its entries in the order of their keys |
-//! | views into text that few rows refer to | views into that text alone ([`without_slack`]) |
+//! | views into text that few rows refer to | views into that text alone ([`shrink_to_fit`]) |
 
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ pub(crate) fn in_type(array: &ArrayRef, of_type: &DataType) -> Result<ArrayRef> 
 }
 
 /// Keys in which equal values are the same bytes.
-pub(crate) fn one_spelling(keys: &[ArrayRef]) -> Result<Vec<ArrayRef>> {
+pub(crate) fn normalize_keys(keys: &[ArrayRef]) -> Result<Vec<ArrayRef>> {
     keys.iter().map(|key| spelled(&plain(key)?)).collect()
 }
 
@@ -112,15 +112,15 @@ fn by_key(maps: &MapArray) -> Result<ArrayRef> {
 
 /// The same values without text that nothing refers to: views share the buffers of what they were taken from, and
 /// dictionaries their values.
-pub(crate) fn without_slack(array: &ArrayRef) -> Result<ArrayRef> {
+pub(crate) fn shrink_to_fit(array: &ArrayRef) -> Result<ArrayRef> {
     Ok(match array.data_type() {
         DataType::Utf8View => views::<StringViewType>(array),
         DataType::BinaryView => views::<BinaryViewType>(array),
         // A dictionary of more values than rows is made anew from those that occur.
         coded @ DataType::Dictionary(_, values) if array.as_any_dictionary().values().len() > array.len() => {
-            cast(&without_slack(&cast(array, values)?)?, coded)?
+            cast(&shrink_to_fit(&cast(array, values)?)?, coded)?
         }
-        nested if !children(nested).is_empty() => with_children(array, &without_slack)?,
+        nested if !children(nested).is_empty() => with_children(array, &shrink_to_fit)?,
         _ => Arc::clone(array),
     })
 }
@@ -137,9 +137,9 @@ fn views<T: ByteViewType>(array: &ArrayRef) -> ArrayRef {
     if has_slack { Arc::new(views.gc()) } else { Arc::clone(array) }
 }
 
-/// The same rows [without slack](without_slack).
-pub(crate) fn rows_without_slack(rows: &RecordBatch) -> Result<RecordBatch> {
-    let columns = rows.columns().iter().map(without_slack).collect::<Result<_>>()?;
+/// The same rows [without slack](shrink_to_fit).
+pub(crate) fn shrink_rows_to_fit(rows: &RecordBatch) -> Result<RecordBatch> {
+    let columns = rows.columns().iter().map(shrink_to_fit).collect::<Result<_>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
     Ok(RecordBatch::try_new_with_options(rows.schema(), columns, &options)?)
 }

@@ -83,7 +83,7 @@ fn nullability(field: &Field) -> &'static str {
     if field.is_nullable() { "" } else { "non-null " }
 }
 
-/// The items of a list: their name is told where it is not the usual one.
+/// The items of a list: their name is included where it is not the usual one.
 fn item_name(item: &Field) -> String {
     let named = if item.name() == "item" { String::new() } else { format!(", field: '{}'", item.name()) };
     format!("{}{}{named}{}", nullability(item), type_name(item.data_type()), metadata(item.metadata()))

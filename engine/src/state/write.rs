@@ -8,20 +8,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::entry::{FileEntry, Part, part_name};
-use super::file::{self, Effort, FileBuilder};
+use super::file::{self, FileBuilder, FileKind};
 use super::sorted::SortedRows;
-use super::{NEVER, OperatorId, StateSpec, path};
-use crate::checkpoint::{CheckpointStore, Created};
+use super::{NEVER, OperatorId, StateSchema, path};
+use crate::checkpoint::{CreateOutcome, MetadataStore};
 use crate::error::{Error, Result};
 
-/// See the [module](self).
+/// Writes an entry of a commit row by row: one file, or several of bounded size.
 #[derive(Debug)]
 pub(crate) struct EntryWriter {
-    store: Arc<dyn CheckpointStore>,
+    store: Arc<dyn MetadataStore>,
     operator: OperatorId,
-    spec: StateSpec,
+    spec: StateSchema,
     name: String,
-    effort: Effort,
+    kind: FileKind,
     /// A file of so many bytes is full.
     file_bytes: usize,
     building: Option<FileBuilder>,
@@ -33,11 +33,11 @@ pub(crate) struct EntryWriter {
 
 impl EntryWriter {
     pub(crate) fn new(
-        store: &Arc<dyn CheckpointStore>,
+        store: &Arc<dyn MetadataStore>,
         operator: OperatorId,
-        spec: &StateSpec,
+        spec: &StateSchema,
         name: String,
-        (effort, file_bytes): (Effort, usize),
+        (kind, file_bytes): (FileKind, usize),
         written: &Arc<AtomicU64>,
     ) -> Self {
         EntryWriter {
@@ -45,11 +45,11 @@ impl EntryWriter {
             operator,
             spec: spec.clone(),
             name,
-            effort,
+            kind,
             file_bytes,
             building: None,
             parts: vec![],
-            last_us: vec![i64::MIN; spec.sides],
+            last_us: vec![i64::MIN; spec.eviction_bounds],
             written: Arc::clone(written),
         }
     }
@@ -59,7 +59,7 @@ impl EntryWriter {
         file::note_last_times(&self.spec, &rows.rows, &mut self.last_us);
         let building = match &mut self.building {
             Some(building) => building,
-            None => self.building.insert(FileBuilder::new(&self.spec, self.effort)?),
+            None => self.building.insert(FileBuilder::new(&self.spec, self.kind)?),
         };
         building.add(rows)?;
         if building.bytes() >= self.file_bytes {
@@ -80,10 +80,10 @@ impl EntryWriter {
         let bytes = contents.len() as u64;
         let path = path(self.operator, &part_name(&self.name, self.parts.len()));
         self.written.fetch_add(bytes, Ordering::Relaxed);
-        if self.store.create(&path, contents).await? == Created::Exists {
+        if self.store.create(&path, contents).await? == CreateOutcome::AlreadyExists {
             return Err(Error::damaged("a file that only this run could have written is there already")
-                .file(self.store.full_name(&path))
-                .hint("something else writes to the checkpoint: give each query a folder of its own"));
+                .with_file(self.store.full_name(&path))
+                .with_hint("something else writes to the checkpoint: give each query a folder of its own"));
         }
         self.parts.push(Part(bytes, group));
         Ok(())

@@ -6,13 +6,13 @@ use async_trait::async_trait;
 
 use crate::error::Result;
 use crate::id::{BatchId, PartitionId};
-use crate::sink::{Begin, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter, WriterContext, WriterFactory};
+use crate::sink::{BatchStatus, DataWriter, Receipt, Sink, SinkContext, StreamingWrite, WriterContext, WriterFactory};
 
 /// A sink's writer, where every second partition, the first one included, is written by a writer of the sink's
 /// [factory](Sink::writer_factory), if it has one: as if it were written in another process. For tests of a sink alone.
-pub async fn open_by_factory(sink: &dyn Sink, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+pub async fn open_by_factory(sink: &dyn Sink, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
     let elsewhere = WriterContext {
-        name: context.name,
+        name: context.role,
         schema: Arc::clone(&context.schema),
         query_id: context.query_id,
         run_id: context.run_id,
@@ -25,18 +25,18 @@ pub async fn open_by_factory(sink: &dyn Sink, context: SinkContext) -> Result<Bo
 
 #[derive(Debug)]
 struct ByFactory {
-    driver: Box<dyn SinkWriter>,
+    driver: Box<dyn StreamingWrite>,
     factory: Option<Arc<dyn WriterFactory>>,
 }
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
-impl SinkWriter for ByFactory {
-    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+impl StreamingWrite for ByFactory {
+    async fn begin(&self, batch: BatchId) -> Result<BatchStatus> {
         self.driver.begin(batch).await
     }
 
-    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         match &self.factory {
             Some(factory) if partition.0.is_multiple_of(2) => factory.writer(batch, partition),
             _ => self.driver.partition(batch, partition),

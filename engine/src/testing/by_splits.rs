@@ -11,20 +11,20 @@ use super::serialised::across;
 use crate::error::{Error, Result};
 use crate::id::BatchId;
 use crate::source::{
-    Latest, Offset, OffsetRange, ReadLimit, ScanContext, ScanRequest, Source, SourceContext, SourceReader,
+    LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanContext, ScanRequest, Source, SourceContext,
     SourceScanner, Split, add_metrics,
 };
 
-/// A reader whose [`bind`](SourceReader::bind) works for every source: of one that gives splits, it sends them as JSON to a
+/// A reader whose [`bind`](MicroBatchStream::bind) works for every source: of one that gives splits, it sends them as JSON to a
 /// scanner made for this reader and gives the plan of that. Its metrics are those of both. For tests of a source alone.
-pub async fn open_by_splits(source: &dyn Source, context: SourceContext) -> Result<Box<dyn SourceReader>> {
+pub async fn open_by_splits(source: &dyn Source, context: SourceContext) -> Result<Box<dyn MicroBatchStream>> {
     Ok(Box::new(BySplits::open(source, context).await?))
 }
 
 /// See [`open_by_splits`].
 #[derive(Debug)]
 pub(super) struct BySplits {
-    reader: Box<dyn SourceReader>,
+    reader: Box<dyn MicroBatchStream>,
     scanner: Option<Arc<dyn SourceScanner>>,
     /// Shares nothing with the first but the source.
     other: Option<Arc<dyn SourceScanner>>,
@@ -58,12 +58,12 @@ fn found(scanner: Option<&Arc<dyn SourceScanner>>) -> Result<&Arc<dyn SourceScan
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
-impl SourceReader for BySplits {
-    async fn freeze(&mut self) -> Result<()> {
-        self.reader.freeze().await
+impl MicroBatchStream for BySplits {
+    async fn prepare_for_available_now(&mut self) -> Result<()> {
+        self.reader.prepare_for_available_now().await
     }
 
-    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
+    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<LatestOffset> {
         self.reader.latest_offset(after, limit).await
     }
 

@@ -6,11 +6,11 @@
 //! | a query | [`oracle`]: the same function over all rows at once must give the same rows |
 //! | a source | [`source_suite`]: replay, order, freezing and commits, as every source must do them; [`open_by_splits`] |
 //! | a sink | [`sink_suite`]: every batch once, nothing visible before its commit, fenced by another run; [`open_by_factory`] |
-//! | a job that must survive | [`falls`]: die at every call that crosses a boundary, start again, compare; [`FullDisk`] |
+//! | a job that must survive | [`faults`]: die at every call that crosses a boundary, start again, compare; [`FullDisk`] |
 //! | a job with much state | [`small_state`]: state in pieces so small that few rows fill many |
 //! | a source or a sink | [`serialised_batches`]: what the driver and the tasks of a query give each other is serialised on the way |
 //! | a job with little memory | [`limited_memory`]: a pool of so many bytes, which must be whole again when the job has ended |
-//! | a job that must not take much memory | [`PeakMemory`]: a pool that tells the most that was reserved |
+//! | a job that must not take much memory | [`PeakMemory`]: a pool that records the most that was reserved |
 //! | a job that two may run | [`overtaken`]: pause at every such call, let another take over, go on, compare |
 //!
 //! Rows are written down with [`table::rows`] and compared as multisets with [`assert_same_rows`].
@@ -21,7 +21,7 @@ mod by_factory;
 
 mod by_splits;
 
-pub mod falls;
+pub mod faults;
 
 mod full_disk;
 
@@ -47,7 +47,7 @@ pub mod table;
 
 pub use self::by_factory::open_by_factory;
 pub use self::by_splits::open_by_splits;
-pub use self::falls::{FallingSink, FallingSource, FallingStore, Falls, every_fall};
+pub use self::faults::{FaultInjector, FaultySink, FaultySource, FaultyStore, crash_at_every_call};
 pub use self::full_disk::FullDisk;
 pub use self::limited_memory::limited_memory;
 pub use self::oracle::{assert_same_rows, batch_answer, batch_table, difference};

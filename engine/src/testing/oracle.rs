@@ -13,7 +13,7 @@ use datafusion::datasource::MemTable;
 use datafusion::prelude::{DataFrame, SessionContext};
 
 use crate::error::Result;
-use crate::query::StreamingContext;
+use crate::query::StreamingSessionExt;
 
 /// How many missing and surplus rows a difference names.
 const ROWS_NAMED_MAX: usize = 20;
@@ -99,7 +99,7 @@ fn column_names(batches: &[RecordBatch]) -> Option<Vec<String>> {
     batches.iter().find(|batch| batch.num_rows() > 0).map(names)
 }
 
-/// Both sides sorted: a merge tells who is alone.
+/// Both sides sorted: a merge finds rows without a counterpart.
 fn difference_of_lines(expected: &[String], actual: &[String]) -> Option<String> {
     let (mut missing, mut surplus) = (vec![], vec![]);
     let (mut wanted, mut found) = (expected.iter().peekable(), actual.iter().peekable());

@@ -2,12 +2,12 @@
 //!
 //! A process that sleeps (a paused machine, a long garbage collection of something else, a network that hangs) and wakes up
 //! behind another that took its place does not know it. Whatever it does then must be harmless: see
-//! [`every_fall`](super::every_fall) for the moments, which are the same.
+//! [`crash_at_every_call`](super::crash_at_every_call) for the moments, which are the same.
 
 use std::fmt;
 use std::time::Duration;
 
-use super::falls::Falls;
+use super::faults::FaultInjector;
 use crate::error::{ErrorKind, Result};
 
 /// A life that takes longer is stuck.
@@ -42,7 +42,7 @@ impl fmt::Display for Overtaken {
 /// third                                                        ─── all there is ───▶ check
 /// ```
 ///
-/// `run` is the whole job, from opening the checkpoint to its end, as for [`every_fall`](super::every_fall); `more` lets more
+/// `run` is the whole job, from opening the checkpoint to its end, as for [`crash_at_every_call`](super::crash_at_every_call); `more` lets more
 /// rows arrive; `check` asks whether the world is as if one run had done it all.
 ///
 /// # Errors
@@ -51,19 +51,19 @@ impl fmt::Display for Overtaken {
 /// by being fenced, something got stuck, or the check failed.
 pub async fn overtaken_at_every_moment<W, E: fmt::Display>(
     new_world: impl Fn() -> W,
-    run: impl AsyncFn(&W, &Falls) -> Result<()>,
+    run: impl AsyncFn(&W, &FaultInjector) -> Result<()>,
     more: impl AsyncFn(&W),
     check: impl AsyncFn(&W) -> std::result::Result<(), E>,
 ) -> std::result::Result<Overtaken, String> {
-    let (quiet, world) = (Falls::quiet(), new_world());
+    let (quiet, world) = (FaultInjector::disarmed(), new_world());
     run(&world, &quiet).await.map_err(|e| format!("without any pause: {e}"))?;
     more(&world).await;
-    run(&world, &Falls::quiet()).await.map_err(|e| format!("with more rows, without any pause: {e}"))?;
+    run(&world, &FaultInjector::disarmed()).await.map_err(|e| format!("with more rows, without any pause: {e}"))?;
     check(&world).await.map_err(|e| format!("without any pause: {e}"))?;
 
     let mut came = Overtaken::default();
-    for k in 1..=quiet.moments() {
-        let (world, falls) = (new_world(), Falls::paused_at(k));
+    for k in 1..=quiet.call_sites() {
+        let (world, falls) = (new_world(), FaultInjector::paused_at(k));
         let life = one_life(&world, &falls, &run, &more, &check);
         let fenced = match tokio::time::timeout(LIFE_LIMIT, life).await {
             Ok(outcome) => outcome,
@@ -86,8 +86,8 @@ pub async fn overtaken_at_every_moment<W, E: fmt::Display>(
 /// Returns whether the first run was fenced.
 async fn one_life<W, E: fmt::Display>(
     world: &W,
-    falls: &Falls,
-    run: &impl AsyncFn(&W, &Falls) -> Result<()>,
+    falls: &FaultInjector,
+    run: &impl AsyncFn(&W, &FaultInjector) -> Result<()>,
     more: &impl AsyncFn(&W),
     check: &impl AsyncFn(&W) -> std::result::Result<(), E>,
 ) -> std::result::Result<bool, String> {
@@ -124,10 +124,10 @@ async fn one_life<W, E: fmt::Display>(
 }
 
 /// Runs until nothing is left; one that is fenced is started again.
-async fn to_the_end<W>(world: &W, run: &impl AsyncFn(&W, &Falls) -> Result<()>) -> Result<()> {
+async fn to_the_end<W>(world: &W, run: &impl AsyncFn(&W, &FaultInjector) -> Result<()>) -> Result<()> {
     let mut starts = 1;
     loop {
-        match run(world, &Falls::quiet()).await {
+        match run(world, &FaultInjector::disarmed()).await {
             Err(e) if e.kind() == ErrorKind::Fenced && starts < STARTS => starts += 1,
             outcome => return outcome,
         }
@@ -140,24 +140,24 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::checkpoint::{CheckpointStore, Created, memory_store};
+    use crate::checkpoint::{CreateOutcome, MetadataStore, memory_store};
     use crate::error::Error;
     use crate::id::RunId;
-    use crate::testing::FallingStore;
+    use crate::testing::FaultyStore;
 
     /// Files, and how many were ever created.
-    type World = (Arc<dyn CheckpointStore>, AtomicUsize);
+    type World = (Arc<dyn MetadataStore>, AtomicUsize);
 
     fn new_world() -> World {
         (memory_store(), AtomicUsize::new(0))
     }
 
     /// A job that adds a file and, if careless, deletes what it takes for left over.
-    async fn adds((store, created): &World, falls: &Falls, careful: bool) -> Result<()> {
-        let store = FallingStore::new(Arc::clone(store), falls);
+    async fn adds((store, created): &World, falls: &FaultInjector, careful: bool) -> Result<()> {
+        let store = FaultyStore::new(Arc::clone(store), falls);
         let there = store.list("").await?;
         let next = there.len().to_string();
-        if store.create(&next, RunId::random().to_string().into()).await? == Created::Exists {
+        if store.create(&next, RunId::random().to_string().into()).await? == CreateOutcome::AlreadyExists {
             return Err(Error::new(ErrorKind::Fenced, "someone else was first"));
         }
         created.fetch_add(1, Ordering::SeqCst);

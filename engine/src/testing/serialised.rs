@@ -33,6 +33,6 @@ impl Runner for Serialised {
 
 /// What arrives where `sent` is sent to.
 pub(super) fn across<T: Serialize + DeserializeOwned>(sent: &T) -> Result<T> {
-    let failed = |e| Error::internal(format!("what a batch sends cannot be serialised: {e}")).caused_by(e);
+    let failed = |e| Error::internal(format!("what a batch sends cannot be serialised: {e}")).with_source(e);
     serde_json::from_slice(&serde_json::to_vec(sent).map_err(failed)?).map_err(failed)
 }

@@ -19,7 +19,7 @@ use crate::clock::ManualClock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BatchId, PartitionId, QueryId, RunId};
 use crate::query::OutputMode;
-use crate::sink::{Begin, Guarantee, Receipt, Sink, SinkContext, SinkName, SinkWriter};
+use crate::sink::{BatchStatus, Guarantee, Receipt, Sink, SinkContext, SinkRole, StreamingWrite};
 
 /// What the suite needs of the sink it examines.
 #[async_trait]
@@ -79,19 +79,19 @@ impl<'a> Examined<'a> {
     }
 
     /// Begins another run of the same query, at batch `next`; `repeats` if an earlier run may have committed it here.
-    async fn open(&self, next: u64, repeats: bool) -> Box<dyn SinkWriter> {
+    async fn open(&self, next: u64, repeats: bool) -> Box<dyn StreamingWrite> {
         said("open", self.try_open(next, repeats).await)
     }
 
-    async fn try_open(&self, next: u64, repeats: bool) -> Result<Box<dyn SinkWriter>> {
+    async fn try_open(&self, next: u64, repeats: bool) -> Result<Box<dyn StreamingWrite>> {
         let context = SinkContext {
-            name: SinkName::Output,
+            role: SinkRole::Output,
             schema: schema(),
             output_mode: OutputMode::Append,
             query_id: self.query_id,
             run_id: RunId::random(),
             next_batch: BatchId(next),
-            next_batch_may_be_taken: repeats,
+            next_batch_may_be_committed: repeats,
             session: Arc::new(self.ctx.state()),
             clock: Arc::new(ManualClock::at(1_704_067_200_000)),
             durable: false,
@@ -100,13 +100,13 @@ impl<'a> Examined<'a> {
     }
 
     /// Writes a batch, a list of record batches per partition, up to its receipts.
-    async fn write(&self, writer: &dyn SinkWriter, batch: u64, partitions: &[&[RecordBatch]]) -> Vec<Receipt> {
+    async fn write(&self, writer: &dyn StreamingWrite, batch: u64, partitions: &[&[RecordBatch]]) -> Vec<Receipt> {
         said("write", self.try_write(writer, batch, partitions).await)
     }
 
     async fn try_write(
         &self,
-        writer: &dyn SinkWriter,
+        writer: &dyn StreamingWrite,
         batch: u64,
         partitions: &[&[RecordBatch]],
     ) -> Result<Vec<Receipt>> {
@@ -124,13 +124,13 @@ impl<'a> Examined<'a> {
         Ok(receipts)
     }
 
-    async fn begin(&self, writer: &dyn SinkWriter, batch: u64) -> Begin {
+    async fn begin(&self, writer: &dyn StreamingWrite, batch: u64) -> BatchStatus {
         said("begin", writer.begin(BatchId(batch)).await)
     }
 
     /// Begins, writes and commits a batch of one partition.
-    async fn take(&self, writer: &dyn SinkWriter, batch: u64, rows: &RecordBatch) {
-        assert_eq!(self.begin(writer, batch).await, Begin::Open, "batch {batch} is new and must be open");
+    async fn take(&self, writer: &dyn StreamingWrite, batch: u64, rows: &RecordBatch) {
+        assert_eq!(self.begin(writer, batch).await, BatchStatus::New, "batch {batch} is new and must be open");
         let receipts = self.write(writer, batch, &[std::slice::from_ref(rows)]).await;
         said("commit", writer.commit(BatchId(batch), receipts).await);
     }
@@ -147,7 +147,7 @@ impl<'a> Examined<'a> {
 pub async fn batches_become_visible(subject: &dyn SinkUnderTest) {
     let examined = Examined::new(subject);
     let writer = examined.open(0, false).await;
-    assert_eq!(examined.begin(&*writer, 0).await, Begin::Open);
+    assert_eq!(examined.begin(&*writer, 0).await, BatchStatus::New);
     let receipts =
         examined.write(&*writer, 0, &[&[rows(0, 5), rows(5, 1)], &[rows(10, 3)], &[rows(20, 2), rows(22, 2)]]).await;
     said("commit", writer.commit(BatchId(0), receipts).await);
@@ -164,7 +164,7 @@ pub async fn nothing_shows_before_the_commit(subject: &dyn SinkUnderTest) {
     let writer = examined.open(0, false).await;
     examined.take(&*writer, 0, &rows(0, 3)).await;
 
-    assert_eq!(examined.begin(&*writer, 1).await, Begin::Open);
+    assert_eq!(examined.begin(&*writer, 1).await, BatchStatus::New);
     let mut abandoned = said("partition", writer.partition(BatchId(1), PartitionId(0)));
     said("write", abandoned.write(rows(100, 50)).await);
     examined.sees("while a partition is written", &[rows(0, 3)]).await;
@@ -184,7 +184,7 @@ pub async fn nothing_shows_before_the_commit(subject: &dyn SinkUnderTest) {
 pub async fn a_commit_can_be_repeated(subject: &dyn SinkUnderTest) {
     let examined = Examined::new(subject);
     let writer = examined.open(0, false).await;
-    assert_eq!(examined.begin(&*writer, 0).await, Begin::Open);
+    assert_eq!(examined.begin(&*writer, 0).await, BatchStatus::New);
     let first = examined.write(&*writer, 0, &[&[rows(0, 4)]]).await;
     let second = examined.write(&*writer, 0, &[&[rows(0, 4)]]).await;
     said("commit", writer.commit(BatchId(0), first).await);
@@ -201,7 +201,11 @@ pub async fn a_batch_is_taken_once_over_restarts(subject: &dyn SinkUnderTest) {
     drop(writer);
 
     let again = examined.open(1, true).await;
-    assert_eq!(examined.begin(&*again, 1).await, Begin::Taken, "batch 1 was committed by an earlier run");
+    assert_eq!(
+        examined.begin(&*again, 1).await,
+        BatchStatus::AlreadyCommitted,
+        "batch 1 was committed by an earlier run"
+    );
     let receipts = examined.write(&*again, 1, &[&[rows(10, 1)]]).await;
     match again.commit(BatchId(1), receipts).await {
         Ok(()) => {}
@@ -224,7 +228,7 @@ pub async fn another_run_fences(subject: &dyn SinkUnderTest) {
     for run in &runs {
         let receipts = match run.begin(BatchId(0)).await {
             Ok(begin) => {
-                assert_eq!(begin, Begin::Open, "neither run has committed batch 0");
+                assert_eq!(begin, BatchStatus::New, "neither run has committed batch 0");
                 examined.try_write(run.as_ref(), 0, &[&[rows(0, 3)]]).await
             }
             Err(e) => Err(e),
@@ -250,11 +254,11 @@ pub async fn another_run_fences(subject: &dyn SinkUnderTest) {
 pub async fn a_batch_without_rows_counts(subject: &dyn SinkUnderTest) {
     let examined = Examined::new(subject);
     let writer = examined.open(0, false).await;
-    assert_eq!(examined.begin(&*writer, 0).await, Begin::Open);
+    assert_eq!(examined.begin(&*writer, 0).await, BatchStatus::New);
     said("commit", writer.commit(BatchId(0), vec![]).await);
     examined.sees("after an empty batch", &[]).await;
     let again = examined.open(0, true).await;
-    assert_eq!(examined.begin(&*again, 0).await, Begin::Taken, "an empty batch is taken too");
+    assert_eq!(examined.begin(&*again, 0).await, BatchStatus::AlreadyCommitted, "an empty batch is taken too");
     examined.take(&*again, 1, &rows(0, 1)).await;
     examined.sees("after the batch that follows", &[rows(0, 1)]).await;
 }
@@ -306,19 +310,25 @@ pub async fn two_queries_at_once(subject: &dyn SinkUnderTest) {
 
 impl Examined<'_> {
     /// Goes on until something is refused; if nothing is, the rows must be there, and come to `all`.
-    async fn is_refused_or_writes(&self, opened: Result<Box<dyn SinkWriter>>, batch: u64, all: &mut Vec<RecordBatch>) {
+    async fn is_refused_or_writes(
+        &self,
+        opened: Result<Box<dyn StreamingWrite>>,
+        batch: u64,
+        all: &mut Vec<RecordBatch>,
+    ) {
         let new = rows(100 + 10 * all.len() as i64, 3);
         let written = async {
             let writer = opened?;
             let begun = writer.begin(BatchId(batch)).await?;
-            assert_eq!(begun, Begin::Open, "batch {batch} of one query was taken for that of another");
+            assert_eq!(begun, BatchStatus::New, "batch {batch} of one query was taken for that of another");
             let receipts = self.try_write(&*writer, batch, &[std::slice::from_ref(&new)]).await?;
             writer.commit(BatchId(batch), receipts).await
         };
         match written.await {
             Ok(()) => all.push(new),
             Err(e) => assert!(
-                // Where every query has a mark of its own, a batch said to be there has none: that may be told as damage.
+                // Where every query has a mark of its own, a batch said to be there has none: that may be reported as
+                // damage.
                 matches!(
                     e.kind(),
                     ErrorKind::IncompatibleCheckpoint | ErrorKind::InvalidQuery | ErrorKind::DamagedCheckpoint

@@ -14,10 +14,10 @@ use datafusion::prelude::SessionContext;
 
 use super::by_splits::BySplits;
 use super::oracle::difference;
-use crate::checkpoint::{CheckpointStore, memory_store, sub_store};
+use crate::checkpoint::{MetadataStore, memory_store, sub_store};
 use crate::clock::{Clock, ManualClock};
 use crate::error::Result;
-use crate::source::{Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceReader};
+use crate::source::{MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext};
 
 /// What the suite needs of the source it examines.
 #[async_trait]
@@ -63,7 +63,7 @@ pub async fn run<S: SourceUnderTest>(new: impl Fn() -> S) {
 /// A source with the checkpoint folder its readers share.
 struct Examined<'a> {
     subject: &'a dyn SourceUnderTest,
-    log: Arc<dyn CheckpointStore>,
+    log: Arc<dyn MetadataStore>,
     ctx: SessionContext,
 }
 
@@ -93,7 +93,7 @@ impl<'a> Examined<'a> {
 
     /// Where the next batch would end, if there is anything at all.
     async fn end(&self, reader: &mut BySplits, after: Option<&Offset>) -> Option<Offset> {
-        said("latest_offset", reader.latest_offset(after, ReadLimit::Everything).await).end
+        said("latest_offset", reader.latest_offset(after, ReadLimit::All).await).batch_end
     }
 
     /// Where the next batch would end; there must be something to read.
@@ -208,12 +208,12 @@ pub async fn ranges_go_forward(subject: &dyn SourceUnderTest) {
     same("two ranges, compared with the one that spans both", &whole, &parts);
 }
 
-/// Freeze: what comes later is not offered.
+/// Available now: what comes after `prepare_for_available_now` is not offered.
 pub async fn a_frozen_source_offers_no_more(subject: &dyn SourceUnderTest) {
     let examined = Examined::new(subject);
     examined.add_rows().await;
     let mut reader = examined.open().await;
-    said("freeze", reader.freeze().await);
+    said("prepare_for_available_now", reader.prepare_for_available_now().await);
     examined.add_rows().await;
     let end = examined.new_end(&mut reader, None).await;
     let frozen = examined.read_all(&mut reader, None, &end).await;
@@ -277,11 +277,11 @@ pub async fn silence_is_no_answer(subject: &dyn SourceUnderTest) {
     if !said("go_away", subject.go_away().await) {
         return;
     }
-    for limit in [ReadLimit::AsConfigured, ReadLimit::Everything] {
+    for limit in [ReadLimit::Configured, ReadLimit::All] {
         for after in [None, Some(&first_end)] {
             if let Ok(latest) = reader.latest_offset(after, limit).await {
                 // What it knows for certain it may offer.
-                let offers = latest.end.as_ref().is_some_and(|end| after != Some(end));
+                let offers = latest.batch_end.as_ref().is_some_and(|end| after != Some(end));
                 assert!(
                     latest.unknown.is_some() || offers,
                     "nobody answered, and latest_offset says that all is known"
@@ -291,7 +291,10 @@ pub async fn silence_is_no_answer(subject: &dyn SourceUnderTest) {
     }
     let context = examined.context();
     if let Ok(mut reopened) = subject.source().open(context).await {
-        assert!(reopened.freeze().await.is_err(), "nobody answered, and freeze knows what there is");
+        assert!(
+            reopened.prepare_for_available_now().await.is_err(),
+            "nobody answered, and prepare_for_available_now knows what there is"
+        );
     }
     said("come_back", subject.come_back().await);
     let second_end = examined.new_end(&mut reader, Some(&first_end)).await;

@@ -36,7 +36,7 @@ pub fn data_type(name: &str) -> Result<DataType> {
         "double" => DataType::Float64,
         "boolean" => DataType::Boolean,
         "date" => DataType::Date32,
-        other => return Err(Error::invalid(format!("`{other}` is no short type name"))),
+        other => return Err(Error::invalid(format!("unknown short type name `{other}`"))),
     })
 }
 
@@ -73,7 +73,7 @@ pub fn rows(schema: &SchemaRef, rows: &Value) -> Result<RecordBatch> {
     Ok(RecordBatch::try_new_with_options(Arc::clone(schema), columns?, &options)?)
 }
 
-/// Deals rows out in turn, into at most this many batches; a batch without rows is left out.
+/// Distributes rows round-robin, into at most this many batches; a batch without rows is left out.
 pub fn deal(rows: &RecordBatch, into: usize) -> Result<Vec<RecordBatch>> {
     (0..into.min(rows.num_rows()))
         .map(|part| {

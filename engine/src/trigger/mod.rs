@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 pub enum Trigger {
     /// The next batch as soon as the last is done and there is something to do.
     #[default]
-    AsFastAsPossible,
+    Immediate,
     /// A batch at every multiple of `interval_ms` since 1970-01-01T00:00:00 UTC. The first starts at once. A batch that
     /// overruns is followed by the next without a pause, and the rhythm is kept: moments that passed are skipped.
     ProcessingTime {
@@ -34,24 +34,24 @@ impl Trigger {
     /// # Ok::<(), tidewater::error::Error>(())
     /// ```
     pub fn processing_time(interval: &str) -> Result<Self> {
-        Trigger::ProcessingTime { interval_ms: parse_interval_ms(interval)? }.told_as(&format!("`{interval}`"))
+        Trigger::ProcessingTime { interval_ms: parse_interval_ms(interval)? }.checked_as(&format!("`{interval}`"))
     }
 
     /// The trigger as it runs: an interval of zero is as fast as possible, as in Spark; a negative one is refused.
     pub(crate) fn checked(self) -> Result<Self> {
         match self {
-            Trigger::ProcessingTime { interval_ms } => self.told_as(&format!("{interval_ms} ms")),
+            Trigger::ProcessingTime { interval_ms } => self.checked_as(&format!("{interval_ms} ms")),
             other => Ok(other),
         }
     }
 
     /// [`checked`](Self::checked), with the interval as it was given.
-    fn told_as(self, interval: &str) -> Result<Self> {
+    fn checked_as(self, interval: &str) -> Result<Self> {
         match self {
-            Trigger::ProcessingTime { interval_ms: 0 } => Ok(Trigger::AsFastAsPossible),
+            Trigger::ProcessingTime { interval_ms: 0 } => Ok(Trigger::Immediate),
             Trigger::ProcessingTime { interval_ms: ..0 } => {
                 Err(Error::invalid(format!("the interval of a trigger must not be negative, as {interval} is"))
-                    .hint("give a length such as `10 seconds`"))
+                    .with_hint("give a length such as `10 seconds`"))
             }
             other => Ok(other),
         }
@@ -98,13 +98,13 @@ mod tests {
         let trigger = Trigger::ProcessingTime { interval_ms: 1000 };
         assert_eq!(trigger.next_round_ms(3_600_500, 250, true, 10), Some(1000));
         assert_eq!(trigger.next_round_ms(3_600_500, -250, false, 10), Some(0));
-        assert_eq!(Trigger::AsFastAsPossible.next_round_ms(3_600_500, 250, false, 10), Some(260));
+        assert_eq!(Trigger::Immediate.next_round_ms(3_600_500, 250, false, 10), Some(260));
     }
 
     #[test]
     fn lengths_at_the_edges() {
         for zero in [Trigger::ProcessingTime { interval_ms: 0 }.checked(), Trigger::processing_time("0 seconds")] {
-            assert_eq!(zero.unwrap(), Trigger::AsFastAsPossible);
+            assert_eq!(zero.unwrap(), Trigger::Immediate);
         }
         assert!(Trigger::ProcessingTime { interval_ms: -1 }.checked().is_err());
         assert!(Trigger::ProcessingTime { interval_ms: i64::MIN }.checked().is_err());
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn without_rhythm_only_idleness_waits() {
-        assert_eq!(Trigger::AsFastAsPossible.next_round_ms(0, 5, true, 10), None);
-        assert_eq!(Trigger::AsFastAsPossible.next_round_ms(0, 5, false, 10), Some(15));
+        assert_eq!(Trigger::Immediate.next_round_ms(0, 5, true, 10), None);
+        assert_eq!(Trigger::Immediate.next_round_ms(0, 5, false, 10), Some(15));
     }
 }

@@ -5,7 +5,7 @@ use arrow::datatypes::FieldRef;
 /// When the rows of one side are final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum SideBound {
-    /// Never: they are kept for ever.
+    /// Never: they are not evicted.
     None,
     /// Once the time in their join key is at or before the watermark: see [`JoinBounds::key_time`].
     KeyTime,

@@ -15,7 +15,7 @@
 
 mod bounds;
 
-pub(crate) mod marks;
+pub(crate) mod event_time_metadata;
 
 mod policy;
 
@@ -25,5 +25,5 @@ mod tracker;
 
 pub(crate) use self::bounds::{JoinBounds, KeyTime, SideBound};
 pub use self::policy::WatermarkPolicy;
-pub(crate) use self::propagate::{EventTime, WatermarkTree, WatermarkUse, is_due, propagate};
+pub(crate) use self::propagate::{OutputWatermark, WatermarkEffect, WatermarkTree, needs_no_data_batch, propagate};
 pub use self::tracker::WatermarkTracker;

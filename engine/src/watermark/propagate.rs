@@ -9,18 +9,18 @@ use crate::state::OperatorId;
 
 /// What a stateful operator does with the watermark.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct WatermarkUse {
+pub(crate) struct WatermarkEffect {
     /// What operators after it see of the watermark.
-    pub(crate) output: EventTime,
+    pub(crate) output: OutputWatermark,
     /// Whether a watermark that moved is worth a batch of its own, because state may be emitted or evicted.
-    pub(crate) waits: bool,
+    pub(crate) needs_no_data_batch: bool,
 }
 
 /// What operators after a stateful one see of the watermark.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum EventTime {
+pub(crate) enum OutputWatermark {
     /// The same.
-    Passes,
+    SameAsInput,
     /// What a join can promise, given how long it keeps rows.
     Join(JoinBounds),
 }
@@ -33,7 +33,7 @@ pub(crate) enum WatermarkTree {
     /// Whatever keeps no state.
     Stateless(Vec<WatermarkTree>),
     /// An operator that does.
-    Stateful { operator: OperatorId, uses: WatermarkUse, inputs: Vec<WatermarkTree> },
+    Stateful { operator: OperatorId, uses: WatermarkEffect, inputs: Vec<WatermarkTree> },
 }
 
 /// By operator: its input watermark in ms when the query's is `watermark_ms`; `i64::MIN` where no watermark reaches it.
@@ -54,8 +54,8 @@ fn visit(tree: &WatermarkTree, watermark_ms: i64, found: &mut [i64]) -> Option<i
                 *own = input;
             }
             Some(match &uses.output {
-                EventTime::Passes => input,
-                EventTime::Join(bounds) => bounds.output_watermark_ms(input).max(0),
+                OutputWatermark::SameAsInput => input,
+                OutputWatermark::Join(bounds) => bounds.output_watermark_ms(input).max(0),
             })
         }
     }
@@ -68,7 +68,7 @@ fn least(inputs: &[WatermarkTree], watermark_ms: i64, found: &mut [i64]) -> Opti
 }
 
 /// Whether a batch without rows is worth it: some operator waits for the watermark, and its own has moved.
-pub(crate) fn is_due(tree: &WatermarkTree, operators: usize, ran_ms: i64, next_ms: i64) -> bool {
+pub(crate) fn needs_no_data_batch(tree: &WatermarkTree, operators: usize, ran_ms: i64, next_ms: i64) -> bool {
     let (ran, next) = (propagate(tree, operators, ran_ms), propagate(tree, operators, next_ms));
     waits_for(tree, &|operator| match (ran.get(operator.0), next.get(operator.0)) {
         (Some(ran), Some(next)) => next > ran,
@@ -81,7 +81,7 @@ fn waits_for(tree: &WatermarkTree, moved: &dyn Fn(OperatorId) -> bool) -> bool {
         WatermarkTree::Watermark => false,
         WatermarkTree::Stateless(inputs) => inputs.iter().any(|input| waits_for(input, moved)),
         WatermarkTree::Stateful { operator, uses, inputs } => {
-            (uses.waits && moved(*operator)) || inputs.iter().any(|input| waits_for(input, moved))
+            (uses.needs_no_data_batch && moved(*operator)) || inputs.iter().any(|input| waits_for(input, moved))
         }
     }
 }
@@ -90,8 +90,8 @@ fn waits_for(tree: &WatermarkTree, moved: &dyn Fn(OperatorId) -> bool) -> bool {
 mod tests {
     use super::*;
 
-    fn stateful(operator: usize, waits: bool, inputs: Vec<WatermarkTree>) -> WatermarkTree {
-        let uses = WatermarkUse { output: EventTime::Passes, waits };
+    fn stateful(operator: usize, needs_no_data_batch: bool, inputs: Vec<WatermarkTree>) -> WatermarkTree {
+        let uses = WatermarkEffect { output: OutputWatermark::SameAsInput, needs_no_data_batch };
         WatermarkTree::Stateful { operator: OperatorId(operator), uses, inputs }
     }
 
@@ -107,8 +107,8 @@ mod tests {
     #[test]
     fn a_batch_is_due_when_someone_waits_and_the_watermark_moved() {
         let tree = |waits| stateful(0, waits, vec![WatermarkTree::Watermark]);
-        assert!(is_due(&tree(true), 1, 0, 5));
-        assert!(!is_due(&tree(true), 1, 5, 5));
-        assert!(!is_due(&tree(false), 1, 0, 5));
+        assert!(needs_no_data_batch(&tree(true), 1, 0, 5));
+        assert!(!needs_no_data_batch(&tree(true), 1, 5, 5));
+        assert!(!needs_no_data_batch(&tree(false), 1, 0, 5));
     }
 }

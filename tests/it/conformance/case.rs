@@ -172,10 +172,10 @@ impl Case {
     /// The case with some of its keys replaced, as a JSON object has them; a key that begins with `/` is a JSON pointer.
     pub(super) fn read_with(path: &Path, instead: Option<&str>) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read the case: {e}"))?;
-        let mut case: Value = serde_json::from_str(&text).map_err(|e| format!("the case is no JSON: {e}"))?;
+        let mut case: Value = serde_json::from_str(&text).map_err(|e| format!("the case is not JSON: {e}"))?;
         if let Some(instead) = instead {
-            let keys: BTreeMap<String, Value> =
-                serde_json::from_str(instead).map_err(|e| format!("what we answer instead is no JSON object: {e}"))?;
+            let keys: BTreeMap<String, Value> = serde_json::from_str(instead)
+                .map_err(|e| format!("what we answer instead is not a JSON object: {e}"))?;
             for (key, value) in keys {
                 match key.starts_with('/') {
                     true => *case.pointer_mut(&key).ok_or_else(|| format!("the case has no `{key}`"))? = value,

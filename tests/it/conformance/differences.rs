@@ -88,7 +88,7 @@ pub(super) const DIFFERENCES: [Difference; 9] = [
     },
     Difference {
         case: "random/r017_full_outer_stream_stream_join_append",
-        reason: "Spark keeps a row without event time for ever, though it can match nothing; with us it comes out at once",
+        reason: "Spark never evicts a row without event time, though it can match nothing; with us it comes out at once",
         instead: r#"{
             "/steps/11/process/expect_rows": [
                 ["2024-01-01T00:00:46.000000Z", "c", 16, null, null, null],

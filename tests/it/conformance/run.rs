@@ -10,7 +10,7 @@ use std::sync::Arc;
 use arrow::record_batch::RecordBatch;
 use datafusion::prelude::SessionContext;
 use serde_json::{Value, json};
-use tidewater::checkpoint::{CheckpointStore, memory_store};
+use tidewater::checkpoint::{MetadataStore, memory_store};
 use tidewater::clock::ManualClock;
 use tidewater::error::{Error, ErrorKind};
 use tidewater::id::BatchId;
@@ -89,7 +89,7 @@ struct World<'a> {
     ctx: SessionContext,
     sources: BTreeMap<String, MemorySource>,
     sink: MemorySink,
-    checkpoint: Arc<dyn CheckpointStore>,
+    checkpoint: Arc<dyn MetadataStore>,
     query: Option<StreamingQuery>,
     starts: usize,
     /// The last batch that an expectation has seen.
@@ -131,7 +131,7 @@ impl<'a> World<'a> {
             .no_data_batches(self.case.config.no_data_batches.unwrap_or(true));
         if let Some(policy) = &self.case.config.multiple_watermark_policy {
             let policy = WatermarkPolicy::from_name(policy)
-                .ok_or_else(|| Error::invalid(format!("`{policy}` is no watermark policy")))?;
+                .ok_or_else(|| Error::invalid(format!("unknown watermark policy `{policy}`")))?;
             writer = writer.watermark_policy(policy);
         }
         self.query = Some(writer.start().await?);

@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant};
 
 use tidewater::prelude::*;
-use tidewater_book::kafka::{Broker, NewRecord, own_broker, unique_topic};
 use tidewater_connectors::kafka::KafkaSource;
+use tidewater_workspace::kafka::{Broker, NewRecord, own_broker, unique_topic};
 
 use super::settled;
 use super::steps::{
@@ -61,7 +61,7 @@ async fn a_broker_that_goes_away_is_waited_for() {
     let impatient = start(impatient, MemorySink::new(), &dir.path().join("impatient")).await;
     caught_up(&impatient).await;
     let mut patient = vec![];
-    let rhythms = [(Trigger::processing_time("1 second").unwrap(), 1_000), (Trigger::AsFastAsPossible, 25)];
+    let rhythms = [(Trigger::processing_time("1 second").unwrap(), 1_000), (Trigger::Immediate, 25)];
     for (trigger, rows_per_batch) in rhythms {
         let out = unique_topic("out");
         broker.create_topic(&out, TOPIC_PARTITIONS as i32);
@@ -83,7 +83,7 @@ async fn a_broker_that_goes_away_is_waited_for() {
     assert_says(&said, ErrorKind::Unavailable, &[broker.bootstrap(), "no broker", "check that the broker runs"]);
     tokio::time::sleep(away.saturating_sub(gone.elapsed())).await;
     for (query, _) in &patient {
-        assert!(query.is_active(), "{:?}", query.exception());
+        assert!(query.is_active(), "{:?}", query.error());
     }
     broker.resume();
     let back = Instant::now();

@@ -3,9 +3,9 @@
 use arrow::datatypes::{DataType, Field};
 use datafusion::prelude::*;
 use tidewater::prelude::*;
-use tidewater_book::kafka::{Broker, NewRecord, Record};
 use tidewater_connectors::formats::{Format, SchemaRegistry, to_avro, to_json};
-use tidewater_connectors::kafka::{BadRecords, KafkaSource};
+use tidewater_connectors::kafka::{BadRecordPolicy, KafkaSource};
+use tidewater_workspace::kafka::{Broker, NewRecord, Record};
 
 use super::steps::{all_of, assert_says, into, metric, sorted, stream, texts, values};
 use super::{broker, new_topic, settled};
@@ -37,7 +37,7 @@ fn json_topic(broker: &Broker) -> String {
     topic
 }
 
-fn json_source(broker: &Broker, topic: &str, bad: BadRecords) -> KafkaSource {
+fn json_source(broker: &Broker, topic: &str, bad: BadRecordPolicy) -> KafkaSource {
     let fields = vec![Field::new("n", DataType::Int64, true)];
     all_of(broker, topic).value_format(Format::json(fields)).bad_records(bad)
 }
@@ -52,16 +52,17 @@ async fn a_bad_record_fails_the_query_and_is_named() {
     let topic = json_topic(broker);
     let (dir, sink) = (tempfile::tempdir().unwrap(), MemorySink::new());
     let failed =
-        finish(to_the_end(numbers(json_source(broker, &topic, BadRecords::Fail)).await, sink.clone(), dir.path()));
+        finish(to_the_end(numbers(json_source(broker, &topic, BadRecordPolicy::Fail)).await, sink.clone(), dir.path()));
     let failed = failed.await.unwrap_err();
-    assert_says(&failed, ErrorKind::BadInput, &[&format!("topic `{topic}`"), "batch 0", "BadRecords::DeadLetter"]);
-    let first = failed.message().contains("offset 1 of partition 1") && failed.message().contains("is no JSON value");
+    assert_says(&failed, ErrorKind::BadInput, &[&format!("topic `{topic}`"), "batch 0", "BadRecordPolicy::DeadLetter"]);
+    let first =
+        failed.message().contains("offset 1 of partition 1") && failed.message().contains("is not a JSON value");
     let second = failed.message().contains("offset 2 of partition 2") && failed.message().contains("seven");
     assert!(first || second, "{failed}");
     assert_eq!(sink.last_batch(), None);
 
     // The way out that it names: the batch is repeated, with another treatment.
-    let source = json_source(broker, &topic, BadRecords::Null);
+    let source = json_source(broker, &topic, BadRecordPolicy::Null);
     finish(to_the_end(numbers(source).await, sink.clone(), dir.path())).await.unwrap();
     assert_eq!(sink.last_batch(), Some(BatchId(0)));
 }
@@ -71,7 +72,7 @@ async fn a_bad_record_becomes_null_and_is_counted() {
     let Some(broker) = broker() else { return };
     let topic = json_topic(broker);
     let (dir, sink) = (tempfile::tempdir().unwrap(), MemorySink::new());
-    let source = json_source(broker, &topic, BadRecords::Null);
+    let source = json_source(broker, &topic, BadRecordPolicy::Null);
     let query = finish(to_the_end(numbers(source).await, sink.clone(), dir.path())).await.unwrap();
     let read = sorted(texts(&sink.batches(), "n"));
     assert_eq!(read, ["1", "2", "3", "5", "6", "null", "null", "null", "null"]);
@@ -89,7 +90,7 @@ fn told(letter: &Record, name: &str) -> String {
 async fn a_bad_record_goes_to_the_dead_letters() {
     let Some(broker) = broker() else { return };
     let topic = json_topic(broker);
-    let source = || json_source(broker, &topic, BadRecords::DeadLetter);
+    let source = || json_source(broker, &topic, BadRecordPolicy::DeadLetter);
     let dir = tempfile::tempdir().unwrap();
     let refused = finish(to_the_end(numbers(source()).await, MemorySink::new(), dir.path())).await.unwrap_err();
     assert_says(&refused, ErrorKind::InvalidQuery, &[&topic, "dead letters", "`.dead_letters(sink)`"]);
@@ -181,12 +182,12 @@ async fn avro_records_and_what_is_none() {
     };
     let dir = tempfile::tempdir().unwrap();
     let fields = || ["id", "item"].map(|name| get_field(col("value"), name).alias(name)).to_vec();
-    let orders = stream(source(BadRecords::Fail)).await.select(fields()).unwrap();
+    let orders = stream(source(BadRecordPolicy::Fail)).await.select(fields()).unwrap();
     let failed = finish(to_the_end(orders, DiscardSink::new(), &dir.path().join("fail"))).await.unwrap_err();
     assert_says(&failed, ErrorKind::BadInput, &[&format!("topic `{topic}`"), "partition", "offset"]);
 
     let sink = MemorySink::new();
-    let orders = stream(source(BadRecords::Null)).await.select(fields()).unwrap();
+    let orders = stream(source(BadRecordPolicy::Null)).await.select(fields()).unwrap();
     let query = finish(to_the_end(orders, sink.clone(), &dir.path().join("null"))).await.unwrap();
     assert_eq!(sorted(texts(&sink.batches(), "id")), ["1", "2", "4", "5", "null", "null", "null"]);
     assert_eq!(sorted(texts(&sink.batches(), "item")), ["", "jam", "milk", "null", "null", "null", "tea"]);
@@ -195,7 +196,7 @@ async fn avro_records_and_what_is_none() {
     // What can be read is written again, all with the newer schema.
     let (good, bad) = (new_topic(broker, "avro-good"), new_topic(broker, "avro-bad"));
     let order_again = to_avro(col("value"), 7, ORDER).alias("value");
-    let orders = stream(source(BadRecords::DeadLetter)).await.select(vec![col("key"), order_again]).unwrap();
+    let orders = stream(source(BadRecordPolicy::DeadLetter)).await.select(vec![col("key"), order_again]).unwrap();
     let writer = to_the_end(orders, into(broker, &good), &dir.path().join("letters"));
     finish(writer.dead_letters(into(broker, &bad))).await.unwrap();
     let mut again: Vec<Vec<u8>> = settled(broker, &good).into_iter().filter_map(|record| record.value).collect();

@@ -8,8 +8,8 @@ use datafusion::functions_aggregate::expr_fn::count;
 use datafusion::prelude::*;
 use serde_json::json;
 use tidewater::prelude::*;
-use tidewater_book::kafka::{NewRecord, unique_topic};
 use tidewater_connectors::kafka::{KafkaSink, KafkaSource, StartingOffsets};
+use tidewater_workspace::kafka::{NewRecord, unique_topic};
 
 use super::steps::{
     PATIENCE, all_of, assert_says, caught_up, end_offset, into, options, rows_in_memory, run, sorted, start, stream,
@@ -141,7 +141,7 @@ fn nobody() -> String {
     format!("127.0.0.1:{port}")
 }
 
-/// A source waits for a broker that may be starting, and not for ever.
+/// A source waits for a broker that may be starting, but not forever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_does_not_wait_for_ever_for_a_broker_that_is_not_there() {
     let (nobody, dir, asked) = (nobody(), tempfile::tempdir().unwrap(), Instant::now());
@@ -176,7 +176,7 @@ fn options_that_make_no_sense_are_refused() {
         let refused = KafkaSource::from_options(given).unwrap_err();
         println!("{refused}");
         assert!(matches!(refused.kind(), ErrorKind::InvalidQuery | ErrorKind::Unsupported), "{refused}");
-        assert!(refused.hint_text().is_some(), "{refused}");
+        assert!(refused.hint().is_some(), "{refused}");
         refused.to_string()
     };
     for name in [

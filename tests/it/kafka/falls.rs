@@ -11,16 +11,18 @@ use datafusion::functions_aggregate::expr_fn::{count, sum};
 use datafusion::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tidewater::checkpoint::{CheckpointStore, memory_store};
+use tidewater::checkpoint::{MetadataStore, memory_store};
 use tidewater::prelude::*;
-use tidewater::sink::{Begin, Sink};
+use tidewater::sink::{BatchStatus, Sink};
 use tidewater::testing::oracle::row_lines;
-use tidewater::testing::{FallingSink, FallingSource, FallingStore, Falls, batch_answer, every_fall, table};
-use tidewater_book::files::{Format as FileFormat, committed_rows};
-use tidewater_book::kafka::{Broker, NewRecord};
+use tidewater::testing::{
+    FaultInjector, FaultySink, FaultySource, FaultyStore, batch_answer, crash_at_every_call, table,
+};
 use tidewater_connectors::file::FileSink;
 use tidewater_connectors::formats::{Format, to_json};
-use tidewater_connectors::kafka::{BadRecords, KafkaSink};
+use tidewater_connectors::kafka::{BadRecordPolicy, KafkaSink};
+use tidewater_workspace::files::{Format as FileFormat, committed_rows};
+use tidewater_workspace::kafka::{Broker, NewRecord};
 
 use super::sinks::{Killed, Moment, Undead, Watched};
 use super::steps::{all_of, into};
@@ -120,7 +122,7 @@ struct World {
     /// For rows, and for dead letters if it has such.
     topics: Vec<String>,
     dir: TempDir,
-    checkpoint: Arc<dyn CheckpointStore>,
+    checkpoint: Arc<dyn MetadataStore>,
     undead: Undead,
 }
 
@@ -154,36 +156,36 @@ impl World {
     }
 
     /// The events of the input, each partition read by a task of its own, so that there are several writers.
-    async fn events(&self, bad: BadRecords, falls: &Falls) -> Result<DataFrame> {
+    async fn events(&self, bad: BadRecordPolicy, falls: &FaultInjector) -> Result<DataFrame> {
         let source = all_of(self.broker, &self.input)
             .value_format(Format::json(event_schema().fields().clone()))
             .bad_records(bad)
             .min_partitions(PARTITIONS)
             .max_offsets_per_trigger(PER_BATCH);
-        let records = session().read_stream(FallingSource::new(source, falls)).await?;
+        let records = session().read_stream(FaultySource::new(source, falls)).await?;
         let columns = ["at", "k", "v"].map(|name| col("value").field(name).alias(name));
         Ok(records.select(columns.to_vec())?)
     }
 
     /// From the checkpoint to the end, every boundary watched.
-    fn writer(&self, stream: DataFrame, sink: impl Sink + 'static, falls: &Falls) -> StreamWriter {
+    fn writer(&self, stream: DataFrame, sink: impl Sink + 'static, falls: &FaultInjector) -> StreamWriter {
         stream
-            .write_stream(FallingSink::new(sink, falls))
-            .checkpoint_store(Arc::new(FallingStore::new(Arc::clone(&self.checkpoint), falls)))
+            .write_stream(FaultySink::new(sink, falls))
+            .checkpoint_store(Arc::new(FaultyStore::new(Arc::clone(&self.checkpoint), falls)))
             .partitions(PARTITIONS)
             .durable(false)
             .min_batches_to_retain(2)
             .trigger(Trigger::AvailableNow)
     }
 
-    async fn run(&self, job: Job, sink: impl Sink + 'static, falls: &Falls) -> Result<StreamingQuery> {
-        let stream = job(self.events(BadRecords::Fail, falls).await?)?;
+    async fn run(&self, job: Job, sink: impl Sink + 'static, falls: &FaultInjector) -> Result<StreamingQuery> {
+        let stream = job(self.events(BadRecordPolicy::Fail, falls).await?)?;
         finish(self.writer(stream, sink, falls)).await
     }
 
-    async fn run_with_letters(&self, falls: &Falls) -> Result<StreamingQuery> {
-        let stream = passed(self.events(BadRecords::DeadLetter, falls).await?)?;
-        let letters = FallingSink::new(into(self.broker, self.letters()), falls);
+    async fn run_with_letters(&self, falls: &FaultInjector) -> Result<StreamingQuery> {
+        let stream = passed(self.events(BadRecordPolicy::DeadLetter, falls).await?)?;
+        let letters = FaultySink::new(into(self.broker, self.letters()), falls);
         finish(self.writer(stream, self.sink(), falls).dead_letters(letters)).await
     }
 
@@ -197,7 +199,7 @@ impl World {
     }
 }
 
-fn told(job: &str, began: Instant, outcome: Result<u64, String>) {
+fn report(job: &str, began: Instant, outcome: Result<u64, String>) {
     match outcome {
         Ok(falls) => {
             let each = began.elapsed().as_millis() / u128::from(falls.max(1));
@@ -209,17 +211,22 @@ fn told(job: &str, began: Instant, outcome: Result<u64, String>) {
 }
 
 /// Falls at every moment of `run`, and finds in its topic what `job` answers over the first `rows` events.
-async fn survives(name: &str, job: Job, rows: usize, run: impl AsyncFn(&World, &Falls) -> Result<StreamingQuery>) {
+async fn survives(
+    name: &str,
+    job: Job,
+    rows: usize,
+    run: impl AsyncFn(&World, &FaultInjector) -> Result<StreamingQuery>,
+) {
     let Some(broker) = broker() else { return };
     let (events, began) = (events(), Instant::now());
     let (input, expected) = (input(broker, events.iter().map(json_of)), answer(&events[..rows], job).await);
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         || World::new(broker, &input, 1),
         async |world: &World, falls: &Falls| run(world, falls).await.map(|_| ()),
         async |world: &World| world.check(&expected),
     )
     .await;
-    told(name, began, outcome);
+    report(name, began, outcome);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -254,7 +261,7 @@ async fn windows_close_before_the_end_and_after_the_last_record() {
     let Some(broker) = broker() else { return };
     let events = events();
     let world = World::new(broker, &input(broker, events.iter().map(json_of)), 1);
-    let query = world.run(by_window, world.sink(), &Falls::quiet()).await.unwrap();
+    let query = world.run(by_window, world.sink(), &FaultInjector::disarmed()).await.unwrap();
     let batches = query.recent_progress();
     let told: Vec<(u64, u64)> = batches.iter().map(|b| (b.num_input_rows, b.sink.num_output_rows)).collect();
     println!("rows in and out, by batch: {told:?}");
@@ -271,7 +278,7 @@ async fn kafka_to_parquet_files() {
     let Some(broker) = broker() else { return };
     let (events, began) = (events(), Instant::now());
     let (input, expected) = (input(broker, events.iter().map(json_of)), answer(&events, unchanged).await);
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         || World::new(broker, &input, 0),
         async |world: &World, falls: &Falls| {
             world.run(unchanged, FileSink::parquet(text(&world.files())), falls).await.map(|_| ())
@@ -282,7 +289,7 @@ async fn kafka_to_parquet_files() {
         },
     )
     .await;
-    told("Kafka to Parquet files", began, outcome);
+    report("Kafka to Parquet files", began, outcome);
 }
 
 /// Both topics get what is theirs in one commit of the checkpoint, though each has a transaction of its own.
@@ -294,7 +301,7 @@ async fn kafka_to_kafka_with_dead_letters() {
     let mut bad: Vec<String> = records.iter().filter(|record| record.starts_with("not")).cloned().collect();
     bad.sort_unstable();
     let (input, expected) = (input(broker, records), answer(&events, passed).await);
-    let outcome = every_fall(
+    let outcome = crash_at_every_call(
         || World::new(broker, &input, 2),
         async |world: &World, falls: &Falls| world.run_with_letters(falls).await.map(|_| ()),
         async |world: &World| {
@@ -313,7 +320,7 @@ async fn kafka_to_kafka_with_dead_letters() {
         },
     )
     .await;
-    told("Kafka to Kafka with dead letters", began, outcome);
+    report("Kafka to Kafka with dead letters", began, outcome);
 }
 
 /// A query that died when Kafka had batch 1 and the checkpoint did not know, and its restart.
@@ -321,13 +328,13 @@ struct BetweenTheCommits {
     /// Keys and values that were there before the restart.
     before: RecordBatch,
     /// What the sink said at the restart when it was asked for each batch.
-    begun: Vec<(BatchId, Begin)>,
+    begun: Vec<(BatchId, BatchStatus)>,
     query: StreamingQuery,
 }
 
 async fn die_between_the_commits(world: &World, sink: impl Fn() -> KafkaSink) -> BetweenTheCommits {
     const LAST: BatchId = BatchId(1);
-    let quiet = Falls::quiet();
+    let quiet = FaultInjector::disarmed();
     let dies = Watched::new(sink(), |moment| async move {
         match moment {
             Moment::Committed(LAST) => Err(Error::new(ErrorKind::Unavailable, "the process died")),
@@ -335,7 +342,7 @@ async fn die_between_the_commits(world: &World, sink: impl Fn() -> KafkaSink) ->
         }
     });
     let died = world.run(passed, dies, &quiet).await.unwrap_err();
-    assert_eq!((died.message(), died.batch_id()), ("the process died", Some(LAST)), "{died}");
+    assert_eq!((died.message(), died.batch()), ("the process died", Some(LAST)), "{died}");
     assert!(world.checkpoint.read("offsets/1").await.unwrap().is_some(), "the batch was logged");
     assert!(world.checkpoint.read("commits/1").await.unwrap().is_none(), "the checkpoint knows of no commit");
     let before = world.found();
@@ -363,7 +370,7 @@ async fn a_fall_between_the_commits_of_kafka_and_of_the_checkpoint() {
     let expected = answer(&events, passed).await;
     let world = World::new(broker, &input(broker, events.iter().map(json_of)), 1);
     let fell = die_between_the_commits(&world, || world.sink()).await;
-    assert_eq!(fell.begun, [(BatchId(1), Begin::Taken), (BatchId(2), Begin::Open)]);
+    assert_eq!(fell.begun, [(BatchId(1), BatchStatus::AlreadyCommitted), (BatchId(2), BatchStatus::New)]);
     assert_eq!(fell.query.guarantee(), Guarantee::ExactlyOnce);
     let group = format!("tidewater-{}-output", fell.query.id());
     let marker = broker.committed_offsets(&group, world.out());
@@ -385,7 +392,7 @@ async fn at_least_once_the_same_fall_doubles_rows() {
     let expected = answer(&events, passed).await;
     let world = World::new(broker, &input(broker, events.iter().map(json_of)), 1);
     let fell = die_between_the_commits(&world, || world.sink().at_least_once()).await;
-    assert_eq!(fell.begun, [(BatchId(1), Begin::Open), (BatchId(2), Begin::Open)]);
+    assert_eq!(fell.begun, [(BatchId(1), BatchStatus::New), (BatchId(2), BatchStatus::New)]);
     assert_eq!(fell.query.guarantee(), Guarantee::AtLeastOnce);
     let difference = world.check(&expected).unwrap_err();
     println!("without a transaction, the same fall: {difference}");

@@ -11,8 +11,8 @@ use tempfile::TempDir;
 use tidewater::prelude::*;
 use tidewater::sink::Sink;
 use tidewater::testing::{assert_same_rows, table};
-use tidewater_book::kafka::{Broker, NewRecord};
 use tidewater_connectors::kafka::KafkaSink;
+use tidewater_workspace::kafka::{Broker, NewRecord};
 use tokio::sync::Notify;
 
 use super::sinks::{Moment, Watched};
@@ -164,8 +164,8 @@ async fn the_sleeper_is_fenced(asleep_in: Asleep) {
     let fenced = slept.wake().await.unwrap_err();
     println!("asleep {asleep_in:?}: {fenced}");
     assert_eq!(fenced.kind(), ErrorKind::Fenced, "{fenced}");
-    assert_eq!(fenced.batch_id(), Some(BatchId(1)), "{fenced}");
-    assert!(fenced.hint_text().is_some(), "{fenced}");
+    assert_eq!(fenced.batch(), Some(BatchId(1)), "{fenced}");
+    assert!(fenced.hint().is_some(), "{fenced}");
     assert_eq!(slept.query.last_progress().unwrap().batch_id, BatchId(0), "a fenced batch is not reported as done");
     assert_same_rows(&[shared.answer(1)], &[shared.found()]);
 

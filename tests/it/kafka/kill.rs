@@ -27,9 +27,9 @@ use std::time::{Duration, Instant};
 use arrow::array::AsArray;
 use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
 use tidewater::testing::table;
-use tidewater_book::events::Lcg;
-use tidewater_book::files::{Format, committed_rows, data_files};
-use tidewater_book::kafka::{Broker, own_broker, unique_topic};
+use tidewater_workspace::events::Lcg;
+use tidewater_workspace::files::{Format, committed_rows, data_files};
+use tidewater_workspace::kafka::{Broker, own_broker, unique_topic};
 
 use self::orders::{Order, Orders, Record, Revenue, quarters, record};
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tidewater::prelude::*;
-use tidewater_book::kafka::{Broker, NewRecord, unique_topic};
 use tidewater_connectors::kafka::{KafkaSource, StartingOffsets};
+use tidewater_workspace::kafka::{Broker, NewRecord, unique_topic};
 
 use super::steps::{
     PATIENCE, all_of, assert_says, caught_up, failure, log_a_batch, metric, numbers, run, sorted, start, stream, texts,

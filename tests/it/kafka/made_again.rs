@@ -12,8 +12,8 @@ use datafusion::logical_expr::{ColumnarValue, Volatility, create_udf};
 use datafusion::prelude::*;
 use tempfile::TempDir;
 use tidewater::prelude::*;
-use tidewater_book::kafka::{Broker, NewRecord};
 use tidewater_connectors::kafka::KafkaSource;
+use tidewater_workspace::kafka::{Broker, NewRecord};
 
 use super::steps::{
     all_of, assert_says, caught_up, failure, log_a_batch, metric, numbers, run, sorted, start, stream, texts, until,

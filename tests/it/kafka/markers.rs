@@ -5,8 +5,8 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use tempfile::TempDir;
 use tidewater::prelude::*;
-use tidewater_book::kafka::Broker;
 use tidewater_connectors::kafka::KafkaSink;
+use tidewater_workspace::kafka::Broker;
 
 use super::steps::{PATIENCE, all_of, assert_says, into, run, values};
 use super::{broker, new_topic, settled};

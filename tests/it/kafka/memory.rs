@@ -5,7 +5,7 @@ use std::path::Path;
 use datafusion::prelude::*;
 use tidewater::prelude::*;
 use tidewater::testing::limited_memory;
-use tidewater_book::kafka::{Broker, NewRecord, Record};
+use tidewater_workspace::kafka::{Broker, NewRecord, Record};
 
 use super::steps::{all_of, assert_says, into, sorted};
 use super::{TOPIC_PARTITIONS, broker, new_topic, settled};

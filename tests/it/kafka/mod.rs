@@ -64,7 +64,7 @@ use arrow::array::{ArrayRef, StringArray};
 use arrow::record_batch::RecordBatch;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use tidewater_book::kafka::{Broker, Record, shared_broker, unique_topic};
+use tidewater_workspace::kafka::{Broker, Record, shared_broker, unique_topic};
 
 use self::steps::PATIENCE;
 

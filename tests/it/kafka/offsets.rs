@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tidewater::prelude::*;
-use tidewater_book::kafka::{Broker, NewRecord, unique_topic};
 use tidewater_connectors::kafka::{KafkaSource, PartitionOffsets, StartingOffsets};
+use tidewater_workspace::kafka::{Broker, NewRecord, unique_topic};
 
 use super::conditions::KEPT;
 use super::steps::{all_of, assert_says, caught_up, options, read_all, run, sorted, start, stream, texts, until};
@@ -256,12 +256,12 @@ async fn others_can_see_how_far_the_query_is() {
     let committed = || -> Vec<i64> {
         broker.committed_offsets(&group, &topic).into_values().map(|committed| committed.offset).collect()
     };
-    assert_eq!(committed(), [20, 10, 0], "a query that ends has told its group all");
+    assert_eq!(committed(), [20, 10, 0], "a query that ends has committed everything to its group");
 
     let query = start(stream(source()).await, DiscardSink::new(), dir.path()).await;
     fill(broker, &topic, [1, 2, 3]);
     let asked = Instant::now();
-    until(&query, "the group is told while the query runs", || committed() == [21, 12, 3]).await;
+    until(&query, "offsets are committed to the group while the query runs", || committed() == [21, 12, 3]).await;
     println!("the group knows after {:?}", asked.elapsed());
     query.stop().await.unwrap();
 

@@ -10,15 +10,15 @@ use std::time::Instant;
 use arrow::datatypes::DataType;
 use datafusion::prelude::*;
 use tempfile::TempDir;
-use tidewater::checkpoint::{CheckpointStore, memory_store};
+use tidewater::checkpoint::{MetadataStore, memory_store};
 use tidewater::prelude::*;
 use tidewater::sink::Sink;
 use tidewater::testing::{
-    FallingSink, FallingSource, FallingStore, Falls, Overtaken, overtaken_at_every_moment, table,
+    FaultInjector, FaultySink, FaultySource, FaultyStore, Overtaken, overtaken_at_every_moment, table,
 };
-use tidewater_book::files::{Format, committed_rows};
-use tidewater_book::kafka::{Broker, NewRecord, unique_topic};
 use tidewater_connectors::file::FileSink;
+use tidewater_workspace::files::{Format, committed_rows};
+use tidewater_workspace::kafka::{Broker, NewRecord, unique_topic};
 
 use super::steps::{all_of, into, numbers, sorted, texts, values};
 use super::{TOPIC_PARTITIONS, broker, new_topic, settled};
@@ -40,7 +40,7 @@ struct World {
     group: String,
     was_turned_back: AtomicBool,
     dir: TempDir,
-    checkpoint: Arc<dyn CheckpointStore>,
+    checkpoint: Arc<dyn MetadataStore>,
 }
 
 impl World {
@@ -69,16 +69,16 @@ impl World {
         self.dir.path().join("out")
     }
 
-    async fn run(&self, sink: impl Sink + 'static, falls: &Falls) -> Result<()> {
+    async fn run(&self, sink: impl Sink + 'static, falls: &FaultInjector) -> Result<()> {
         let source = all_of(self.broker, &self.input)
             .commit_offsets_to_group(&self.group)
             .min_partitions(PARTITIONS)
             .max_offsets_per_trigger(PER_BATCH);
-        let records = session().read_stream(FallingSource::new(source, falls)).await?;
+        let records = session().read_stream(FaultySource::new(source, falls)).await?;
         let writer = records
             .select(vec![cast(col("value"), DataType::Utf8).alias("value")])?
-            .write_stream(FallingSink::new(sink, falls))
-            .checkpoint_store(Arc::new(FallingStore::new(Arc::clone(&self.checkpoint), falls)))
+            .write_stream(FaultySink::new(sink, falls))
+            .checkpoint_store(Arc::new(FaultyStore::new(Arc::clone(&self.checkpoint), falls)))
             .partitions(PARTITIONS)
             .durable(false)
             .min_batches_to_retain(1)
@@ -106,7 +106,7 @@ impl World {
     }
 }
 
-fn told(job: &str, began: Instant, outcome: Result<Overtaken, String>) {
+fn report(job: &str, began: Instant, outcome: Result<Overtaken, String>) {
     match outcome {
         Ok(came) => {
             let took = began.elapsed();
@@ -131,7 +131,7 @@ async fn kafka_to_kafka() {
         async |world: &World| world.check(values(&settled(broker, &world.out))),
     )
     .await;
-    told("Kafka to Kafka", began, outcome);
+    report("Kafka to Kafka", began, outcome);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -149,5 +149,5 @@ async fn kafka_to_files() {
         },
     )
     .await;
-    told("Kafka to Parquet files", began, outcome);
+    report("Kafka to Parquet files", began, outcome);
 }

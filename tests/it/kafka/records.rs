@@ -7,8 +7,8 @@ use arrow::datatypes::DataType;
 use datafusion::prelude::*;
 use serde_json::{Value, json};
 use tidewater::prelude::*;
-use tidewater_book::kafka::{NewRecord, Record, unique_topic};
 use tidewater_connectors::kafka::{KafkaSink, KafkaSource, StartingOffsets};
+use tidewater_workspace::kafka::{NewRecord, Record, unique_topic};
 
 use super::steps::{
     PATIENCE, all_of, assert_once, assert_says, caught_up, into, read_all, rows_in_memory, run, sorted, start, stream,

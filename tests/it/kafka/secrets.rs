@@ -9,8 +9,8 @@ use serde_json::json;
 use tidewater::prelude::*;
 use tidewater::sink::Sink;
 use tidewater::source::Source;
-use tidewater_book::kafka::{SASL_PASSWORD, SASL_USERNAME};
 use tidewater_connectors::kafka::{KafkaSink, KafkaSource, StartingOffsets};
+use tidewater_workspace::kafka::{SASL_PASSWORD, SASL_USERNAME};
 
 use super::steps::{all_of, assert_says, into, options, read_all, rows_in_memory, run, sorted, texts};
 use super::{broker, new_topic};
@@ -35,7 +35,7 @@ fn access(bootstrap: &str, password: &str, topic: (&str, &str)) -> Vec<(String, 
 
 /// Everything that can be seen of a query.
 fn show(query: &StreamingQuery) {
-    println!("{:?} {:?}\n{}", query.status(), query.exception(), query.explain());
+    println!("{:?} {:?}\n{}", query.status(), query.error(), query.explain());
     query.recent_progress().iter().for_each(|progress| println!("{}", progress.json()));
 }
 

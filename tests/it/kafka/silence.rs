@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use tidewater::prelude::*;
 use tidewater::source::Source;
 use tidewater::testing::source_suite::{self, SourceUnderTest};
-use tidewater_book::kafka::{Broker, NewRecord, own_broker, unique_topic};
 use tidewater_connectors::kafka::{KafkaSource, StartingOffsets};
+use tidewater_workspace::kafka::{Broker, NewRecord, own_broker, unique_topic};
 
 use super::steps::{all_of, assert_says, numbers, run, sorted, start, stream, texts, until};
 use crate::job::{finish, session, to_the_end};

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use futures::future::{BoxFuture, FutureExt};
 use tidewater::id::PartitionId;
 use tidewater::prelude::*;
-use tidewater::sink::{Begin, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
-use tidewater::testing::Falls;
+use tidewater::sink::{BatchStatus, DataWriter, Receipt, Sink, SinkContext, StreamingWrite};
+use tidewater::testing::FaultInjector;
 
 /// Where a sink is in the life of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub(super) enum Moment {
     /// It is to say whether the batch must be written.
     Begin(BatchId),
     /// It has said so; no row was written yet.
-    Begun(BatchId, Begin),
+    Begun(BatchId, BatchStatus),
     /// All rows were written, and are to be committed.
     Commit(BatchId),
     /// They were.
@@ -56,17 +56,17 @@ impl Sink for Watched {
         self.inner.guarantee()
     }
 
-    fn supports(&self, mode: OutputMode) -> bool {
-        self.inner.supports(mode)
+    fn supports_output_mode(&self, mode: OutputMode) -> bool {
+        self.inner.supports_output_mode(mode)
     }
 
-    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         Ok(Box::new(WatchedWriter { inner: self.inner.open(context).await?, watcher: Arc::clone(&self.watcher) }))
     }
 }
 
 struct WatchedWriter {
-    inner: Box<dyn SinkWriter>,
+    inner: Box<dyn StreamingWrite>,
     watcher: Arc<Watcher>,
 }
 
@@ -77,15 +77,15 @@ impl std::fmt::Debug for WatchedWriter {
 }
 
 #[async_trait]
-impl SinkWriter for WatchedWriter {
-    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+impl StreamingWrite for WatchedWriter {
+    async fn begin(&self, batch: BatchId) -> Result<BatchStatus> {
         (self.watcher)(Moment::Begin(batch)).await?;
         let begin = self.inner.begin(batch).await?;
         (self.watcher)(Moment::Begun(batch, begin)).await?;
         Ok(begin)
     }
 
-    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         self.inner.partition(batch, partition)
     }
 
@@ -97,20 +97,20 @@ impl SinkWriter for WatchedWriter {
 }
 
 /// What died and was not closed. It is only when this is dropped.
-pub(super) type Undead = Arc<Mutex<Vec<Arc<dyn SinkWriter>>>>;
+pub(super) type Undead = Arc<Mutex<Vec<Arc<dyn StreamingWrite>>>>;
 
 /// A sink that says goodbye to nobody when its process dies: a transaction stays open, and rows that were on their way
 /// still arrive.
 #[derive(Debug)]
 pub(super) struct Killed {
     inner: Arc<dyn Sink>,
-    falls: Falls,
+    falls: FaultInjector,
     undead: Undead,
 }
 
 impl Killed {
     /// Its process is that of `falls`.
-    pub(super) fn new(inner: impl Sink + 'static, falls: &Falls, undead: &Undead) -> Self {
+    pub(super) fn new(inner: impl Sink + 'static, falls: &FaultInjector, undead: &Undead) -> Self {
         Killed { inner: Arc::new(inner), falls: falls.clone(), undead: Arc::clone(undead) }
     }
 }
@@ -125,11 +125,11 @@ impl Sink for Killed {
         self.inner.guarantee()
     }
 
-    fn supports(&self, mode: OutputMode) -> bool {
-        self.inner.supports(mode)
+    fn supports_output_mode(&self, mode: OutputMode) -> bool {
+        self.inner.supports_output_mode(mode)
     }
 
-    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         let inner = Arc::from(self.inner.open(context).await?);
         Ok(Box::new(KilledWriter { inner, falls: self.falls.clone(), undead: Arc::clone(&self.undead) }))
     }
@@ -137,8 +137,8 @@ impl Sink for Killed {
 
 #[derive(Debug)]
 struct KilledWriter {
-    inner: Arc<dyn SinkWriter>,
-    falls: Falls,
+    inner: Arc<dyn StreamingWrite>,
+    falls: FaultInjector,
     undead: Undead,
 }
 
@@ -151,12 +151,12 @@ impl Drop for KilledWriter {
 }
 
 #[async_trait]
-impl SinkWriter for KilledWriter {
-    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+impl StreamingWrite for KilledWriter {
+    async fn begin(&self, batch: BatchId) -> Result<BatchStatus> {
         self.inner.begin(batch).await
     }
 
-    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         self.inner.partition(batch, partition)
     }
 

@@ -15,11 +15,11 @@ use serde_json::Value;
 use tidewater::id::PartitionId;
 use tidewater::identity::Identity;
 use tidewater::prelude::*;
-use tidewater::sink::{Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
+use tidewater::sink::{BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, StreamingWrite};
 use tidewater::source::Source;
 use tidewater::testing::table;
-use tidewater_book::kafka::{Broker, Record};
 use tidewater_connectors::kafka::{KafkaSink, KafkaSource, StartingOffsets};
+use tidewater_workspace::kafka::{Broker, Record};
 
 use crate::job::{PARTITIONS, finish, session, text, to_the_end};
 
@@ -84,7 +84,7 @@ impl Sink for Failing {
         Guarantee::AtLeastOnce
     }
 
-    fn supports(&self, _mode: OutputMode) -> bool {
+    fn supports_output_mode(&self, _mode: OutputMode) -> bool {
         true
     }
 
@@ -92,18 +92,18 @@ impl Sink for Failing {
         MemorySink::new().identity()
     }
 
-    async fn open(&self, _context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, _context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         Ok(Box::new(Failing))
     }
 }
 
 #[async_trait::async_trait]
-impl SinkWriter for Failing {
-    async fn begin(&self, _batch: BatchId) -> Result<Begin> {
+impl StreamingWrite for Failing {
+    async fn begin(&self, _batch: BatchId) -> Result<BatchStatus> {
         Err(Error::new(ErrorKind::UserCode, "not now"))
     }
 
-    fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, _batch: BatchId, _partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         Err(Error::new(ErrorKind::UserCode, "not now"))
     }
 
@@ -129,7 +129,7 @@ pub(crate) async fn read_all(source: impl Source + 'static) -> Vec<String> {
 pub(crate) async fn until(query: &StreamingQuery, what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
-        assert!(query.is_active(), "{what}: the query ended: {:?}", query.exception());
+        assert!(query.is_active(), "{what}: the query ended: {:?}", query.error());
         let last = || query.last_progress().map(|progress| progress.json());
         assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}, {:?}, {:?}", query.status(), last());
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -11,11 +11,11 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use tidewater::id::PartitionId;
 use tidewater::prelude::*;
-use tidewater::sink::{Begin, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter};
+use tidewater::sink::{BatchStatus, DataWriter, Receipt, Sink, SinkContext, StreamingWrite};
 use tidewater::source::Source;
 use tidewater::testing::{sink_suite, source_suite, table};
-use tidewater_book::kafka::{Broker, NewRecord};
 use tidewater_connectors::kafka::{KafkaSink, KafkaSource};
+use tidewater_workspace::kafka::{Broker, NewRecord};
 
 use super::steps::{all_of, into};
 use super::{TOPIC_PARTITIONS, broker, new_topic, settles};
@@ -128,26 +128,26 @@ impl Sink for AsJson {
         self.0.guarantee()
     }
 
-    fn supports(&self, mode: OutputMode) -> bool {
-        self.0.supports(mode)
+    fn supports_output_mode(&self, mode: OutputMode) -> bool {
+        self.0.supports_output_mode(mode)
     }
 
-    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         let schema = as_json(&RecordBatch::new_empty(Arc::clone(&context.schema))).schema();
         Ok(Box::new(AsJsonWriter(self.0.open(SinkContext { schema, ..context }).await?)))
     }
 }
 
 #[derive(Debug)]
-struct AsJsonWriter(Box<dyn SinkWriter>);
+struct AsJsonWriter(Box<dyn StreamingWrite>);
 
 #[async_trait]
-impl SinkWriter for AsJsonWriter {
-    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+impl StreamingWrite for AsJsonWriter {
+    async fn begin(&self, batch: BatchId) -> Result<BatchStatus> {
         self.0.begin(batch).await
     }
 
-    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         Ok(Box::new(AsJsonPartition(self.0.partition(batch, partition)?)))
     }
 
@@ -156,10 +156,10 @@ impl SinkWriter for AsJsonWriter {
     }
 }
 
-struct AsJsonPartition(Box<dyn PartitionWriter>);
+struct AsJsonPartition(Box<dyn DataWriter>);
 
 #[async_trait]
-impl PartitionWriter for AsJsonPartition {
+impl DataWriter for AsJsonPartition {
     async fn write(&mut self, rows: RecordBatch) -> Result<()> {
         self.0.write(as_json(&rows)).await
     }

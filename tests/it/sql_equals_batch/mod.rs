@@ -15,8 +15,8 @@ use arrow::datatypes::{DataType, Field, Int32Type, Int64Type};
 use arrow::record_batch::RecordBatch;
 use futures::FutureExt;
 use tidewater::prelude::*;
-use tidewater::testing::Falls;
-use tidewater_book::events::Lcg;
+use tidewater::testing::FaultInjector;
+use tidewater_workspace::events::Lcg;
 
 use crate::stateful::{Input, Job, Query, Reading, World};
 
@@ -416,7 +416,7 @@ async fn seed(seed: u64) -> Result<Tried, String> {
         let next = (fed + 1 + dice.below(3)).min(job.adds());
         world.feed(fed..next);
         let partitions = 1 + dice.below(4);
-        match world.run_alone(partitions, &Falls::quiet()).await {
+        match world.run_alone(partitions, &FaultInjector::disarmed()).await {
             Ok(()) => {}
             Err(e) if fed == 0 && e.kind() == ErrorKind::Unsupported => return Ok(Tried::Refused(said(e.to_string()))),
             Err(e) => return Err(said(format!("the stream failed: {e}"))),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tidewater::testing::table;
-use tidewater_book::events::Lcg;
+use tidewater_workspace::events::Lcg;
 
 use super::Input;
 

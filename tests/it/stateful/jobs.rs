@@ -160,7 +160,7 @@ pub(crate) fn deduplicate() -> Job {
     append("deduplication with event time", 7, |events| events.drop_duplicates(&[]))
 }
 
-/// Remembers its keys for ever.
+/// Never evicts its keys.
 pub(crate) fn deduplicate_by_key() -> Job {
     append("deduplication by key", 8, |events| Ok(events.drop_duplicates(&["k", "v"])?.select_columns(&["k", "v"])?))
 }

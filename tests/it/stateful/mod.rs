@@ -15,12 +15,12 @@ use arrow::datatypes::{DataType, Float64Type, SchemaRef, TimeUnit, TimestampMicr
 use arrow::record_batch::RecordBatch;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::*;
-use tidewater::checkpoint::{CheckpointStore, memory_store};
+use tidewater::checkpoint::{MetadataStore, memory_store};
 use tidewater::prelude::*;
 use tidewater::sink::Sink;
 use tidewater::testing::oracle::row_lines;
 use tidewater::testing::{
-    FallingSink, FallingSource, FallingStore, Falls, batch_table, limited_memory, serialised_batches, small_state,
+    FaultInjector, FaultySink, FaultySource, FaultyStore, batch_table, limited_memory, serialised_batches, small_state,
     table,
 };
 
@@ -85,7 +85,7 @@ impl Job {
     /// What every run must give: the answer of one that nothing disturbs, which is the batch answer where there is one.
     pub(crate) async fn expected(self: &Arc<Self>) -> Vec<RecordBatch> {
         let world = World::with_all_rows(self);
-        world.run(2, &Falls::quiet()).await.unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        world.run(2, &FaultInjector::disarmed()).await.unwrap_or_else(|e| panic!("{}: {e}", self.name));
         let expected = if self.equals_batch { self.batch_answer().await.unwrap() } else { world.answer().unwrap() };
         let rows: usize = expected.iter().map(RecordBatch::num_rows).sum();
         assert!(rows > 3, "{}: an answer of {rows} rows shows nothing", self.name);
@@ -101,7 +101,7 @@ pub(crate) struct World {
     pub(crate) job: Arc<Job>,
     pub(crate) sources: Vec<MemorySource>,
     pub(crate) sink: MemorySink,
-    pub(crate) checkpoint: Arc<dyn CheckpointStore>,
+    pub(crate) checkpoint: Arc<dyn MetadataStore>,
     session: SessionConfig,
     /// Its memory is little, and what a run took it gives back, whichever way it ends.
     runtime: Arc<RuntimeEnv>,
@@ -151,29 +151,29 @@ impl World {
         &self,
         sink: impl Sink + 'static,
         partitions: usize,
-        falls: &Falls,
+        falls: &FaultInjector,
     ) -> Result<StreamWriter> {
         let ctx = SessionContext::new_with_config_rt(self.session.clone(), Arc::clone(&self.runtime));
         let mut streams = vec![];
         for source in &self.sources {
-            streams.push(ctx.read_stream(FallingSource::new(source.clone(), falls)).await?);
+            streams.push(ctx.read_stream(FaultySource::new(source.clone(), falls)).await?);
         }
         Ok((self.job.query)(&ctx, &streams)?
-            .write_stream(FallingSink::new(sink, falls))
+            .write_stream(FaultySink::new(sink, falls))
             .output_mode(self.job.mode)
-            .checkpoint_store(Arc::new(FallingStore::new(Arc::clone(&self.checkpoint), falls)))
+            .checkpoint_store(Arc::new(FaultyStore::new(Arc::clone(&self.checkpoint), falls)))
             .partitions(partitions)
             .min_batches_to_retain(2)
             .trigger(Trigger::AvailableNow))
     }
 
     /// Runs the query until it has taken all there is.
-    pub(crate) async fn run(&self, partitions: usize, falls: &Falls) -> Result<()> {
+    pub(crate) async fn run(&self, partitions: usize, falls: &FaultInjector) -> Result<()> {
         finish(self.writer(self.sink.clone(), partitions, falls).await?).await.map(|_| ())
     }
 
     /// The same where no other run is at work: whichever way it ends, it gives back the memory that it took.
-    pub(crate) async fn run_alone(&self, partitions: usize, falls: &Falls) -> Result<()> {
+    pub(crate) async fn run_alone(&self, partitions: usize, falls: &FaultInjector) -> Result<()> {
         let ended = self.run(partitions, falls).await;
         assert_eq!(self.runtime.memory_pool.reserved(), 0, "{} kept memory: {ended:?}", self.job.name);
         ended

@@ -168,8 +168,8 @@ impl Pattern {
         }
         match local_path(&self.text)? {
             Some(path) if !path.exists() => Err(Error::invalid(format!("the path `{}` does not exist", self.text))
-                .file(path.display().to_string())
-                .hint("create the folder, or correct the path of the source")),
+                .with_file(path.display().to_string())
+                .with_hint("create the folder, or correct the path of the source")),
             _ => Ok(()),
         }
     }
@@ -195,9 +195,9 @@ impl Pattern {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && !*was_there => Ok(()),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 Err(Error::new(ErrorKind::Unavailable, format!("`{}`, which was there before, is gone", self.text))
-                    .file(file)
-                    .hint("put it back, or mount the disk that it is on; for another folder, start a new query")
-                    .caused_by(e))
+                    .with_file(file)
+                    .with_hint("put it back, or mount the disk that it is on; for another folder, start a new query")
+                    .with_source(e))
             }
             Err(e) => Err(Error::io("look at the folder of the source", file, e)),
         }
@@ -250,7 +250,7 @@ impl Pattern {
             Ok(runtime) => runtime
                 .spawn_blocking(move || local::walk(&pattern, before, now))
                 .await
-                .map_err(|e| Error::internal(format!("the listing of a folder broke off: {e}")).caused_by(e))?,
+                .map_err(|e| Error::internal(format!("the listing of a folder broke off: {e}")).with_source(e))?,
             Err(_) => local::walk(&pattern, before, now),
         }
     }
@@ -275,19 +275,19 @@ impl Pattern {
                 ErrorKind::Unavailable,
                 format!("`{}` is gone: whether there are new files cannot be known", self.text),
             )
-            .hint("put it back, or mount the disk that it is on; for another folder, start a new query")
-            .caused_by(error),
+            .with_hint("put it back, or mount the disk that it is on; for another folder, start a new query")
+            .with_source(error),
             std::io::ErrorKind::PermissionDenied => {
                 Error::new(ErrorKind::Unavailable, format!("cannot list `{}`: {error}", self.text))
-                    .hint("give the process the right to list this folder")
-                    .caused_by(error)
+                    .with_hint("give the process the right to list this folder")
+                    .with_source(error)
             }
             _ => Error::new(ErrorKind::Unavailable, format!("cannot list `{}`: {error}", self.text))
-                .hint("check the path and the disk")
-                .caused_by(error),
+                .with_hint("check the path and the disk")
+                .with_source(error),
         };
         let place = self.root().on_disk().map_or_else(|| self.text.clone(), |path| path.display().to_string());
-        error.file(place)
+        error.with_file(place)
     }
 }
 
@@ -303,7 +303,7 @@ pub(super) fn glob(text: &str) -> Result<GlobMatcher> {
         .literal_separator(true)
         .build()
         .map(|glob| glob.compile_matcher())
-        .map_err(|e| Error::invalid(format!("`{text}` is not a glob: {e}")).caused_by(e))
+        .map_err(|e| Error::invalid(format!("`{text}` is not a glob: {e}")).with_source(e))
 }
 
 fn is_glob(name: &str) -> bool {
@@ -420,7 +420,7 @@ mod tests {
         for (pattern, was_there) in [(folder, folder_was_there), (glob, glob_was_there)] {
             let error = pattern.check_still_there(&mut was_there.clone()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-            assert!(error.message().contains("is gone") && error.file_name().unwrap().ends_with("in"), "{error}");
+            assert!(error.message().contains("is gone") && error.file().unwrap().ends_with("in"), "{error}");
         }
     }
 

@@ -81,7 +81,7 @@ async fn file_at(pattern: &Pattern, store: &Arc<dyn ObjectStore>, path: &Path) -
     }
     match store.head(path).await {
         Ok(object) => Ok(Some(object)),
-        // A folder is no object: some stores say so with another error.
+        // A folder is not an object: some stores say so with another error.
         Err(object_store::Error::NotFound { .. } | object_store::Error::Generic { .. }) => Ok(None),
         Err(e) => Err(failed(pattern, e)),
     }
@@ -106,13 +106,15 @@ pub(super) fn failed(pattern: &Pattern, error: object_store::Error) -> Error {
             ErrorKind::BadInput,
             format!("cannot list `{text}`: an object there has a name that cannot be read ({error})"),
         )
-        .hint("rename or remove that object: names may hold no control characters and no empty part between slashes")
-        .caused_by(error),
+        .with_hint(
+            "rename or remove that object: names may hold no control characters and no empty part between slashes",
+        )
+        .with_source(error),
         _ => Error::new(ErrorKind::Unavailable, format!("cannot list `{text}`: {error}"))
-            .hint("check the path, the rights and the network, then start again")
-            .caused_by(error),
+            .with_hint("check the path, the rights and the network, then start again")
+            .with_source(error),
     };
-    error.file(text)
+    error.with_file(text)
 }
 
 #[cfg(test)]

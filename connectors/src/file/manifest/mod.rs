@@ -16,11 +16,11 @@ use std::sync::Arc;
 
 use datafusion::execution::runtime_env::RuntimeEnv;
 use serde::{Deserialize, Serialize};
-use tidewater::checkpoint::CheckpointStore;
+use tidewater::checkpoint::MetadataStore;
 use tidewater::clock::Clock;
 use tidewater::error::{Error, ErrorKind, Result};
 use tidewater::id::BatchId;
-use tidewater::sink::Begin;
+use tidewater::sink::BatchStatus;
 
 pub(crate) use self::owner::Owner;
 use self::retention::RetainingStore;
@@ -36,7 +36,7 @@ const COMPACT_INTERVAL: u64 = 10;
 /// How many batches' worth of superseded log files are kept for readers that are still at them.
 const BATCHES_TO_RETAIN: u64 = 100;
 
-/// What a Hadoop reader is told of a file that is not on HDFS.
+/// The block size that Hadoop readers see for a file that is not on HDFS.
 const BLOCK_REPLICATION: u32 = 1;
 const BLOCK_SIZE: u64 = 32 * 1024 * 1024;
 
@@ -98,7 +98,7 @@ pub async fn committed_files(location: &str, runtime: &RuntimeEnv) -> Result<Vec
 #[derive(Debug)]
 pub(crate) struct Manifest {
     log: CompactLog<ManifestEntry>,
-    store: Arc<dyn CheckpointStore>,
+    store: Arc<dyn MetadataStore>,
     owner: Owner,
     /// Whether the directory is known to be the owner's.
     owned: bool,
@@ -110,7 +110,7 @@ impl Manifest {
     /// Opens the log in `store` for `owner`; fails if it is another's. With a `retention` in milliseconds, files that are
     /// older are forgotten at the next compaction; they are not deleted.
     pub(crate) async fn open(
-        store: Arc<dyn CheckpointStore>,
+        store: Arc<dyn MetadataStore>,
         owner: Owner,
         retention_ms: Option<i64>,
         clock: Arc<dyn Clock>,
@@ -130,11 +130,11 @@ impl Manifest {
         self.log.latest().is_none()
     }
 
-    /// Checks that the log is as far as a query that goes on with batch `next`. With `may_be_taken`, an earlier run may have
+    /// Checks that the log is as far as a query that goes on with batch `next`. With `may_be_committed`, an earlier run may have
     /// committed that batch here and died.
-    pub(crate) fn check(&self, next: BatchId, may_be_taken: bool) -> Result<()> {
+    pub(crate) fn check(&self, next: BatchId, may_be_committed: bool) -> Result<()> {
         let Some(latest) = self.log.latest() else { return self.check_no_gap(next) };
-        if latest > next.0 || (latest == next.0 && !may_be_taken) {
+        if latest > next.0 || (latest == next.0 && !may_be_committed) {
             return Err(Error::new(
                 ErrorKind::IncompatibleCheckpoint,
                 format!(
@@ -142,8 +142,8 @@ impl Manifest {
                      its rows would be taken for repeated ones and lost"
                 ),
             )
-            .file(self.store.full_name(""))
-            .hint(
+            .with_file(self.store.full_name(""))
+            .with_hint(
                 "give a new query a new output directory; to repeat an old one, use the checkpoint that goes with it",
             ));
         }
@@ -151,13 +151,17 @@ impl Manifest {
     }
 
     /// Whether batch `batch` is still to be written. Another run may have committed since: storage is asked every time.
-    pub(crate) async fn begin(&mut self, batch: BatchId) -> Result<Begin> {
+    pub(crate) async fn begin(&mut self, batch: BatchId) -> Result<BatchStatus> {
         if !self.owned {
-            self.owned = self.owner.is_known(self.store.as_ref()).await.map_err(|e| e.batch(batch))?;
+            self.owned = self.owner.is_known(self.store.as_ref()).await.map_err(|e| e.with_batch(batch))?;
         }
         self.log.refresh().await?;
         self.check_no_gap(batch)?;
-        Ok(if self.log.latest().is_some_and(|latest| batch.0 <= latest) { Begin::Taken } else { Begin::Open })
+        Ok(if self.log.latest().is_some_and(|latest| batch.0 <= latest) {
+            BatchStatus::AlreadyCommitted
+        } else {
+            BatchStatus::New
+        })
     }
 
     fn check_no_gap(&self, batch: BatchId) -> Result<()> {
@@ -171,9 +175,9 @@ impl Manifest {
              a log with a gap",
             batch.0 - 1
         ))
-        .batch(batch)
-        .file(self.store.full_name(""))
-        .hint(
+        .with_batch(batch)
+        .with_file(self.store.full_name(""))
+        .with_hint(
             "restore the directory's `_spark_metadata`, or point the query at the directory it has written so far, or \
              start it with a new checkpoint and a new output directory",
         ))
@@ -185,7 +189,7 @@ impl Manifest {
             return Ok(());
         }
         if !self.owned {
-            self.owner.claim(self.store.as_ref()).await.map_err(|e| e.batch(batch))?;
+            self.owner.claim(self.store.as_ref()).await.map_err(|e| e.with_batch(batch))?;
             self.owned = true;
         }
         match self.log.add(batch.0, entries).await? {
@@ -195,9 +199,9 @@ impl Manifest {
                     ErrorKind::Fenced,
                     format!("another run committed batch {batch} with other files; those of this run stay invisible"),
                 )
-                .batch(batch)
-                .file(self.store.full_name(&batch.to_string()))
-                .hint("see that only one run of the query is active, then start it again if none is"));
+                .with_batch(batch)
+                .with_file(self.store.full_name(&batch.to_string()))
+                .with_hint("see that only one run of the query is active, then start it again if none is"));
             }
         }
         self.committed = Some(batch);
@@ -214,7 +218,7 @@ mod tests {
     use tidewater::checkpoint::memory_store;
     use tidewater::clock::ManualClock;
     use tidewater::id::QueryId;
-    use tidewater::sink::SinkName;
+    use tidewater::sink::SinkRole;
 
     use super::*;
 
@@ -231,24 +235,24 @@ mod tests {
         )
     }
 
-    async fn text(store: &Arc<dyn CheckpointStore>, name: &str) -> String {
+    async fn text(store: &Arc<dyn MetadataStore>, name: &str) -> String {
         let bytes = store.read(name).await.unwrap().unwrap_or_else(|| panic!("no {name}"));
         String::from_utf8(bytes.to_vec()).unwrap()
     }
 
     fn owner() -> Owner {
-        Owner::new("5f0a2ee4-9a3f-4e0f-8d5b-1f1f0a7f3c11".to_owned().try_into().unwrap(), SinkName::Output)
+        Owner::new("5f0a2ee4-9a3f-4e0f-8d5b-1f1f0a7f3c11".to_owned().try_into().unwrap(), SinkRole::Output)
     }
 
-    async fn open(store: &Arc<dyn CheckpointStore>) -> Manifest {
+    async fn open(store: &Arc<dyn MetadataStore>) -> Manifest {
         Manifest::open(Arc::clone(store), owner(), None, Arc::new(ManualClock::at(0))).await.unwrap()
     }
 
-    async fn filled(batches: u64) -> (Arc<dyn CheckpointStore>, Manifest) {
+    async fn filled(batches: u64) -> (Arc<dyn MetadataStore>, Manifest) {
         let store = memory_store();
         let mut manifest = open(&store).await;
         for batch in 0..batches {
-            assert_eq!(manifest.begin(BatchId(batch)).await.unwrap(), Begin::Open);
+            assert_eq!(manifest.begin(BatchId(batch)).await.unwrap(), BatchStatus::New);
             manifest.commit(BatchId(batch), &[entry(batch)]).await.unwrap();
         }
         (store, manifest)
@@ -275,11 +279,15 @@ mod tests {
     async fn a_committed_batch_is_taken_for_every_run() {
         let (store, mut first) = filled(2).await;
         let mut second = open(&store).await;
-        assert_eq!(second.begin(BatchId(0)).await.unwrap(), Begin::Taken);
-        assert_eq!(second.begin(BatchId(1)).await.unwrap(), Begin::Taken);
-        assert_eq!(second.begin(BatchId(2)).await.unwrap(), Begin::Open);
+        assert_eq!(second.begin(BatchId(0)).await.unwrap(), BatchStatus::AlreadyCommitted);
+        assert_eq!(second.begin(BatchId(1)).await.unwrap(), BatchStatus::AlreadyCommitted);
+        assert_eq!(second.begin(BatchId(2)).await.unwrap(), BatchStatus::New);
         second.commit(BatchId(2), &[entry(2)]).await.unwrap();
-        assert_eq!(first.begin(BatchId(2)).await.unwrap(), Begin::Taken, "the other run's commit is seen");
+        assert_eq!(
+            first.begin(BatchId(2)).await.unwrap(),
+            BatchStatus::AlreadyCommitted,
+            "the other run's commit is seen"
+        );
     }
 
     #[tokio::test]
@@ -290,8 +298,8 @@ mod tests {
         first.commit(BatchId(1), &[entry(1)]).await.unwrap();
         let error = second.commit(BatchId(1), &[entry(5)]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Fenced);
-        assert_eq!(error.batch_id(), Some(BatchId(1)));
-        assert!(error.file_name().unwrap().ends_with('1'), "{error}");
+        assert_eq!(error.batch(), Some(BatchId(1)));
+        assert!(error.file().unwrap().ends_with('1'), "{error}");
         assert_eq!(text(&store, "1").await, format!("v1{}", line(1)));
     }
 
@@ -311,16 +319,16 @@ mod tests {
         let compact = text(&store, "9.compact").await;
         let kept: Vec<u64> = (0..10).filter(|b| compact.contains(&format!("part-{b}."))).collect();
         assert_eq!(kept, [4, 5, 6, 7, 8, 9], "those written at most 500 ms before the compaction");
-        assert_eq!(manifest.begin(BatchId(9)).await.unwrap(), Begin::Taken);
+        assert_eq!(manifest.begin(BatchId(9)).await.unwrap(), BatchStatus::AlreadyCommitted);
     }
 
     #[tokio::test]
     async fn the_log_of_another_query_is_refused() {
         let (_, manifest) = filled(2).await;
-        for (next, may_be_taken, fits) in
+        for (next, may_be_committed, fits) in
             [(0, false, false), (0, true, false), (1, false, false), (1, true, true), (2, false, true), (2, true, true)]
         {
-            match manifest.check(BatchId(next), may_be_taken) {
+            match manifest.check(BatchId(next), may_be_committed) {
                 Ok(()) => assert!(fits, "{next}"),
                 Err(e) => assert!(!fits && e.kind() == ErrorKind::IncompatibleCheckpoint, "{next}: {e}"),
             }
@@ -339,7 +347,7 @@ mod tests {
         assert!(error.message().contains("must then hold batch 0 and it has none"), "{error}");
     }
 
-    async fn open_for(store: &Arc<dyn CheckpointStore>, owner: Owner) -> Result<Manifest> {
+    async fn open_for(store: &Arc<dyn MetadataStore>, owner: Owner) -> Result<Manifest> {
         Manifest::open(Arc::clone(store), owner, None, Arc::new(ManualClock::at(0))).await
     }
 
@@ -352,12 +360,12 @@ mod tests {
         assert_eq!(mark, "v1\n{\"queryId\":\"5f0a2ee4-9a3f-4e0f-8d5b-1f1f0a7f3c11\",\"sink\":\"output\"}");
         let letters = Owner::new(
             QueryId::try_from("5f0a2ee4-9a3f-4e0f-8d5b-1f1f0a7f3c11".to_owned()).unwrap(),
-            SinkName::DeadLetters,
+            SinkRole::DeadLetters,
         );
-        for other in [Owner::new(QueryId::random(), SinkName::Output), letters] {
+        for other in [Owner::new(QueryId::random(), SinkRole::Output), letters] {
             let error = open_for(&store, other).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::IncompatibleCheckpoint, "{error}");
-            assert!(error.file_name().unwrap().ends_with(owner::FILE), "{error}");
+            assert!(error.file().unwrap().ends_with(owner::FILE), "{error}");
         }
         open_for(&store, owner()).await.unwrap();
     }
@@ -366,13 +374,13 @@ mod tests {
     #[tokio::test]
     async fn of_two_queries_at_once_one_is_refused() {
         let (store, mut one) = filled(0).await;
-        let mut late = open_for(&store, Owner::new(QueryId::random(), SinkName::Output)).await.unwrap();
-        let mut other = open_for(&store, Owner::new(QueryId::random(), SinkName::Output)).await.unwrap();
-        assert_eq!(other.begin(BatchId(0)).await.unwrap(), Begin::Open);
+        let mut late = open_for(&store, Owner::new(QueryId::random(), SinkRole::Output)).await.unwrap();
+        let mut other = open_for(&store, Owner::new(QueryId::random(), SinkRole::Output)).await.unwrap();
+        assert_eq!(other.begin(BatchId(0)).await.unwrap(), BatchStatus::New);
         one.commit(BatchId(0), &[]).await.unwrap();
         for error in [late.begin(BatchId(0)).await.unwrap_err(), other.commit(BatchId(0), &[]).await.unwrap_err()] {
             assert_eq!(error.kind(), ErrorKind::IncompatibleCheckpoint, "{error}");
-            assert_eq!(error.batch_id(), Some(BatchId(0)));
+            assert_eq!(error.batch(), Some(BatchId(0)));
         }
         assert_eq!(store.list("").await.unwrap().len(), 2, "the mark and one entry");
     }
@@ -384,9 +392,9 @@ mod tests {
         store.delete(owner::FILE).await.unwrap();
         let mut ours = open(&store).await;
         ours.check(BatchId(1), true).unwrap();
-        assert_eq!(ours.begin(BatchId(1)).await.unwrap(), Begin::Taken);
-        assert_eq!(ours.begin(BatchId(2)).await.unwrap(), Begin::Open);
+        assert_eq!(ours.begin(BatchId(1)).await.unwrap(), BatchStatus::AlreadyCommitted);
+        assert_eq!(ours.begin(BatchId(2)).await.unwrap(), BatchStatus::New);
         ours.commit(BatchId(2), &[entry(2)]).await.unwrap();
-        assert!(open_for(&store, Owner::new(QueryId::random(), SinkName::Output)).await.is_err());
+        assert!(open_for(&store, Owner::new(QueryId::random(), SinkRole::Output)).await.is_err());
     }
 }

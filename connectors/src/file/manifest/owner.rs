@@ -14,10 +14,10 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tidewater::checkpoint::{CheckpointStore, Created, check_version, with_version};
+use tidewater::checkpoint::{CreateOutcome, MetadataStore, check_version, with_version};
 use tidewater::error::{Error, ErrorKind, Result};
 use tidewater::id::QueryId;
-use tidewater::sink::SinkName;
+use tidewater::sink::SinkRole;
 
 /// The name of the file.
 pub(super) const FILE: &str = "tidewater.query";
@@ -31,18 +31,18 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    pub(crate) fn new(query_id: QueryId, name: SinkName) -> Self {
+    pub(crate) fn new(query_id: QueryId, name: SinkRole) -> Self {
         Owner { query_id, sink: name.to_string() }
     }
 
     /// Whether the directory in whose log `store` lies is this one's. Fails if it is another's.
-    pub(super) async fn is_known(&self, store: &dyn CheckpointStore) -> Result<bool> {
+    pub(super) async fn is_known(&self, store: &dyn MetadataStore) -> Result<bool> {
         let Some(contents) = store.read(FILE).await? else { return Ok(false) };
         let file = store.full_name(FILE);
         let damaged = |what: String| {
             Error::damaged(what)
-                .file(&file)
-                .hint("restore it from a backup; it names the query that writes this directory")
+                .with_file(&file)
+                .with_hint("restore it from a backup; it names the query that writes this directory")
         };
         let text = std::str::from_utf8(&contents).map_err(|e| damaged(format!("the file is not text: {e}")))?;
         let line = check_version(text, &file)?.next().unwrap_or_default();
@@ -58,19 +58,19 @@ impl Owner {
             ErrorKind::IncompatibleCheckpoint,
             format!("the output directory is that of {theirs}, and this is {ours}: batches of one would pass for those of the other"),
         )
-        .file(file)
-        .hint(
+        .with_file(file)
+        .with_hint(
             "give each query an output directory of its own; one that begins anew, with a new checkpoint, needs a new directory",
         ))
     }
 
     /// Makes the directory this one's. Fails if it is another's.
-    pub(super) async fn claim(&self, store: &dyn CheckpointStore) -> Result<()> {
+    pub(super) async fn claim(&self, store: &dyn MetadataStore) -> Result<()> {
         let line = serde_json::to_string(self)
-            .map_err(|e| Error::internal(format!("cannot write the query's id as JSON: {e}")).caused_by(e))?;
+            .map_err(|e| Error::internal(format!("cannot write the query's id as JSON: {e}")).with_source(e))?;
         match store.create(FILE, Bytes::from(with_version([line]))).await? {
-            Created::New => Ok(()),
-            Created::Exists => self.is_known(store).await.map(|_| ()),
+            CreateOutcome::Created => Ok(()),
+            CreateOutcome::AlreadyExists => self.is_known(store).await.map(|_| ()),
         }
     }
 }

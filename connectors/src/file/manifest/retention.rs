@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tidewater::checkpoint::{CheckpointStore, Created};
+use tidewater::checkpoint::{CreateOutcome, MetadataStore};
 use tidewater::clock::Clock;
 use tidewater::error::Result;
 
@@ -16,26 +16,26 @@ use super::ManifestEntry;
 /// The folder `inner` without the lines of files that were written more than `retention_ms` ago.
 #[derive(Debug)]
 pub(super) struct RetainingStore {
-    inner: Arc<dyn CheckpointStore>,
+    inner: Arc<dyn MetadataStore>,
     retention_ms: i64,
     clock: Arc<dyn Clock>,
 }
 
 impl RetainingStore {
-    pub(super) fn new(inner: Arc<dyn CheckpointStore>, retention_ms: i64, clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn new(inner: Arc<dyn MetadataStore>, retention_ms: i64, clock: Arc<dyn Clock>) -> Self {
         RetainingStore { inner, retention_ms, clock }
     }
 
     fn retains(&self, line: &str) -> bool {
         let oldest = self.clock.now_ms().saturating_sub(self.retention_ms);
-        // The version, and whatever else is no entry, is for the reader to judge.
+        // The version, and whatever else is not an entry, is for the reader to judge.
         serde_json::from_str::<ManifestEntry>(line).map_or(true, |entry| entry.modification_time >= oldest)
     }
 }
 
 #[async_trait]
-impl CheckpointStore for RetainingStore {
-    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+impl MetadataStore for RetainingStore {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<CreateOutcome> {
         self.inner.create(name, contents).await
     }
 

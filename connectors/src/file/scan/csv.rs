@@ -20,7 +20,7 @@ use crate::values::Record;
 /// How far a quote may be open over line ends until it is taken for one that nobody closes.
 const OPEN_QUOTE_BYTES: usize = 16 << 20;
 
-/// What is to be known where a header is read: how names are compared, and where a file is told that lacks a column.
+/// What is to be known where a header is read: how names are compared, and where a file that lacks a column is counted.
 #[derive(Debug, Clone)]
 pub(super) struct Head {
     pub(super) names: Names,
@@ -121,7 +121,7 @@ impl Decode for CsvDecoder {
         }
         let record = match std::str::from_utf8(text.get(..bytes).unwrap_or_default()) {
             Ok(record) => record,
-            Err(e) => return malformed(bytes, &format!("it is no UTF-8: {e}")),
+            Err(e) => return malformed(bytes, &format!("it is not UTF-8: {e}")),
         };
         if std::mem::take(&mut self.header_is_due) {
             self.read_header(record)?;
@@ -224,9 +224,9 @@ mod tests {
             ("a\n", "wrong number of fields: expected 2 got 1"),
             ("a,1,2\n", "wrong number of fields: expected 2 got 3"),
             ("a,1,\n", "wrong number of fields: expected 2 got 3"),
-            ("a,x\n", "field 'n': 'x' is no Int64"),
-            ("a,1.0\n", "field 'n': '1.0' is no Int64"),
-            ("a, 1\n", "field 'n': ' 1' is no Int64"),
+            ("a,x\n", "field 'n': 'x' is not a valid Int64"),
+            ("a,1.0\n", "field 'n': '1.0' is not a valid Int64"),
+            ("a, 1\n", "field 'n': ' 1' is not a valid Int64"),
             ("a,9223372036854775808\n", "field 'n'"),
             ("\"a,1\n", "a quote is opened and not closed"),
             ("\"two\nlines\",1\n", "line break"),
@@ -265,10 +265,7 @@ mod tests {
         for header in ["s,m\n", "x,y\n", "n,n,s\n", "q\n"] {
             let mut decoder = CsvDecoder::new(&format, Arc::clone(&schema), vec![1], head()).unwrap();
             let error = decoder.next(header.as_bytes(), true).unwrap_err();
-            assert!(
-                error.message().contains("header") && error.hint_text().unwrap().contains("enforceSchema"),
-                "{error}"
-            );
+            assert!(error.message().contains("header") && error.hint().unwrap().contains("enforceSchema"), "{error}");
         }
     }
 

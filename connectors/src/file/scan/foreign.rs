@@ -1,4 +1,4 @@
-//! Files that are not the text their name promises: told by their first bytes.
+//! Files that are not the text their name promises, recognised by their first bytes.
 //!
 //! A file is decompressed by the ending of its name. One that is compressed in another way (or was renamed) is not a number
 //! of malformed lines, which a parse mode may drop: it is another kind of file, and refused by name.

@@ -20,8 +20,8 @@ impl Header {
     /// Compares the `found` names with the `declared` ones.
     pub(super) fn compare(found: &[String], declared: &[&str], names: Names) -> Result<Self> {
         let refused = |why: String| {
-            Error::new(ErrorKind::BadInput, format!("the header of the file does not fit the columns of the source: {why}")).hint(
-                "mend the header or declare the columns as they are called; or set the option `enforceSchema` to `true` to \
+            Error::new(ErrorKind::BadInput, format!("the header of the file does not fit the columns of the source: {why}")).with_hint(
+                "correct the header, or declare the columns under the names it has; or set the option `enforceSchema` to `true` to \
                  take columns by their position, whatever the header says",
             )
         };

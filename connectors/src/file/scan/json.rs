@@ -33,7 +33,7 @@ impl Decode for JsonDecoder {
         let text = match std::str::from_utf8(line) {
             Ok(text) if text.len() <= LONGEST => text,
             Ok(_) => return Ok(Step::Malformed { bytes, rows: 0, why: "it is too long".to_owned() }),
-            Err(e) => return Ok(Step::Malformed { bytes, rows: 0, why: format!("it is no UTF-8: {e}") }),
+            Err(e) => return Ok(Step::Malformed { bytes, rows: 0, why: format!("it is not UTF-8: {e}") }),
         };
         let before = self.record.rows();
         let taken = self.document.parse(text).and_then(|value| {

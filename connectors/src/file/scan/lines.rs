@@ -72,7 +72,9 @@ impl Lines {
             {
                 let message =
                     format!("the file is {what}, and its name says that it is plain text or compressed otherwise");
-                return Err(Error::new(ErrorKind::BadInput, message).hint(format!("{todo}, or move it away")).into());
+                return Err(Error::new(ErrorKind::BadInput, message)
+                    .with_hint(format!("{todo}, or move it away"))
+                    .into());
             }
             if self.ended {
                 if text.last().is_some_and(|last| *last != b'\n') {

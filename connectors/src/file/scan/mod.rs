@@ -73,14 +73,14 @@ pub(super) struct FilePart {
 }
 
 impl FilePart {
-    /// With the columns that its path tells. The file's name is one, if `schema` has a column for it. `root` is the folder
+    /// With the columns of its path. The file's name is one, if `schema` has a column for it. `root` is the folder
     /// below which `key=value` folders are columns; without it there are none.
     pub(super) fn new(file: Stretch, schema: &Schema, root: Option<&FileLocation>, names: Names) -> Result<Self> {
         let Stretch { uri, modified_ms, size, range } = file;
         let location = FileLocation::parse(&uri)?;
         let mut constants = match root {
             Some(root) => {
-                partition_columns::constants(schema, root, &location, names).map_err(|e| e.file(uri.clone()))?
+                partition_columns::constants(schema, root, &location, names).map_err(|e| e.with_file(uri.clone()))?
             }
             None => vec![],
         };

@@ -119,8 +119,10 @@ impl ParquetOpener {
         for column in self.used(part) {
             let wanted = self.schema.field(column);
             let names = schema.fields().iter().map(|field| field.name().as_str());
-            let place =
-                self.names.find(names, wanted.name()).map_err(|why| format!("cannot be told from another: {why}"));
+            let place = self
+                .names
+                .find(names, wanted.name())
+                .map_err(|why| format!("cannot be distinguished from another: {why}"));
             let spelled = place.and_then(|place| {
                 let Some(place) = place else { return Ok(None) };
                 let found = schema.field(place);
@@ -134,9 +136,9 @@ impl ParquetOpener {
                 (Ok(_), _) => {}
                 (Err(why), _) => {
                     let message = format!("column `{}` {why}", wanted.name());
-                    return Err(Error::new(ErrorKind::BadInput, message).hint(
+                    return Err(Error::new(ErrorKind::BadInput, message).with_hint(
                         "replace the file by one with the expected columns, or start a query that declares the column as \
-                         it is (the option `caseSensitive` tells names apart by case)",
+                         it is (with the option `caseSensitive`, names that differ in case are different)",
                     ));
                 }
             }

@@ -7,7 +7,7 @@ use datafusion::error::DataFusionError;
 use datafusion::parquet::errors::ParquetError;
 use tidewater::error::{Error, ErrorKind};
 
-/// What the query may go on without, if it was told to.
+/// What the query may go on without, if configured to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trouble {
     /// The file is gone.
@@ -25,32 +25,32 @@ pub(super) fn in_file(error: DataFusionError, uri: &str) -> (Error, Trouble) {
         Some(Cause::Gone) => (gone(own), Trouble::Gone),
         Some(Cause::Torn(why)) => {
             let torn = Error::new(ErrorKind::BadInput, format!("the file is torn or damaged: {why}"))
-                .hint(
+                .with_hint(
                     "replace it by a whole one of the same name and start again: the batch will be repeated; or set the \
                      option `ignoreCorruptFiles` to go on without what is left of it",
                 )
-                .caused_by(own);
+                .with_source(own);
             (torn, Trouble::Corrupt)
         }
         Some(Cause::Storage(why)) => {
             let failed = Error::new(ErrorKind::Unavailable, format!("cannot read the file: {why}"))
-                .hint("check the rights, the disk and the network, then start again: the batch will be repeated")
-                .caused_by(own);
+                .with_hint("check the rights, the disk and the network, then start again: the batch will be repeated")
+                .with_source(own);
             (failed, Trouble::Other)
         }
         None => (own, Trouble::Other),
     };
-    (own.file(uri), trouble)
+    (own.with_file(uri), trouble)
 }
 
 /// A file is gone that a batch needs.
 pub(in crate::file) fn gone(why: impl StdError + Send + Sync + 'static) -> Error {
     Error::new(ErrorKind::SourceLostData, "the file is gone, and a batch that was begun needs its rows")
-        .hint(
+        .with_hint(
             "put it back with the same contents, and let nothing delete input files before they are committed; if it is \
              lost for good, set the option `ignoreMissingFiles` to go on without it",
         )
-        .caused_by(why)
+        .with_source(why)
 }
 
 enum Cause {
@@ -109,7 +109,7 @@ mod tests {
         let (error, trouble) = in_file(DataFusionError::IoError(through_io), "file:///x.csv");
         assert_eq!(trouble, Trouble::Gone);
         assert_eq!(error.kind(), ErrorKind::SourceLostData);
-        assert_eq!(error.file_name(), Some("file:///x.csv"));
+        assert_eq!(error.file(), Some("file:///x.csv"));
 
         let torn = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "unexpected end of file");
         assert_eq!(in_file(DataFusionError::IoError(torn), "x").0.kind(), ErrorKind::BadInput);

@@ -113,7 +113,7 @@ impl TextOpener {
         })
     }
 
-    /// The same, with names compared like this, and what it meets told there.
+    /// The same, with names compared like this, and what it meets counted there.
     pub(in crate::file) fn with(self, names: Names, tally: &Arc<Tally>) -> Self {
         TextOpener { names, tally: Arc::clone(tally), ..self }
     }
@@ -140,7 +140,7 @@ impl TextOpener {
             };
             fits.map_err(|why| {
                 Error::invalid(format!("column `{}` of type {} cannot be read: {why}", field.name(), field.data_type()))
-                    .hint("declare the column with another type, and convert it in the query")
+                    .with_hint("declare the column with another type, and convert it in the query")
             })?;
         }
         Ok(())
@@ -206,7 +206,7 @@ impl OpenFile for TextOpener {
                             Ok::<_, DataFusionError>(Some((batches, (lines, rows))))
                         }
                         None => {
-                            rows.unseen.iter().for_each(Unseen::tell);
+                            rows.unseen.iter().for_each(Unseen::report);
                             Ok(None)
                         }
                     }
@@ -279,8 +279,8 @@ impl TextRows {
     fn malformed(&mut self, text: &[u8], line: u64, why: &str) -> Result<()> {
         match self.opener.mode {
             ParseMode::FailFast => {
-                return Err(Error::new(ErrorKind::BadInput, format!("line {line} is malformed: {why}")).hint(
-                    "mend the line and start the query again (nothing is lost: the batch is repeated), or set the option \
+                return Err(Error::new(ErrorKind::BadInput, format!("line {line} is malformed: {why}")).with_hint(
+                    "fix the line and start the query again (nothing is lost: the batch is repeated), or set the option \
                      `mode` to DROPMALFORMED or PERMISSIVE",
                 ));
             }

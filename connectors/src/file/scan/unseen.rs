@@ -29,7 +29,7 @@ impl Unseen {
     }
 
     /// The file has ended.
-    pub(super) fn tell(&self) {
+    pub(super) fn report(&self) {
         if self.has_objects {
             self.tally.file_lacks(self.fields.iter().map(|(name, _)| name.clone()).collect());
         }
@@ -58,13 +58,13 @@ mod tests {
         let mut unseen = Unseen::new(["id", "v", "say \"hi\"", "gone", "text"].into_iter(), Arc::clone(&tally));
         unseen.look_through(b"{\"ID\":1,\"v\" : null,\"x\":\"text\"}\n");
         unseen.look_through(b"{\"say \\\"hi\\\"\":2}\n");
-        unseen.tell();
+        unseen.report();
         assert_eq!(tally.columns_in_no_file(), ["gone", "id", "text"]);
-        Unseen::new(["id"].into_iter(), Arc::clone(&tally)).tell();
+        Unseen::new(["id"].into_iter(), Arc::clone(&tally)).report();
         assert_eq!(tally.columns_in_no_file().len(), 3, "a file without objects says nothing");
         let mut other = Unseen::new(["id", "gone"].into_iter(), Arc::clone(&tally));
         other.look_through(b"{\"id\":1}\n");
-        other.tell();
+        other.report();
         assert_eq!(tally.columns_in_no_file(), ["gone"]);
     }
 }

@@ -15,7 +15,7 @@ async fn files_are_cleaned_up_once_their_batch_is_committed() {
         let first = stream.at.clone().unwrap();
         assert!(stream.path("in/a.csv").exists());
         // The next batch is planned; then the one before is committed.
-        stream.next(&mut reader, ReadLimit::AsConfigured).await.unwrap();
+        stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
         reader.commit(&first).await.unwrap();
         reader.commit(&first).await.unwrap();
         assert!(!stream.path("in/a.csv").exists());
@@ -38,7 +38,7 @@ async fn a_single_file_may_be_cleaned_up() {
             true => CleanSource::Archive(stream.path("archive").display().to_string()),
             false => CleanSource::Delete,
         };
-        let source = FileSource::csv(path.clone()).schema(schema()).clean_source(clean);
+        let source = FileSource::csv(path.clone()).with_schema(schema()).clean_source(clean);
         let mut reader = stream.open(&source).await.unwrap();
         assert_eq!(stream.rows(&source, &mut reader).await, ["a|1"]);
         let first = stream.at.clone().unwrap();
@@ -46,9 +46,9 @@ async fn a_single_file_may_be_cleaned_up() {
         reader.commit(&first).await.unwrap();
         assert!(!PathBuf::from(&path).exists(), "{name}");
         for _ in 0..2 {
-            let latest = reader.latest_offset(Some(&first), ReadLimit::AsConfigured).await.unwrap();
-            assert!(latest.unknown.is_none() && latest.end.as_ref() == Some(&first), "{name}: {latest:?}");
-            reader.freeze().await.unwrap();
+            let latest = reader.latest_offset(Some(&first), ReadLimit::Configured).await.unwrap();
+            assert!(latest.unknown.is_none() && latest.batch_end.as_ref() == Some(&first), "{name}: {latest:?}");
+            reader.prepare_for_available_now().await.unwrap();
             reader = stream.open(&source).await.unwrap();
         }
         // One that was never read is missed.
@@ -73,7 +73,7 @@ async fn files_of_any_name_are_archived() {
         stream.put("k 1/plain", format!("{i},1\n"), 10 + i as u64);
         std::fs::rename(stream.path("in/k 1/plain"), stream.path("in/k 1").join(OsStr::from_bytes(name))).unwrap();
     }
-    let source = source.recursive(true);
+    let source = source.recursive_file_lookup(true);
     let mut reader = stream.open(&source).await.unwrap();
     assert_eq!(stream.rows(&source, &mut reader).await.len(), names.len());
     let first = stream.at.clone().unwrap();

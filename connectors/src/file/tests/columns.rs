@@ -19,7 +19,7 @@ fn texts(values: &[&str]) -> ArrayRef {
 }
 
 fn parquet(stream: &Stream, fields: Vec<Field>) -> FileSource {
-    FileSource::parquet(stream.input()).schema(Schema::new(fields))
+    FileSource::parquet(stream.input()).with_schema(Schema::new(fields))
 }
 
 #[tokio::test]
@@ -34,7 +34,7 @@ async fn a_column_is_found_whatever_its_case_and_what_no_file_has_is_counted() {
     ];
     let source = parquet(&stream, fields);
     let mut reader = stream.open(&source).await.unwrap();
-    let range = stream.next(&mut reader, ReadLimit::AsConfigured).await.unwrap();
+    let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
     let rows = stream.read(&source, &mut reader, &range, &[]).await.unwrap();
     assert_eq!(rows, ["1|x|·", "2|y|·", "3|·|·"]);
     assert_eq!(reader.metrics()["columnsInNoFile"], "1", "`name` is in one of them");
@@ -56,9 +56,9 @@ async fn columns_of_a_csv_file_are_where_its_header_says() {
         stream.put("2.csv", "v,k\n2,b\n", 11);
         stream.put("3.csv", "extra,V,\"k\"\nx,3,c\n", 12);
         stream.put("4.csv", "v\n4\n", 13);
-        let source = csv(&stream).header(true).mode(mode);
+        let source = csv(&stream).header(true).parse_mode(mode);
         let mut reader = stream.open(&source).await.unwrap();
-        let range = stream.next(&mut reader, ReadLimit::AsConfigured).await.unwrap();
+        let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
         let rows = stream.read(&source, &mut reader, &range, &[]).await.unwrap();
         assert_eq!(rows, ["a|1", "b|2", "c|3", "·|4"], "{mode:?}");
         let rows = stream.read_columns(&source, &mut reader, &range, vec![1], &[]).await.unwrap();
@@ -73,7 +73,7 @@ async fn columns_of_a_csv_file_are_where_its_header_says() {
         let error = stream.failure(&source).await;
         assert_eq!(error.kind(), ErrorKind::BadInput);
         assert!(error.message().contains("it has `key`, and lacks `k`"), "{error}");
-        assert!(error.file_name().unwrap().ends_with("6.csv"), "{error}");
+        assert!(error.file().unwrap().ends_with("6.csv"), "{error}");
         let by_position = source.option("enforceSchema", "true").unwrap();
         let mut reader = stream.open(&by_position).await.unwrap();
         let last =
@@ -125,7 +125,7 @@ async fn names_that_two_columns_have_are_refused() {
     let error = stream.failure(&source).await;
     assert_eq!(error.kind(), ErrorKind::BadInput);
     assert!(error.message().contains("`id` may mean `id` or `ID`"), "{error}");
-    assert!(error.hint_text().unwrap().contains("caseSensitive"), "{error}");
+    assert!(error.hint().unwrap().contains("caseSensitive"), "{error}");
 
     // Whoever does not ask for it is not troubled by it.
     let mut reader = stream.open(&source).await.unwrap();
@@ -159,7 +159,7 @@ async fn no_predicate_loses_a_row_that_is_not_a_number() {
     ];
     let source = parquet(&stream, fields);
     let mut reader = stream.open(&source).await.unwrap();
-    let range = stream.next(&mut reader, ReadLimit::AsConfigured).await.unwrap();
+    let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
     for column in ["d", "f"] {
         let value = |value: f64| if column == "d" { lit(value) } else { lit(value as f32) };
         for filter in [
@@ -176,7 +176,7 @@ async fn no_predicate_loses_a_row_that_is_not_a_number() {
             assert_eq!(rows.len(), 5, "{filter}");
         }
     }
-    // What statistics do tell is still used.
+    // What statistics do say is still used.
     let rows = stream.read(&source, &mut reader, &range, &[col("i").gt(lit(100_i64))]).await.unwrap();
     assert!(rows.is_empty());
 }

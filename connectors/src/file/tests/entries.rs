@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn figure(reader: &dyn SourceReader, name: &str) -> String {
+fn figure(reader: &dyn MicroBatchStream, name: &str) -> String {
     reader.metrics().get(name).cloned().unwrap_or_default()
 }
 
@@ -27,7 +27,7 @@ async fn every_name_is_read_and_what_is_no_file_is_counted() {
     let _socket = std::os::unix::net::UnixListener::bind(stream.path("in/socket")).unwrap();
 
     let mut reader = stream.open(&source).await.unwrap();
-    let range = stream.next(&mut reader, ReadLimit::AsConfigured).await.unwrap();
+    let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
     let rows = stream.read(&source, &mut reader, &range, &[]).await.unwrap();
     assert_eq!(rows[..6], ["0|1", "1|1", "2|1", "3|1", "4|1", "5|1"]);
     assert_eq!(rows.len(), 6 + 300_000);
@@ -48,7 +48,7 @@ async fn odd_names_serve_parquet_and_partition_columns() {
     let v: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
     stream.put_parquet("k=a\tb%25/part.parquet#3", vec![("v", Arc::clone(&v))], 10);
     stream.put_parquet("k=x/part\u{7f}.parquet", vec![("v", v)], 10);
-    let source = FileSource::parquet(stream.input()).schema(schema());
+    let source = FileSource::parquet(stream.input()).with_schema(schema());
     let mut reader = stream.open(&source).await.unwrap();
     assert_eq!(stream.rows(&source, &mut reader).await, ["a\tb%|1", "a\tb%|2", "x|1", "x|2"]);
 }
@@ -61,7 +61,7 @@ async fn a_folder_that_cannot_be_listed_is_an_error_and_one_below_is_counted() {
     let mut reader = stream.open(&source).await.unwrap();
     assert_eq!(stream.rows(&source, &mut reader).await, ["a|1"]);
     std::fs::remove_dir_all(stream.path("in")).unwrap();
-    let latest = reader.latest_offset(stream.at.as_ref(), ReadLimit::AsConfigured).await.unwrap();
+    let latest = reader.latest_offset(stream.at.as_ref(), ReadLimit::Configured).await.unwrap();
     let error = latest.unknown.expect("not knowing is not nothing new");
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.message().contains("is gone"), "{error}");
@@ -99,7 +99,7 @@ async fn a_single_file_is_an_input_in_every_spelling() {
         stream.put("k=7/one#1.csv", "a,1\n", 10);
         stream.put("k=7/other.csv", "b,1\n", 10);
         let path = format!("{spelling}{}/k=7/one#1.csv", stream.input());
-        let source = FileSource::csv(path).schema(schema());
+        let source = FileSource::csv(path).with_schema(schema());
         let mut reader = stream.open(&source).await.unwrap();
         assert_eq!(stream.rows(&source, &mut reader).await, ["a|1"], "{spelling}");
         assert!(stream.rows(&source, &mut reader).await.is_empty());
@@ -118,9 +118,9 @@ async fn an_empty_file_is_no_rows_in_every_format() {
     ] {
         let mut stream = Stream::new();
         stream.put(name, "", 10);
-        let source = FileSource::from_options(format, stream.input(), []).unwrap().schema(schema());
+        let source = FileSource::from_options(format, stream.input(), []).unwrap().with_schema(schema());
         let mut reader = stream.open(&source).await.unwrap();
-        let range = stream.next(&mut reader, ReadLimit::AsConfigured).await.unwrap();
+        let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
         assert!(stream.read(&source, &mut reader, &range, &[]).await.unwrap().is_empty(), "{name}");
         let mut again = stream.open(&source).await.unwrap();
         assert!(stream.read(&source, &mut again, &range, &[]).await.unwrap().is_empty(), "{name}");
@@ -130,7 +130,7 @@ async fn an_empty_file_is_no_rows_in_every_format() {
     let source = csv(&stream);
     stream.put("a.csv", "", 10);
     let mut reader = stream.open(&source).await.unwrap();
-    let range = stream.next(&mut reader, ReadLimit::AsConfigured).await.unwrap();
+    let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
     stream.put("a.csv", "a,1\n", 11);
     assert_eq!(stream.read(&source, &mut reader, &range, &[]).await.unwrap(), ["a|1"]);
 }
@@ -142,7 +142,7 @@ async fn a_file_that_is_gone_may_be_gone_on_without() {
         put_named(&stream, "ab", 10);
         let source = csv(&stream);
         let mut reader = stream.open(&source).await.unwrap();
-        let range = stream.next(&mut reader, ReadLimit::AsConfigured).await.unwrap();
+        let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
         let source = source.ignore_missing_files(true);
         if repeated {
             reader = stream.open(&source).await.unwrap();
@@ -150,7 +150,7 @@ async fn a_file_that_is_gone_may_be_gone_on_without() {
             stream.log = memory_store();
             stream.at = None;
             reader = stream.open(&source).await.unwrap();
-            stream.next(&mut reader, ReadLimit::AsConfigured).await.unwrap();
+            stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
         }
         if gone_before_bind {
             std::fs::remove_file(stream.path("in/a.csv")).unwrap();
@@ -185,16 +185,16 @@ async fn a_damaged_file_stops_the_query_or_is_left_out_and_counted() {
             "parquet" => stream.put_parquet("good.parquet", vec![("k", k), ("v", v)], 11),
             _ => stream.put("good.csv", "a,1\n", 11),
         }
-        let source = FileSource::from_options(format, stream.input(), []).unwrap().schema(schema());
+        let source = FileSource::from_options(format, stream.input(), []).unwrap().with_schema(schema());
         let error = stream.failure(&source).await;
         assert_eq!(error.kind(), ErrorKind::BadInput, "{name}: {error}");
-        assert!(error.file_name().unwrap().ends_with(name), "{error}");
-        assert!(error.hint_text().unwrap().contains("ignoreCorruptFiles"), "{error}");
+        assert!(error.file().unwrap().ends_with(name), "{error}");
+        assert!(error.hint().unwrap().contains("ignoreCorruptFiles"), "{error}");
 
         let source = source.ignore_corrupt_files(true);
         let mut reader = stream.open(&source).await.unwrap();
         stream.at = None;
-        let range = stream.next(&mut reader, ReadLimit::AsConfigured).await.unwrap();
+        let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
         let rows = stream.read(&source, &mut reader, &range, &[]).await.unwrap();
         assert_eq!(rows.iter().filter(|row| *row == "a|1").count(), 1, "{name}");
         assert_eq!(figure(&*reader, "corruptFilesIgnored"), "1", "{name}");
@@ -203,7 +203,7 @@ async fn a_damaged_file_stops_the_query_or_is_left_out_and_counted() {
     let mut stream = Stream::new();
     let v: ArrayRef = Arc::new(StringArray::from(vec!["text"]));
     stream.put_parquet("a.parquet", vec![("v", v)], 10);
-    let source = FileSource::parquet(stream.input()).schema(schema()).ignore_corrupt_files(true);
+    let source = FileSource::parquet(stream.input()).with_schema(schema()).ignore_corrupt_files(true);
     assert!(stream.failure(&source).await.message().contains("column `v` is Utf8 in this file"));
 }
 
@@ -219,9 +219,9 @@ async fn compressed_text_under_another_ending_is_refused_in_every_mode() {
         ] {
             let mut stream = Stream::new();
             stream.put(name, bytes, 10);
-            let error = stream.failure(&csv(&stream).mode(mode)).await;
+            let error = stream.failure(&csv(&stream).parse_mode(mode)).await;
             assert_eq!(error.kind(), ErrorKind::BadInput, "{error}");
-            assert!(error.message().contains(what) && error.file_name().unwrap().ends_with(name), "{error}");
+            assert!(error.message().contains(what) && error.file().unwrap().ends_with(name), "{error}");
         }
     }
 }

@@ -4,7 +4,7 @@ use arrow::array::*;
 use arrow::compute::cast;
 use arrow::datatypes::{Int32Type, IntervalUnit};
 use tidewater::id::PartitionId;
-use tidewater::sink::PartitionWriter;
+use tidewater::sink::DataWriter;
 
 use super::*;
 use crate::file::writer::{Encoding, FilesOfPartition, Layout, Root};
@@ -23,9 +23,9 @@ async fn round(values: ArrayRef) -> Vec<(i64, String)> {
     writer.write(rows.clone()).await.unwrap();
     writer.finish().await.unwrap();
 
-    let source = FileSource::parquet(stream.input()).schema(rows.schema());
+    let source = FileSource::parquet(stream.input()).with_schema(rows.schema());
     let mut reader = stream.open(&source).await.unwrap();
-    let range = stream.next(&mut reader, ReadLimit::AsConfigured).await.unwrap();
+    let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
     let scan = ScanRequest { projection: vec![0, 1], schema: Source::schema(&source), filters: vec![] };
     let plan = reader.bind(&range, &scan).await.unwrap();
     let found = datafusion::physical_plan::collect(plan, stream.session.task_ctx()).await.unwrap();

@@ -84,7 +84,7 @@ impl Encoding {
                     field.data_type(),
                     self.name()
                 ))
-                .hint("cast the column, to text say, or leave it out"));
+                .with_hint("cast the column, to text say, or leave it out"));
             }
             // A row of nothing but null meets every check on types that a real row would meet.
             let alone = Arc::new(Schema::new(vec![Arc::clone(field)]));
@@ -98,8 +98,8 @@ impl Encoding {
                     self.name(),
                     e.message()
                 ))
-                .hint("cast the column to another type, or leave it out")
-                .caused_by(e));
+                .with_hint("cast the column to another type, or leave it out")
+                .with_source(e));
             }
         }
         Ok(stored)

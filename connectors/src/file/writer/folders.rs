@@ -1,9 +1,10 @@
 //! Hive-style folders: `k=v/` for every value of the partition columns.
 //!
-//! Names and values are spelled as Spark spells them, since they are all that is stored of these columns: characters that
-//! a path cannot hold are percent-escaped, and null, like the empty string, is `__HIVE_DEFAULT_PARTITION__`. What is written
-//! is read back as it was: times are those of UTC, with all the digits they have; bytes that are no text are escaped one by
-//! one; and a text that happens to be the name of null is told from it by an escape that every reader undoes.
+//! Names and values are spelled as Spark spells them, since they are all that is stored of these columns: characters
+//! that a path cannot hold are percent-escaped, and null, like the empty string, is `__HIVE_DEFAULT_PARTITION__`. What
+//! is written is read back as it was: times are those of UTC, with all the digits they have; bytes that are not text are
+//! escaped one by one; and a text that happens to be the name of null is distinguished from it by an escape that every
+//! reader undoes.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -85,7 +86,7 @@ fn as_text_shows(column: &ArrayRef) -> Result<ArrayRef> {
     })
 }
 
-/// Spark shows no more digits of a second than needed, and has other names for what is no number.
+/// Spark shows no more digits of a second than needed, and has other names for what is not a number.
 fn as_spark_shows<'a>(text: &'a str, data_type: &DataType) -> &'a str {
     match data_type {
         DataType::Timestamp(..) if text.contains('.') => text.trim_end_matches('0').trim_end_matches('.'),

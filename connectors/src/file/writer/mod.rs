@@ -28,7 +28,7 @@ use datafusion::execution::memory_pool::MemoryPool;
 use tidewater::batch::bytes_of;
 use tidewater::error::{Error, Result};
 use tidewater::id::PartitionId;
-use tidewater::sink::{PartitionWriter, Receipt};
+use tidewater::sink::{DataWriter, Receipt};
 use uuid::Uuid;
 
 pub(crate) use self::encode::Encoding;
@@ -76,7 +76,7 @@ impl Layout {
         for (i, field) in stored_schema.fields().iter().enumerate() {
             if stored_schema.fields().iter().take(i).any(|earlier| earlier.name() == field.name()) {
                 return Err(Error::invalid(format!("two columns are called `{}`", field.name()))
-                    .hint("rename one: readers of the files could not tell them apart"));
+                    .with_hint("rename one: readers of the files could not distinguish them"));
             }
         }
         Ok(Layout {
@@ -119,14 +119,16 @@ fn partition_columns(schema: &Schema, partition_by: &[String]) -> Result<Vec<(St
         }
         if field.data_type().is_nested() {
             let message = format!("the file sink cannot partition by `{name}`: {} has no text", field.data_type());
-            return Err(Error::invalid(message).hint("partition by one of its fields"));
+            return Err(Error::invalid(message).with_hint("partition by one of its fields"));
         }
         if !is_readable(field.data_type()) {
             let message = format!(
                 "the file sink cannot partition by `{name}`: no reader knows a {} by its text",
                 field.data_type()
             );
-            return Err(Error::invalid(message).hint("partition by a number instead: how many seconds it has, say"));
+            return Err(
+                Error::invalid(message).with_hint("partition by a number instead: how many seconds it has, say")
+            );
         }
         columns.push((name.clone(), position));
     }
@@ -148,7 +150,7 @@ struct DataFile {
 
 impl DataFile {
     async fn write(&mut self, rows: &RecordBatch) -> Result<()> {
-        let bytes = self.encoder.write(rows).map_err(|e| e.file(self.output.uri()))?;
+        let bytes = self.encoder.write(rows).map_err(|e| e.with_file(self.output.uri()))?;
         self.rows += rows.num_rows() as u64;
         if !bytes.is_empty() {
             self.output.write(bytes).await?;
@@ -164,14 +166,14 @@ impl DataFile {
 
     /// Writes the rows that the encoder holds.
     async fn flush(&mut self) -> Result<()> {
-        let bytes = self.encoder.flush().map_err(|e| e.file(self.output.uri()))?;
+        let bytes = self.encoder.flush().map_err(|e| e.with_file(self.output.uri()))?;
         self.output.write(bytes).await?;
         self.held = self.memory();
         Ok(())
     }
 
     async fn finish(mut self) -> Result<ManifestEntry> {
-        let bytes = self.encoder.finish().map_err(|e| e.file(self.output.uri()))?;
+        let bytes = self.encoder.finish().map_err(|e| e.with_file(self.output.uri()))?;
         self.output.write(bytes).await?;
         self.output.close().await
     }
@@ -260,7 +262,7 @@ impl FilesOfPartition {
 }
 
 #[async_trait]
-impl PartitionWriter for FilesOfPartition {
+impl DataWriter for FilesOfPartition {
     async fn write(&mut self, rows: RecordBatch) -> Result<()> {
         let layout = Arc::clone(&self.layout);
         let stored = |rows: &RecordBatch| {

@@ -15,7 +15,7 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use object_store::path::Path as ObjectPath;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
-use tidewater::checkpoint::{CheckpointStore, create_folders, local_path, open_store, sync_folder};
+use tidewater::checkpoint::{MetadataStore, create_folders, local_path, open_store, sync_folder};
 use tidewater::error::{Error, ErrorKind, Result};
 
 use super::super::manifest::{MANIFEST_FOLDER, ManifestEntry};
@@ -52,7 +52,7 @@ impl Root {
     }
 
     /// The directory's log.
-    pub(crate) fn manifest_store(&self, runtime: &RuntimeEnv, durable: bool) -> Result<Arc<dyn CheckpointStore>> {
+    pub(crate) fn manifest_store(&self, runtime: &RuntimeEnv, durable: bool) -> Result<Arc<dyn MetadataStore>> {
         let location = match self {
             Root::Local(path) => path.join(MANIFEST_FOLDER).to_string_lossy().into_owned(),
             Root::Remote { .. } => self.uri(MANIFEST_FOLDER),
@@ -99,7 +99,7 @@ impl Root {
                 let longest = LONGEST_KEY.saturating_sub(folder.as_ref().len() + 1);
                 check_lengths(name, longest, longest)?;
                 let path = ObjectPath::parse(format!("{folder}/{name}"))
-                    .map_err(|e| Error::invalid(format!("no object store takes this name: {e}")).file(&uri))?;
+                    .map_err(|e| Error::invalid(format!("no object store takes this name: {e}")).with_file(&uri))?;
                 To::Remote(RemoteFile { store: Arc::clone(store), path, upload: None, buffer: Vec::new() })
             }
         };
@@ -124,7 +124,7 @@ fn check_lengths(name: &str, part: usize, whole: usize) -> Result<()> {
             part.min(whole)
         ),
     )
-    .hint(
+    .with_hint(
         "partition by something shorter (a prefix, a hash), or filter such rows out, and start the query again: the batch \
          will be repeated",
     ))
@@ -192,9 +192,9 @@ impl Output {
 
 fn unreachable_store(error: object_store::Error, uri: &str) -> Error {
     Error::new(ErrorKind::Unavailable, format!("cannot write the file: {error}"))
-        .file(uri)
-        .hint("check the store, its credentials and the network, then start again: the batch will be repeated")
-        .caused_by(error)
+        .with_file(uri)
+        .with_hint("check the store, its credentials and the network, then start again: the batch will be repeated")
+        .with_source(error)
 }
 
 struct LocalFile {
@@ -347,6 +347,6 @@ mod tests {
         std::fs::write(folder.path().join("taken"), "a file").unwrap();
         let root = Root::Local(folder.path().join("taken"));
         let Err(error) = root.create("part", true) else { panic!("created") };
-        assert!(error.file_name().unwrap().contains("taken"), "{error}");
+        assert!(error.file().unwrap().contains("taken"), "{error}");
     }
 }

@@ -102,5 +102,5 @@ async fn where_no_record_batch_has_room_the_sink_says_so() {
     let place = folder.path().display().to_string();
     let said = error.message();
     assert!(said.contains("files of partition 3") && said.contains(&place) && said.contains("bytes"), "{error}");
-    assert!(error.hint_text().is_some_and(|hint| hint.contains("memory pool")), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("memory pool")), "{error}");
 }

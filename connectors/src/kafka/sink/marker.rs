@@ -22,23 +22,23 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{Offset, TopicPartitionList};
 use tidewater::error::{Error, ErrorKind, Result};
 use tidewater::id::{BatchId, QueryId, RunId};
-use tidewater::sink::{SinkContext, SinkName};
+use tidewater::sink::{SinkContext, SinkRole};
 
 use super::properties;
-use crate::kafka::client::{ClientSettings, Context, leave};
+use crate::kafka::client::{ClientEvents, ClientSettings, leave};
 use crate::kafka::describe::describe;
-use crate::kafka::patience::{Deadline, is_hopeless, may_pass};
-use crate::kafka::problem;
+use crate::kafka::errors;
+use crate::kafka::retry::{Deadline, is_auth_failure, is_retriable};
 
 /// Partition 0 is there in every topic.
 const PARTITION: i32 = 0;
-/// Of those that wait to be heard: so many a time.
-const EVENTS: usize = 32;
-/// How long one look before the take-over may take.
-const GLANCE: Duration = Duration::from_secs(5);
+/// The maximum number of pending client events that one call serves.
+const EVENTS_PER_CALL: usize = 32;
+/// How long the check before the take-over may take.
+const PRECHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where the marker of one sink of one query is, and in whose name it is written.
-pub(super) struct Marker {
+pub(super) struct CommitMarker {
     topic: String,
     name: String,
     group: ConsumerGroupMetadata,
@@ -50,7 +50,7 @@ pub(super) struct Marker {
 struct Signer {
     query: QueryId,
     run: RunId,
-    sink: SinkName,
+    sink: SinkRole,
     /// Not known of every cluster.
     topic_id: Option<String>,
 }
@@ -65,29 +65,29 @@ struct Found {
 
 /// The name under which Kafka knows a sink of a query: its transactional id, and the group of its marker.
 pub(super) fn name_of(context: &SinkContext) -> String {
-    format!("tidewater-{}-{}", context.query_id, context.name)
+    format!("tidewater-{}-{}", context.query_id, context.role)
 }
 
-/// An error if the marker says already that this run comes too late, or to the wrong place: before it takes over, for whoever
-/// is rightly at work would be fenced. What cannot be seen at a glance is seen after the take-over.
-pub(super) fn glance(client: &ClientSettings, topic: &str, context: &SinkContext) -> Result<()> {
+/// An error if the marker says already that this run comes too late, or to the wrong place: before it takes over, for
+/// whoever is rightly at work would be fenced. What this quick check cannot see is found after the take-over.
+pub(super) fn precheck(client: &ClientSettings, topic: &str, context: &SinkContext) -> Result<()> {
     let name = name_of(context);
     let mut config = properties::of_marker_reader(client, &name);
     // Not waiting for the transaction that a run left open when it died.
     config.set("isolation.level", "read_uncommitted");
-    let Ok(consumer) = config.create_with_context::<_, BaseConsumer<Context>>(Context::default()) else {
+    let Ok(consumer) = config.create_with_context::<_, BaseConsumer<ClientEvents>>(ClientEvents::default()) else {
         return Ok(());
     };
-    let found = committed(&consumer, topic, GLANCE).ok().flatten();
+    let found = committed(&consumer, topic, PRECHECK_TIMEOUT).ok().flatten();
     leave(&consumer);
-    let (next, may_be_taken) = (context.next_batch, context.next_batch_may_be_taken);
-    match decide(found.map(|found| found.taken), next, may_be_taken, &place(&name, topic)) {
+    let (next, may_be_committed) = (context.next_batch, context.next_batch_may_be_committed);
+    match decide(found.map(|found| found.taken), next, may_be_committed, &place(&name, topic)) {
         Err(error) if error.kind() == ErrorKind::IncompatibleCheckpoint => Err(error),
         _ => Ok(()),
     }
 }
 
-impl Marker {
+impl CommitMarker {
     /// Finds the marker `name` beside `topic`: how many batches it says were taken, if it is there.
     ///
     /// Transactions of earlier runs must be settled: what they are about to write would not be seen.
@@ -98,12 +98,12 @@ impl Marker {
         patience: Duration,
     ) -> Result<(Self, Option<i64>)> {
         let name = name_of(context);
-        let heard = Context::default();
+        let events = ClientEvents::default();
         let action = format!("read the marker of the Kafka sink, which is {}", place(&name, &topic));
-        let failed = |error: &KafkaError| problem::failed(&action, client, &heard, error);
+        let failed = |error: &KafkaError| errors::to_error(&action, client, &events, error);
         let config = properties::of_marker_reader(client, &name);
-        let consumer: BaseConsumer<Context> =
-            config.create_with_context(heard.clone()).map_err(|error| failed(&error))?;
+        let consumer: BaseConsumer<ClientEvents> =
+            config.create_with_context(events.clone()).map_err(|error| failed(&error))?;
         let deadline = Deadline::after(patience);
         let (topic_id, found) = loop {
             let asked = describe(&consumer, [topic.as_str()], deadline.step())
@@ -112,10 +112,10 @@ impl Marker {
                 Ok((mut ids, found)) => break (ids.remove(&topic).flatten(), found),
                 Err(error) => error,
             };
-            for _ in 0..EVENTS {
+            for _ in 0..EVENTS_PER_CALL {
                 let _ = consumer.poll(Duration::ZERO);
             }
-            if !may_pass(&error) || deadline.has_passed() || is_hopeless(heard.complaint()) {
+            if !is_retriable(&error) || deadline.has_passed() || is_auth_failure(events.last_error()) {
                 return Err(failed(&error));
             }
             deadline.pause();
@@ -124,9 +124,9 @@ impl Marker {
             .group_metadata()
             .ok_or_else(|| Error::internal("the reader of the Kafka sink's marker has no consumer group"))?;
         leave(&consumer);
-        let signer = Signer { query: context.query_id, run: context.run_id, sink: context.name, topic_id };
+        let signer = Signer { query: context.query_id, run: context.run_id, sink: context.role, topic_id };
         let taken = signer.accept(found, &place(&name, &topic))?;
-        Ok((Marker { topic, name, group, signer }, taken))
+        Ok((CommitMarker { topic, name, group, signer }, taken))
     }
 
     /// For people.
@@ -190,7 +190,7 @@ impl Signer {
                     self.query
                 ),
             )
-            .hint("see who writes to this consumer group; the query needs it for itself"));
+            .with_hint("see who writes to this consumer group; the query needs it for itself"));
         }
         if let Some(id) = &self.topic_id
             && differs("topicId", id)
@@ -206,7 +206,7 @@ impl Signer {
     }
 }
 
-fn committed(consumer: &BaseConsumer<Context>, topic: &str, patience: Duration) -> KafkaResult<Option<Found>> {
+fn committed(consumer: &BaseConsumer<ClientEvents>, topic: &str, patience: Duration) -> KafkaResult<Option<Found>> {
     let mut wanted = TopicPartitionList::with_capacity(1);
     wanted.add_partition(topic, PARTITION);
     let found = consumer.committed_offsets(wanted, patience)?;
@@ -218,23 +218,23 @@ fn committed(consumer: &BaseConsumer<Context>, topic: &str, patience: Duration) 
     })
 }
 
-/// Where a run goes on.
+/// The point from which a run continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum ResumePoint {
     /// The next batch was taken before the run before died.
-    Taken,
+    AlreadyCommitted,
     /// The next batch is to be written, and the marker says so.
-    Next,
+    NextBatch,
     /// The next batch is to be written, and there is no marker yet that says so.
-    Unmarked,
+    NeedsMarker,
 }
 
 /// What the marker says of batch `next`, with which a run begins. `place` is where the marker is.
-pub(super) fn decide(marker: Option<i64>, next: BatchId, may_be_taken: bool, place: &str) -> Result<Standing> {
+pub(super) fn decide(marker: Option<i64>, next: BatchId, may_be_committed: bool, place: &str) -> Result<ResumePoint> {
     let next = i64::try_from(next.0).unwrap_or(i64::MAX);
     match marker {
-        Some(taken) if taken == next => Ok(Standing::Next),
-        Some(taken) if taken == next.saturating_add(1) && may_be_taken => Ok(Standing::Taken),
+        Some(taken) if taken == next => Ok(ResumePoint::NextBatch),
+        Some(taken) if taken == next.saturating_add(1) && may_be_committed => Ok(ResumePoint::AlreadyCommitted),
         Some(taken) if taken > next => Err(Error::new(
             ErrorKind::IncompatibleCheckpoint,
             format!(
@@ -242,15 +242,15 @@ pub(super) fn decide(marker: Option<i64>, next: BatchId, may_be_taken: bool, pla
                  would be taken for repeated ones and lost. What Kafka has taken is {place}"
             ),
         )
-        .hint("use the checkpoint that goes with what was written; a new query begins with an empty checkpoint")),
-        _ if !may_be_taken => Ok(Standing::Unmarked),
+        .with_hint("use the checkpoint that goes with what was written; a new query begins with an empty checkpoint")),
+        _ if !may_be_committed => Ok(ResumePoint::NeedsMarker),
         found => {
             let found = found.map_or("it is gone".to_owned(), |taken| format!("it stands at {taken}"));
             Err(Error::damaged(format!(
                 "nobody knows whether Kafka has taken batch {next}, which the run before began: the marker would say, \
                  and {found}. It is {place}"
             ))
-            .hint(
+            .with_hint(
                 "the cluster forgets a marker some days after the last batch (`offsets.retention.minutes`), or with \
                  its topic or group. See whether the topic has the batch's rows; then start with a new checkpoint, or \
                  run once at least once (option `guarantee`), which writes the batch again",
@@ -265,31 +265,31 @@ mod tests {
 
     #[test]
     fn every_row_of_the_table() {
-        use Standing::{Next, Taken, Unmarked};
+        use ResumePoint::{AlreadyCommitted, NeedsMarker, NextBatch};
         let ahead = Err(ErrorKind::IncompatibleCheckpoint);
         let unknown = Err(ErrorKind::DamagedCheckpoint);
-        for (marker, next, may_be_taken, expected) in [
+        for (marker, next, may_be_committed, expected) in [
             (Some(6), 5, false, ahead),
-            (Some(6), 5, true, Ok(Taken)),
+            (Some(6), 5, true, Ok(AlreadyCommitted)),
             (Some(7), 5, false, ahead),
             (Some(7), 5, true, ahead),
-            (Some(5), 5, false, Ok(Next)),
-            (Some(5), 5, true, Ok(Next)),
-            (Some(4), 5, false, Ok(Unmarked)),
+            (Some(5), 5, false, Ok(NextBatch)),
+            (Some(5), 5, true, Ok(NextBatch)),
+            (Some(4), 5, false, Ok(NeedsMarker)),
             (Some(4), 5, true, unknown),
-            (None, 5, false, Ok(Unmarked)),
+            (None, 5, false, Ok(NeedsMarker)),
             (None, 5, true, unknown),
             // The first batch of a query: the run that logged it had written the marker before.
-            (None, 0, false, Ok(Unmarked)),
+            (None, 0, false, Ok(NeedsMarker)),
             (None, 0, true, unknown),
-            (Some(0), 0, false, Ok(Next)),
-            (Some(0), 0, true, Ok(Next)),
-            (Some(1), 0, true, Ok(Taken)),
+            (Some(0), 0, false, Ok(NextBatch)),
+            (Some(0), 0, true, Ok(NextBatch)),
+            (Some(1), 0, true, Ok(AlreadyCommitted)),
             (Some(1), 0, false, ahead),
             (Some(2), 0, true, ahead),
         ] {
-            let decided = decide(marker, BatchId(next), may_be_taken, "here").map_err(|error| error.kind());
-            assert_eq!(decided, expected, "marker {marker:?}, batch {next}, may be taken: {may_be_taken}");
+            let decided = decide(marker, BatchId(next), may_be_committed, "here").map_err(|error| error.kind());
+            assert_eq!(decided, expected, "marker {marker:?}, batch {next}, may be taken: {may_be_committed}");
         }
     }
 
@@ -304,12 +304,12 @@ mod tests {
         assert!(error.message().contains("it stands at 3") && error.message().contains("topic `out`"), "{error}");
         let error = decide(None, BatchId(5), true, &place).unwrap_err();
         assert!(error.message().contains("it is gone"), "{error}");
-        assert!(error.hint_text().unwrap().contains("offsets.retention.minutes"), "{error}");
+        assert!(error.hint().unwrap().contains("offsets.retention.minutes"), "{error}");
     }
 
     fn signer(topic_id: Option<&str>) -> Signer {
         let topic_id = topic_id.map(str::to_owned);
-        Signer { query: QueryId::random(), run: RunId::random(), sink: SinkName::Output, topic_id }
+        Signer { query: QueryId::random(), run: RunId::random(), sink: SinkRole::Output, topic_id }
     }
 
     #[test]
@@ -338,13 +338,13 @@ mod tests {
         assert_eq!(accept(Signer { topic_id: Some("y".to_owned()), ..ours.clone() }.signature(4)).unwrap(), None);
         for foreign in [
             signer(Some("x")).signature(4),
-            Signer { sink: SinkName::DeadLetters, ..ours.clone() }.signature(4),
+            Signer { sink: SinkRole::DeadLetters, ..ours.clone() }.signature(4),
             "no signature of ours".to_owned(),
             "{}".to_owned(),
         ] {
             let error = accept(foreign.clone()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::IncompatibleCheckpoint, "{error}");
-            assert!(error.message().contains(&foreign) && error.hint_text().is_some(), "{error}");
+            assert!(error.message().contains(&foreign) && error.hint().is_some(), "{error}");
         }
     }
 }

@@ -10,18 +10,18 @@
 //! | Room | |
 //! |---|---|
 //! | `record` | which columns are the parts of a record |
-//! | `properties` | what librdkafka is told, and what nobody else may tell it (pure) |
+//! | `properties` | the properties that librdkafka gets, and those that a user may not set (pure) |
 //! | `producer` | librdkafka's producer: rows, the transaction, what went wrong |
 //! | `marker` | where Kafka remembers the batches it has taken, and what follows from it |
 //! | `writer` | batches become transactions |
 //!
 //! What can go wrong, beside a cluster that is away:
 //!
-//! - *Two runs of one query.* A transactional id has one producer: the run that starts later takes over, and the next
-//!   that the earlier one asks of the cluster fails as fenced, with nothing of its batch to be read. Two queries never
-//!   share an id, so they may write to one topic.
+//! - *Two runs of one query.* A transactional id has one producer: the run that starts later takes over. The earlier
+//!   run's next request fails as fenced, and readers see none of its batch. Two queries never share an id, so they may
+//!   write to one topic.
 //! - *A forgotten marker.* The cluster forgets offsets that were not committed for `offsets.retention.minutes`, seven
-//!   days unless it is told otherwise. A run that goes on after a batch that is known to be committed writes the marker
+//!   days unless configured otherwise. A run that goes on after a batch that is known to be committed writes the marker
 //!   again. A run that finds a batch in doubt and no marker refuses: see `marker`. Batches without rows renew it, and
 //!   so does a start.
 //! - *A batch that takes too long.* Kafka aborts a transaction `transaction.timeout.ms` after its first row; the batch
@@ -42,7 +42,7 @@ use async_trait::async_trait;
 use tidewater::error::{Error, Result};
 use tidewater::identity::Identity;
 use tidewater::query::OutputMode;
-use tidewater::sink::{Guarantee, Sink, SinkContext, SinkWriter};
+use tidewater::sink::{Guarantee, Sink, SinkContext, StreamingWrite};
 
 use self::producer::check_topic_name;
 use self::properties::Timeouts;
@@ -51,8 +51,8 @@ use self::writer::KafkaWriter;
 use super::client::ClientSettings;
 use crate::options::Options;
 
-const WHAT: &str = "the Kafka sink";
-const KNOWN: &[&str] = &["topic", "markerTopic", "guarantee", "includeHeaders"];
+const SINK_NAME: &str = "the Kafka sink";
+const KNOWN_OPTIONS: &[&str] = &["topic", "markerTopic", "guarantee", "includeHeaders"];
 /// How names of librdkafka's properties begin among options.
 const PREFIX: &str = "kafka.";
 const BOOTSTRAP: &str = "bootstrap.servers";
@@ -86,11 +86,11 @@ const BOOTSTRAP: &str = "bootstrap.servers";
 /// - The user needs `WRITE` on the topics, `WRITE` and `DESCRIBE` on the transactional id, and `READ` on the marker's
 ///   topic and group; id and group are named alike.
 /// - One run of a query writes at a time: one that starts later takes over, and the earlier one fails as fenced.
-/// - A cluster forgets the marker seven days after the last batch, unless it is told otherwise
+/// - A cluster forgets the marker seven days after the last batch, unless it is configured otherwise
 ///   (`offsets.retention.minutes`). Only if a run died in the middle of a batch and is started again later than that,
 ///   the query refuses to go on.
 /// - A batch may take `transaction.timeout.ms` from its first row to its end: 5 minutes, unless the property is set;
-///   clusters allow 15, unless they are told otherwise. If a process dies, readers of committed records wait at its
+///   clusters allow 15, unless they are configured otherwise. If a process dies, readers of committed records wait at its
 ///   rows until it is started again, or for as long.
 /// - `message.timeout.ms`, 2 minutes, is how long the cluster may take to take a row, or to answer.
 ///
@@ -146,11 +146,11 @@ impl KafkaSink {
                 None => others.push((name, value)),
             }
         }
-        let options = Options::new(WHAT, KNOWN, others)?;
+        let options = Options::new(SINK_NAME, KNOWN_OPTIONS, others)?;
         let bootstrap = properties.iter().rev().find(|(name, _)| name == BOOTSTRAP).map(|(_, value)| value.trim());
         let bootstrap = bootstrap.filter(|bootstrap| !bootstrap.is_empty()).ok_or_else(|| {
-            Error::invalid(format!("{WHAT} needs to know where the cluster is"))
-                .hint(format!("give the option `{PREFIX}{BOOTSTRAP}`: `host:port`, with commas between several"))
+            Error::invalid(format!("{SINK_NAME} needs to know where the cluster is"))
+                .with_hint(format!("give the option `{PREFIX}{BOOTSTRAP}`: `host:port`, with commas between several"))
         })?;
         let mut sink = KafkaSink::new(bootstrap);
         for (name, value) in properties.iter().filter(|(name, _)| name != BOOTSTRAP) {
@@ -223,7 +223,7 @@ impl KafkaSink {
                     "the Kafka sink writes to topics that the rows name, and has no topic for the marker by which it \
                      takes a batch once",
                 )
-                .hint(
+                .with_hint(
                     "name one with `KafkaSink::marker_topic` (option `markerTopic`), any that exists and stays; or one \
                      topic for all rows with `KafkaSink::topic` (option `topic`); or write at least once",
                 )
@@ -254,18 +254,18 @@ impl Sink for KafkaSink {
         self.guarantee
     }
 
-    fn supports(&self, _mode: OutputMode) -> bool {
+    fn supports_output_mode(&self, _mode: OutputMode) -> bool {
         true
     }
 
-    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         // What is wrong with the rows is said first: it needs no cluster.
         let columns = Columns::find(&context.schema, self.topic.as_deref(), self.headers)?;
         let sink = self.checked()?;
         // The cluster may take its time; whoever starts the query may have other things to do on this thread.
         let opened = tokio::task::spawn_blocking(move || KafkaWriter::open(sink, columns, &context)).await;
         let writer =
-            opened.map_err(|e| Error::internal("the Kafka sink panicked while it was opened").caused_by(e))??;
+            opened.map_err(|e| Error::internal("the Kafka sink panicked while it was opened").with_source(e))??;
         Ok(Box::new(writer))
     }
 }
@@ -279,7 +279,7 @@ mod tests {
     use tidewater::clock::ManualClock;
     use tidewater::error::ErrorKind;
     use tidewater::id::{BatchId, QueryId, RunId};
-    use tidewater::sink::SinkName;
+    use tidewater::sink::SinkRole;
 
     use super::*;
 
@@ -290,13 +290,13 @@ mod tests {
     fn context(columns: &[&str]) -> SinkContext {
         let fields: Vec<_> = columns.iter().map(|name| Field::new(*name, DataType::Utf8, true)).collect();
         SinkContext {
-            name: SinkName::Output,
+            role: SinkRole::Output,
             schema: Arc::new(Schema::new(fields)),
             output_mode: OutputMode::Append,
             query_id: QueryId::random(),
             run_id: RunId::random(),
             next_batch: BatchId(0),
-            next_batch_may_be_taken: false,
+            next_batch_may_be_committed: false,
             session: Arc::new(SessionContext::new().state()),
             clock: Arc::new(ManualClock::at(0)),
             durable: false,
@@ -353,7 +353,7 @@ mod tests {
         assert_eq!(marker(new().at_least_once()).unwrap(), None);
         let error = marker(new()).unwrap_err();
         for way_out in ["`KafkaSink::marker_topic`", "`KafkaSink::topic`", "at least once"] {
-            assert!(error.hint_text().unwrap().contains(way_out), "{error}");
+            assert!(error.hint().unwrap().contains(way_out), "{error}");
         }
     }
 
@@ -365,7 +365,7 @@ mod tests {
         let by_row = KafkaSink::new("one:9092").at_least_once();
         assert_eq!(by_row.description(), "kafka, topics by row at one:9092, at least once");
         for mode in [OutputMode::Append, OutputMode::Update, OutputMode::Complete] {
-            assert!(by_row.supports(mode));
+            assert!(by_row.supports_output_mode(mode));
         }
     }
 

@@ -92,7 +92,7 @@ pub(super) fn check(client: &ClientSettings, guarantee: Guarantee) -> Result<()>
 /// Without the value, which may be a secret.
 fn refused(name: &str, why: &str) -> Error {
     Error::invalid(format!("property `{name}` cannot be set for the Kafka sink: {why}"))
-        .hint(format!("leave out `{name}` (as an option: `kafka.{name}`)"))
+        .with_hint(format!("leave out `{name}` (as an option: `kafka.{name}`)"))
 }
 
 /// How long the cluster may take.
@@ -127,14 +127,14 @@ impl Timeouts {
                 "property `message.timeout.ms` of the Kafka sink is longer than `transaction.timeout.ms`: a row could \
                  be taken after its transaction was given up",
             )
-            .hint("make `transaction.timeout.ms` the longer one"));
+            .with_hint("make `transaction.timeout.ms` the longer one"));
         }
         Ok(timeouts)
     }
 }
 
 /// How many KiB of rows the producer may hold that the cluster has not taken, with so many bytes left in the session's memory
-/// pool (`None`: without a limit). Where it holds as many, the next row waits. A row larger than that would wait for ever.
+/// pool (`None`: without a limit). Where it holds as many, the next row waits. A row larger than that would wait forever.
 pub(super) fn queue_kib(client: &ClientSettings, left: Option<usize>) -> usize {
     let given = |name: &str| client.get(name)?.trim().parse::<usize>().ok();
     let least = 2 * given("message.max.bytes").unwrap_or(1_000_000).div_ceil(1024);
@@ -164,7 +164,7 @@ pub(super) fn of_producer(
     unless_given(&["partitioner"], "murmur2_random");
     unless_given(&["queue.buffering.max.messages"], "500000");
     unless_given(&["queue.buffering.max.kbytes"], &queue_kib.to_string());
-    // A transaction that begins while the cluster still ends the one before is told to come again: soon. How often
+    // A transaction that begins while the cluster still ends the one before is asked to retry: soon. How often
     // librdkafka looks for a lost leader would follow from it.
     unless_given(&["topic.metadata.refresh.fast.interval.ms", "retry.backoff.ms"], "100");
     unless_given(&["retry.backoff.ms"], "20");
@@ -172,7 +172,7 @@ pub(super) fn of_producer(
     unless_given(&["socket.timeout.ms"], &SOCKET.min(timeouts.transaction).as_millis().to_string());
 
     config.set("message.timeout.ms", timeouts.delivery.as_millis().to_string());
-    // Nobody counts the rows that were taken; that a row was not is always told.
+    // Only failed deliveries are reported; successes are not counted.
     config.set("delivery.report.only.error", "true");
     match transactional_id {
         Some(id) => {

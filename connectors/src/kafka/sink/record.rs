@@ -40,7 +40,7 @@ impl Columns {
                     "column `{name}` is of type {}, and the Kafka sink takes {wanted} there",
                     field.data_type()
                 ))
-                .hint("cast the column, or rename it: only columns with the names of a record's parts are sent")),
+                .with_hint("cast the column, or rename it: only columns with the names of a record's parts are sent")),
                 Some((index, _)) => Ok(Some(index)),
                 None => Ok(None),
             }
@@ -48,7 +48,7 @@ impl Columns {
         let topic = match topic {
             Some(topic) => Topic::Named(topic.to_owned()),
             None => Topic::Column(find("topic", "text", is_text)?.ok_or_else(|| {
-                Error::invalid("the Kafka sink was given no topic, and the rows have no column `topic`").hint(
+                Error::invalid("the Kafka sink was given no topic, and the rows have no column `topic`").with_hint(
                     "name the topic of all rows with `KafkaSink::topic` (option `topic`), or add a column `topic` that \
                      names it for each row",
                 )
@@ -56,7 +56,7 @@ impl Columns {
         };
         let value = find("value", "text or bytes", is_text_or_bytes)?.ok_or_else(|| {
             Error::invalid("the Kafka sink writes the column `value`, and the rows have none")
-                .hint("name what is to be sent `value`: `to_json` makes one text of several columns")
+                .with_hint("name what is to be sent `value`: `to_json` makes one text of several columns")
         })?;
         Ok(Columns {
             topic,
@@ -146,8 +146,9 @@ impl<'a> Rows<'a> {
         let topic = match self.topic {
             TopicOfRow::Named(topic) => topic,
             TopicOfRow::Column(topics) => topics.at(row).ok_or_else(|| {
-                Error::new(ErrorKind::BadInput, "a row for Kafka names no topic: its column `topic` is null")
-                    .hint("leave such rows out, or name the topic of all rows with `KafkaSink::topic` (option `topic`)")
+                Error::new(ErrorKind::BadInput, "a row for Kafka names no topic: its column `topic` is null").with_hint(
+                    "leave such rows out, or name the topic of all rows with `KafkaSink::topic` (option `topic`)",
+                )
             })?,
         };
         let partition = self.partition.and_then(|array| array.is_valid(row).then(|| array.value(row)));
@@ -169,7 +170,7 @@ pub(super) fn no_partition(topic: &str, partition: i32) -> Error {
         ErrorKind::BadInput,
         format!("a row is for partition {partition} of topic `{topic}`, which has no such partition"),
     )
-    .hint("add partitions to the topic, mend the column `partition`, or leave it out: then the key decides")
+    .with_hint("add partitions to the topic, correct the column `partition`, or leave it out: then the key decides")
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -255,7 +256,7 @@ impl<'a> Headers<'a> {
             let key = if self.entries.is_valid(entry) { self.keys.at(entry) } else { None };
             let key = key.ok_or_else(|| {
                 Error::new(ErrorKind::BadInput, format!("a header of a row for topic `{topic}` has no key"))
-                    .hint("leave such entries out of the column `headers`")
+                    .with_hint("leave such entries out of the column `headers`")
             })?;
             headers = headers.insert(Header { key, value: self.values.at(entry) });
         }
@@ -335,7 +336,7 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::InvalidQuery);
         }
         let error = Columns::find(&schema(&[("value", Utf8)]), None, true).unwrap_err();
-        let hint = error.hint_text().unwrap();
+        let hint = error.hint().unwrap();
         assert!(hint.contains("`KafkaSink::topic`") && hint.contains("column `topic`"), "{error}");
     }
 

@@ -17,11 +17,11 @@ use tidewater::clock::Clock;
 use tidewater::error::{Error, Result};
 use tidewater::executor::block_in_place;
 use tidewater::id::{BatchId, PartitionId};
-use tidewater::sink::{Begin, Guarantee, PartitionWriter, Receipt, SinkContext, SinkWriter};
+use tidewater::sink::{BatchStatus, DataWriter, Guarantee, Receipt, SinkContext, StreamingWrite};
 
 use super::Checked;
-use super::marker::{self, Marker, Standing, decide};
-use super::producer::Sender;
+use super::marker::{self, CommitMarker, ResumePoint, decide};
+use super::producer::KafkaProducer;
 use super::record::Columns;
 use crate::memory::Claim;
 
@@ -33,14 +33,14 @@ const RENEW_MS: i64 = 60 * 60 * 1000;
 pub(super) struct KafkaWriter {
     shared: Arc<Shared>,
     /// Exactly once only.
-    marker: Option<Marker>,
+    marker: Option<CommitMarker>,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
 
 /// What the writers of partitions need.
 struct Shared {
-    sender: Sender,
+    producer: KafkaProducer,
     columns: Columns,
     /// For the rows that are kept until their batch is committed.
     kept: Claim,
@@ -50,9 +50,9 @@ struct Shared {
 const KEPT_HINT: &str = "give the session a larger memory pool, or let a batch be smaller: read fewer rows per batch (`maxOffsetsPerTrigger`, `maxFilesPerTrigger`)";
 
 impl Shared {
-    fn new(sender: Sender, columns: Columns, to: &str, pool: &Arc<dyn MemoryPool>) -> Arc<Self> {
+    fn new(producer: KafkaProducer, columns: Columns, to: &str, pool: &Arc<dyn MemoryPool>) -> Arc<Self> {
         let kept = Claim::new(pool, format!("what {to} keeps of a batch until its commit"), KEPT_HINT);
-        Arc::new(Shared { sender, columns, kept })
+        Arc::new(Shared { producer, columns, kept })
     }
 }
 
@@ -81,35 +81,35 @@ impl KafkaWriter {
         let name = marker::name_of(context);
         let exactly_once = sink.guarantee == Guarantee::ExactlyOnce;
         let pool = &context.session.runtime_env().memory_pool;
-        let sender = Sender::new(sink.client.clone(), exactly_once.then_some(name.as_str()), pool)?;
+        let producer = KafkaProducer::new(sink.client.clone(), exactly_once.then_some(name.as_str()), pool)?;
         match (&sink.topic, &sink.marker_topic) {
-            (Some(topic), _) => sender.meet(Some(topic))?,
-            (None, None) => sender.meet(None)?,
+            (Some(topic), _) => producer.ensure_topic(Some(topic))?,
+            (None, None) => producer.ensure_topic(None)?,
             (None, Some(_)) => {}
         }
         let mut writer = KafkaWriter {
-            shared: Shared::new(sender, columns, &sink.description, pool),
+            shared: Shared::new(producer, columns, &sink.description, pool),
             marker: None,
             clock: Arc::clone(&context.clock),
             state: Mutex::default(),
         };
         if let (true, Some(topic)) = (exactly_once, sink.marker_topic) {
-            let sender = &writer.shared.sender;
-            sender.meet(Some(&topic))?;
-            marker::glance(&sink.client, &topic, context)?;
+            let producer = &writer.shared.producer;
+            producer.ensure_topic(Some(&topic))?;
+            marker::precheck(&sink.client, &topic, context)?;
             // Before the marker is read: what the run before left in doubt is settled by this.
-            sender.init_transactions()?;
-            let patience = sender.patience_to_start();
-            let (marker, found) = Marker::read(&sink.client, topic, context, patience)?;
+            producer.init_transactions()?;
+            let patience = producer.startup_timeout();
+            let (marker, found) = CommitMarker::read(&sink.client, topic, context, patience)?;
             let next = context.next_batch;
-            let standing = decide(found, next, context.next_batch_may_be_taken, &marker.place())?;
-            tracing::debug!(query = %context.query_id, batch = %next, ?found, ?standing, "read the marker in Kafka");
+            let resume_point = decide(found, next, context.next_batch_may_be_committed, &marker.place())?;
+            tracing::debug!(query = %context.query_id, batch = %next, ?found, ?resume_point, "read the marker in Kafka");
             writer.marker = Some(marker);
-            match standing {
-                Standing::Taken => writer.state.lock().taken = next.0 + 1,
+            match resume_point {
+                ResumePoint::AlreadyCommitted => writer.state.lock().taken = next.0 + 1,
                 // Before any batch is begun, so that one in doubt finds a marker. And what this user may not do is
                 // found out now.
-                Standing::Next | Standing::Unmarked => writer.mark(&mut writer.state.lock(), next.0)?,
+                ResumePoint::NextBatch | ResumePoint::NeedsMarker => writer.mark(&mut writer.state.lock(), next.0)?,
             }
         }
         Ok(writer)
@@ -118,20 +118,20 @@ impl KafkaWriter {
     /// Writes the marker alone.
     fn mark(&self, state: &mut State, taken: u64) -> Result<()> {
         let Some(marker) = &self.marker else { return Ok(()) };
-        let sender = &self.shared.sender;
-        sender.begin()?;
-        sender.mark(&marker.offset(taken)?, marker.group())?;
-        sender.commit()?;
+        let producer = &self.shared.producer;
+        producer.begin()?;
+        producer.mark(&marker.offset(taken)?, marker.group())?;
+        producer.commit()?;
         state.taken = taken;
         state.marked_ms = Some(self.clock.now_ms());
         Ok(())
     }
 
-    fn begin_now(&self, batch: BatchId) -> Result<Begin> {
+    fn begin_now(&self, batch: BatchId) -> Result<BatchStatus> {
         let mut state = self.state.lock();
         if self.marker.is_some() {
             if batch.0 < state.taken {
-                return Ok(Begin::Taken);
+                return Ok(BatchStatus::AlreadyCommitted);
             }
             let now_ms = self.clock.now_ms();
             if state.marked_ms.is_none_or(|marked_ms| now_ms - marked_ms >= RENEW_MS) {
@@ -139,11 +139,11 @@ impl KafkaWriter {
                 self.mark(&mut state, taken)?;
             }
         }
-        self.shared.sender.begin()?;
+        self.shared.producer.begin()?;
         // What a run of the batch before kept that came to nothing.
         self.shared.kept.free();
         state.open = Some(Open { batch, sends: false, complete: false });
-        Ok(Begin::Open)
+        Ok(BatchStatus::New)
     }
 
     fn commit_now(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
@@ -155,13 +155,13 @@ impl KafkaWriter {
         let Some(begun) = open.as_mut().filter(|open| open.batch == batch) else {
             return Err(Error::internal(format!("batch {batch} is to be committed to Kafka, and was not begun")));
         };
-        let sender = &self.shared.sender;
-        if !(begun.complete && sender.is_committing()) {
+        let producer = &self.shared.producer;
+        if !(begun.complete && producer.is_committing()) {
             self.complete(begun, receipts)?;
             begun.complete = true;
             self.shared.kept.free();
         }
-        sender.commit()?;
+        producer.commit()?;
         *taken = batch.0 + 1;
         *marked_ms = Some(self.clock.now_ms());
         *open = None;
@@ -170,19 +170,19 @@ impl KafkaWriter {
 
     /// Sends what is still to be sent of a batch, then the marker: it is on its way while the rows are.
     fn complete(&self, open: &Open, receipts: Vec<Receipt>) -> Result<()> {
-        let sender = &self.shared.sender;
+        let producer = &self.shared.producer;
         // Rows that went out already are in no receipt.
         let has_sent = receipts.iter().any(|receipt| !receipt.has_contents());
         if open.sends && self.marker.is_some() && !has_sent {
-            // They cannot be told apart from others in the transaction.
-            sender.give_up()?;
+            // They cannot be separated from others in the transaction.
+            producer.give_up()?;
             return Err(Error::internal("rows of a partition that was given up had gone out to Kafka already"));
         }
         for receipt in receipts.into_iter().filter(Receipt::has_contents) {
-            receipt.into_rows()?.iter().try_for_each(|rows| sender.send(&self.shared.columns, rows))?;
+            receipt.into_rows()?.iter().try_for_each(|rows| producer.send(&self.shared.columns, rows))?;
         }
         match &self.marker {
-            Some(marker) => sender.mark(&marker.offset(open.batch.0 + 1)?, marker.group()),
+            Some(marker) => producer.mark(&marker.offset(open.batch.0 + 1)?, marker.group()),
             None => Ok(()),
         }
     }
@@ -190,19 +190,19 @@ impl KafkaWriter {
 
 impl std::fmt::Debug for KafkaWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let marker = self.marker.as_ref().map(Marker::place);
+        let marker = self.marker.as_ref().map(CommitMarker::place);
         f.debug_struct("KafkaWriter").field("marker", &marker).field("state", &self.state).finish_non_exhaustive()
     }
 }
 
 /// Most of it blocks: another thread takes the place of the one it is called on.
 #[async_trait]
-impl SinkWriter for KafkaWriter {
-    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+impl StreamingWrite for KafkaWriter {
+    async fn begin(&self, batch: BatchId) -> Result<BatchStatus> {
         block_in_place(|| self.begin_now(batch))
     }
 
-    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         let mut state = self.state.lock();
         let mut kept = Some(vec![]);
         if let Some(open) = state.open.as_mut().filter(|open| open.batch == batch)
@@ -229,7 +229,7 @@ struct KafkaRows {
 }
 
 #[async_trait]
-impl PartitionWriter for KafkaRows {
+impl DataWriter for KafkaRows {
     async fn write(&mut self, rows: RecordBatch) -> Result<()> {
         self.rows += rows.num_rows() as u64;
         match &mut self.kept {
@@ -237,7 +237,7 @@ impl PartitionWriter for KafkaRows {
                 self.shared.kept.grow(bytes_of(&rows))?;
                 kept.push(rows);
             }
-            None => block_in_place(|| self.shared.sender.send(&self.shared.columns, &rows))?,
+            None => block_in_place(|| self.shared.producer.send(&self.shared.columns, &rows))?,
         }
         Ok(())
     }
@@ -273,10 +273,10 @@ mod tests {
     /// At least once, with no cluster to send to.
     fn alone() -> KafkaWriter {
         let pool: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(MEMORY));
-        let sender = Sender::new(ClientSettings::new("127.0.0.1:1"), None, &pool).unwrap();
+        let producer = KafkaProducer::new(ClientSettings::new("127.0.0.1:1"), None, &pool).unwrap();
         let columns = Columns::find(&rows(&[]).schema(), Some("out"), true).unwrap();
         KafkaWriter {
-            shared: Shared::new(sender, columns, "kafka", &pool),
+            shared: Shared::new(producer, columns, "kafka", &pool),
             marker: None,
             clock: Arc::new(ManualClock::at(0)),
             state: Mutex::default(),
@@ -296,7 +296,7 @@ mod tests {
     #[tokio::test]
     async fn only_the_first_writer_of_the_first_partition_sends_at_once() {
         let writer = alone();
-        assert_eq!(writer.begin(BatchId(3)).await.unwrap(), Begin::Open);
+        assert_eq!(writer.begin(BatchId(3)).await.unwrap(), BatchStatus::New);
         let some = [rows(&["a", "b"]), rows(&["c"])];
         assert_eq!(receipt(&writer, 3, 1, &some).await.into_rows().unwrap().len(), 2);
         assert!(receipt(&writer, 2, 0, &some).await.has_contents(), "of a batch that was not begun");

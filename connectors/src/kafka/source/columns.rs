@@ -19,14 +19,14 @@ use tidewater::sink::{DeadLetter, DeadLetters};
 use tidewater::source::ScanRequest;
 
 use super::consume::Message;
-use super::settings::{BadRecords, Settings};
+use super::settings::{BadRecordPolicy, Settings};
 use crate::formats::{Bad, Format};
 
 /// Rows of a record batch.
 pub(super) const ROWS: usize = 8192;
 /// Bytes of memory for a record batch at most, and one message: far from the 2 GiB that an Arrow column can hold.
 const BYTES: usize = 128 << 20;
-/// What a row takes at most beside its key, value and headers: the columns of fixed width, and offsets.
+/// What a row takes at most beside its key, value and headers: the columns of fixed partition_count, and offsets.
 const FIXED_BYTES: usize = 64;
 const US_PER_MS: i64 = 1000;
 
@@ -48,13 +48,13 @@ pub(super) struct Wanted {
     pub(super) schema: SchemaRef,
     pub(super) key_format: Option<Format>,
     pub(super) value_format: Option<Format>,
-    pub(super) bad_records: BadRecords,
+    pub(super) bad_records: BadRecordPolicy,
     /// The source, for dead letters.
     pub(super) source: String,
     /// Records that were not in their format.
     pub(super) malformed: Arc<AtomicU64>,
-    /// Whether this place in the plan is the one that tells of dead letters.
-    pub(super) tells_dead_letters: bool,
+    /// Whether this scan is the one that emits the dead letters of the batch.
+    pub(super) emits_dead_letters: bool,
 }
 
 const KEY: usize = 0;
@@ -71,7 +71,7 @@ impl Wanted {
         settings: &Settings,
         scan: &ScanRequest,
         malformed: Arc<AtomicU64>,
-        tells_dead_letters: bool,
+        emits_dead_letters: bool,
     ) -> Self {
         Wanted {
             projection: scan.projection.clone(),
@@ -81,7 +81,7 @@ impl Wanted {
             bad_records: settings.bad_records,
             source: settings.description(),
             malformed,
-            tells_dead_letters,
+            emits_dead_letters,
         }
     }
 
@@ -141,7 +141,7 @@ impl Columns {
             for column in [TOPIC, PARTITION, OFFSET] {
                 reads[column] = true;
             }
-            if wanted.bad_records == BadRecords::DeadLetter {
+            if wanted.bad_records == BadRecordPolicy::DeadLetter {
                 reads = [true; HEADERS + 1];
             }
         }
@@ -281,28 +281,28 @@ impl Columns {
         }
         let count = is_bad.iter().filter(|bad| **bad).count() as u64;
         match self.wanted.bad_records {
-            BadRecords::Fail => Err(bad.first().map_or_else(
+            BadRecordPolicy::Fail => Err(bad.first().map_or_else(
                 || Error::internal("a record is bad for no reason"),
                 |(part, bad)| raw.failure(part, bad),
             )),
-            BadRecords::Null => {
+            BadRecordPolicy::Null => {
                 self.wanted.malformed.fetch_add(count, Ordering::Relaxed);
                 Ok(Finished { rows, dead_letters: None })
             }
-            BadRecords::DeadLetter => {
+            BadRecordPolicy::DeadLetter => {
                 let mut letters = DeadLetters::new(self.wanted.source.as_str());
-                if self.wanted.tells_dead_letters {
+                if self.wanted.emits_dead_letters {
                     self.wanted.malformed.fetch_add(count, Ordering::Relaxed);
-                    let mut told = None;
+                    let mut reported = None;
                     for (part, bad) in &bad {
                         // A record whose key and value are both bad is one dead letter.
-                        if told.replace(bad.row) != Some(bad.row) {
-                            raw.tell(part, bad, &mut letters);
+                        if reported.replace(bad.row) != Some(bad.row) {
+                            raw.report(part, bad, &mut letters);
                         }
                     }
                 }
                 let good = BooleanArray::from_iter(is_bad.iter().map(|bad| Some(!bad)));
-                let dead_letters = if self.wanted.tells_dead_letters { Some(letters.finish()?) } else { None };
+                let dead_letters = if self.wanted.emits_dead_letters { Some(letters.finish()?) } else { None };
                 Ok(Finished { rows: filter_record_batch(&rows, &good)?, dead_letters })
             }
         }
@@ -351,13 +351,13 @@ impl Raw {
                 bad.error
             ),
         )
-        .hint(
-            "mend the producer and skip the record with another treatment of bad records: `BadRecords::Null` or \
-             `BadRecords::DeadLetter` (option `badRecords`)",
+        .with_hint(
+            "fix the producer, and skip the record with another policy for bad records: `BadRecordPolicy::Null` or \
+             `BadRecordPolicy::DeadLetter` (option `badRecords`)",
         )
     }
 
-    fn tell(&self, part: &str, bad: &Bad, letters: &mut DeadLetters) {
+    fn report(&self, part: &str, bad: &Bad, letters: &mut DeadLetters) {
         let (topic, partition, offset) = self.place(bad.row);
         let bytes = |column: &'_ BinaryArray| bad.row < column.len() && column.is_valid(bad.row);
         let has_time = bad.row < self.timestamps.len() && self.timestamps.is_valid(bad.row);

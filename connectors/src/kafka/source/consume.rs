@@ -27,7 +27,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::kafka::client::Context;
+use crate::kafka::client::ClientEvents;
 
 /// How long a seek may take; the broker is not asked.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -45,7 +45,7 @@ pub(super) struct PartitionQueue {
     // Dropped in this order: messages, queue, consumer.
     state: Mutex<State>,
     queue: NativeQueue,
-    consumer: Arc<BaseConsumer<Context>>,
+    consumer: Arc<BaseConsumer<ClientEvents>>,
     topic: String,
     partition: i32,
 }
@@ -73,13 +73,13 @@ pub(super) struct Taken {
 impl PartitionQueue {
     /// Of one partition of this consumer, which is not assigned to it yet.
     pub(super) fn new(
-        consumer: Arc<BaseConsumer<Context>>,
+        consumer: Arc<BaseConsumer<ClientEvents>>,
         topic: &str,
         partition: i32,
         from: i64,
     ) -> Result<Self, KafkaError> {
-        let name =
-            CString::new(topic).map_err(|_| KafkaError::Subscription(format!("{topic:?} is no topic's name")))?;
+        let name = CString::new(topic)
+            .map_err(|_| KafkaError::Subscription(format!("{topic:?} is not a valid topic name")))?;
         // SAFETY: the consumer is alive, and `name` until the call returns.
         let queue =
             unsafe { sys::rd_kafka_queue_get_partition(consumer.client().native_ptr(), name.as_ptr(), partition) };
@@ -272,7 +272,7 @@ impl Owned {
 
     fn error(&self) -> Option<RDKafkaErrorCode> {
         let code: RDKafkaRespErr = self.message().0.err;
-        if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET && self.tells_of_truncation() {
+        if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET && self.is_truncation() {
             return Some(RDKafkaErrorCode::LogTruncation);
         }
         (code != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).then(|| code.into())
@@ -280,8 +280,8 @@ impl Owned {
 
     /// librdkafka compares the leader epochs of what it has read with those of a new leader, and says in words alone that
     /// the new one lacked records.
-    fn tells_of_truncation(&self) -> bool {
-        // SAFETY: the message is alive, and its text with it; that of an error code is for ever.
+    fn is_truncation(&self) -> bool {
+        // SAFETY: the message is alive, and its text with it; that of an error code is static.
         let [text, truncated] = unsafe {
             [
                 sys::rd_kafka_message_errstr(self.0.as_ptr()),

@@ -1,4 +1,4 @@
-//! The consumers that fetch, and what librdkafka is told.
+//! The consumers that fetch, and their configuration.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,28 +12,28 @@ use super::fetcher::{Fetcher, NotFetched};
 use super::identity::TopicIds;
 use super::read_ahead::{self, ReadAhead};
 use super::settings::Settings;
-use crate::kafka::client::Context;
+use crate::kafka::client::ClientEvents;
+use crate::kafka::errors::to_error;
 use crate::kafka::offsets::PartitionOffsets;
-use crate::kafka::problem::failed;
 use crate::memory::{Claim, left_in};
 
 /// The consumers of one run in one process, kept from batch to batch with what they have fetched ahead.
 pub(super) struct Consumers {
     settings: Arc<Settings>,
-    context: Context,
+    context: ClientEvents,
     memory: Arc<dyn MemoryPool>,
     open: Mutex<Open>,
 }
 
 #[derive(Default)]
 struct Open {
-    /// Asks, and fetches nothing: a broker answers the questions of a connection one after the other, and one that asks for
+    /// Asks, and fetches nothing: a broker answers the queries of a connection one after the other, and one that asks for
     /// records may take half a second to answer.
-    asker: Option<Arc<Fetcher>>,
+    metadata_client: Option<Arc<Fetcher>>,
     /// The first fetches all partitions; others read further pieces of the same partition.
     fetchers: Vec<Arc<Fetcher>>,
     /// How many partitions a fetcher has.
-    width: usize,
+    partition_count: usize,
     /// The topics that they fetch, as far as their ids are known.
     ids: TopicIds,
 }
@@ -47,37 +47,37 @@ impl fmt::Debug for Consumers {
 impl Consumers {
     /// None yet: they are made when something is read.
     pub(super) fn new(settings: Arc<Settings>, memory: &Arc<dyn MemoryPool>) -> Self {
-        Consumers { settings, context: Context::default(), memory: Arc::clone(memory), open: Mutex::default() }
+        Consumers { settings, context: ClientEvents::default(), memory: Arc::clone(memory), open: Mutex::default() }
     }
 
     /// What they hear beside the answers.
-    pub(super) fn context(&self) -> &Context {
+    pub(super) fn context(&self) -> &ClientEvents {
         &self.context
     }
 
-    /// Begins to fetch those of these partitions that are not fetched yet, all at once. `ids` tell which topics these are.
+    /// Begins to fetch those of these partitions that are not fetched yet, all at once. `ids` are the ids of their topics.
     pub(super) fn fetch(&self, from: &PartitionOffsets, ids: &TopicIds) -> Result<()> {
         let mut open = self.open.lock();
         let open = &mut *open;
-        for fetcher in open.fetchers.iter().chain(&open.asker) {
+        for fetcher in open.fetchers.iter().chain(&open.metadata_client) {
             fetcher.serve_events();
         }
         // The driver had an answer before it split the batch.
-        self.context.answered();
+        self.context.clear_error();
         if !open.ids.made_again(ids).is_empty() {
             // What they have fetched ahead is the old topic's.
             open.fetchers.clear();
         }
         let before = std::mem::replace(&mut open.ids, ids.clone());
         open.ids.learn(&before);
-        open.width = open.width.max(from.len());
+        open.partition_count = open.partition_count.max(from.len());
         let mut fetched = self.fetcher_in(open, 0)?.fetch(from.iter());
         if let Err(NotFetched::NoMemory(_)) = fetched {
             // How far a consumer fetches ahead is fixed when it is made. One that is made now has less.
             open.fetchers.clear();
             fetched = self.fetcher_in(open, 0)?.fetch(from.iter());
         }
-        fetched.map_err(|e| e.told(|e| failed("fetch the partitions", &self.settings.client, &self.context, e)))
+        fetched.map_err(|e| e.to_error(|e| failed("fetch the partitions", &self.settings.client, &self.context, e)))
     }
 
     /// The one that reads one more piece of a partition.
@@ -87,7 +87,7 @@ impl Consumers {
 
     fn fetcher_in(&self, open: &mut Open, number: usize) -> Result<Arc<Fetcher>> {
         while open.fetchers.len() <= number {
-            let ahead = ReadAhead::of(&self.settings.client, left_in(&self.memory), open.width);
+            let ahead = ReadAhead::of(&self.settings.client, left_in(&self.memory), open.partition_count);
             let mut config = config(&self.settings);
             ahead.configure(&self.settings.client, &mut config);
             let claimed = format!("the read-ahead of {}", self.settings.description());
@@ -97,13 +97,15 @@ impl Consumers {
     }
 
     /// The one that asks.
-    pub(super) fn asker(&self) -> Result<Arc<Fetcher>> {
+    pub(super) fn metadata_client(&self) -> Result<Arc<Fetcher>> {
         let mut open = self.open.lock();
-        let asker = match open.asker.take() {
-            Some(asker) => asker,
-            None => Arc::new(self.consumer(&config(&self.settings), "a consumer that fetches nothing".to_owned(), 0)?),
+        let metadata_client = match open.metadata_client.take() {
+            Some(metadata_client) => metadata_client,
+            None => {
+                Arc::new(self.consumer(&config(&self.settings), "a consumer that fetches nothing".to_owned(), 0)?)
+            }
         };
-        Ok(Arc::clone(open.asker.insert(asker)))
+        Ok(Arc::clone(open.metadata_client.insert(metadata_client)))
     }
 
     fn consumer(&self, config: &ClientConfig, claimed: String, partition_bytes: usize) -> Result<Fetcher> {
@@ -120,7 +122,7 @@ pub(super) fn config(settings: &Settings) -> ClientConfig {
         ("enable.auto.commit", "false"),
         ("enable.auto.offset.store", "false"),
         ("auto.offset.reset", "error"),
-        // Where a stretch ends with records that are not for applications, only this tells.
+        // Where a stretch ends with records that are not for applications, only this says so.
         ("enable.partition.eof", "true"),
     ];
     for (name, value) in ours {

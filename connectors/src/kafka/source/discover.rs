@@ -16,12 +16,12 @@ use super::fetcher::Fetcher;
 use super::identity::TopicIds;
 use super::settings::{Settings, Topics, whole_name};
 use crate::kafka::describe::{Described, describe};
+use crate::kafka::errors::to_error;
 use crate::kafka::offsets::PartitionOffsets;
-use crate::kafka::patience::{is_hopeless, is_no_topic, may_pass};
-use crate::kafka::problem::failed;
+use crate::kafka::retry::{is_auth_failure, is_retriable, is_unknown_topic};
 
 /// How long one question may take; whoever asks asks again.
-pub(super) const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to listen for the reason when there is no answer.
 const LISTEN: Duration = Duration::from_millis(100);
@@ -38,9 +38,9 @@ pub(super) struct Found {
     pub(super) ids: TopicIds,
 }
 
-/// A place in a partition that the broker knows by name. Numbers are those of Kafka's protocol.
+/// An offset in a partition that the broker finds, as in Kafka's `OffsetSpec`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum OffsetSpec {
     /// The first record there is.
     Earliest,
     /// Behind the last record (that is committed, where only committed ones are read).
@@ -49,54 +49,54 @@ pub(super) enum Place {
     At(i64),
 }
 
-/// Why there was no answer.
+/// Why a request to the broker failed.
 #[derive(Debug)]
-pub(super) enum Silence {
+pub(super) enum BrokerError {
     /// Nobody answers now; asking again may help.
-    Away(Error),
+    Retriable(Error),
     /// Asking again does not help.
-    Refused(Error),
+    Fatal(Error),
 }
 
-impl From<Silence> for Error {
-    fn from(silence: Silence) -> Self {
-        match silence {
-            Silence::Away(error) | Silence::Refused(error) => error,
+impl From<BrokerError> for Error {
+    fn from(error: BrokerError) -> Self {
+        match error {
+            BrokerError::Retriable(error) | BrokerError::Fatal(error) => error,
         }
     }
 }
 
-/// Asks the cluster. Answers come at once or within [`QUESTION_TIMEOUT`].
-pub(super) struct Questions<'a> {
+/// Requests metadata and offsets of the cluster. Answers come at once or within [`QUERY_TIMEOUT`].
+pub(super) struct MetadataQueries<'a> {
     pub(super) fetcher: &'a Fetcher,
     pub(super) settings: &'a Settings,
 }
 
-impl Questions<'_> {
-    fn silence(&self, action: &str, error: &KafkaError) -> Silence {
-        // Why a connection was refused is only told to whoever listens.
+impl MetadataQueries<'_> {
+    fn broker_error(&self, action: &str, error: &KafkaError) -> BrokerError {
+        // Why a connection was refused is only reported to whoever serves events.
         self.fetcher.listen(LISTEN);
         let context = self.fetcher.consumer().context();
-        let told = failed(action, &self.settings.client, context, error);
-        let passes = (may_pass(error) || is_no_topic(error)) && !is_hopeless(context.complaint());
-        if passes { Silence::Away(told) } else { Silence::Refused(told) }
+        let explained = to_error(action, &self.settings.client, context, error);
+        let passes = (is_retriable(error) || is_unknown_topic(error)) && !is_auth_failure(context.last_error());
+        if passes { BrokerError::Retriable(explained) } else { BrokerError::Fatal(explained) }
     }
 
     /// All topics that the source reads, as they are now. One that is not there is left out.
-    pub(super) fn topics(&self) -> Result<Found, Silence> {
+    pub(super) fn topics(&self) -> Result<Found, BrokerError> {
         let mut partitions = self.partitions()?;
         let described = self.describe(partitions.keys().map(String::as_str))?;
         partitions.retain(|topic, _| described.contains_key(topic));
-        Ok(Found { partitions, ids: TopicIds::told(described) })
+        Ok(Found { partitions, ids: TopicIds::described(described) })
     }
 
     /// The ids of these topics. One that is not there is left out.
-    pub(super) fn describe<'t>(&self, topics: impl IntoIterator<Item = &'t str>) -> Result<Described, Silence> {
-        describe(self.fetcher.consumer(), topics, QUESTION_TIMEOUT)
-            .map_err(|e| self.silence("ask which topics there are", &e))
+    pub(super) fn describe<'t>(&self, topics: impl IntoIterator<Item = &'t str>) -> Result<Described, BrokerError> {
+        describe(self.fetcher.consumer(), topics, QUERY_TIMEOUT)
+            .map_err(|e| self.broker_error("ask which topics there are", &e))
     }
 
-    fn partitions(&self) -> Result<Partitions, Silence> {
+    fn partitions(&self) -> Result<Partitions, BrokerError> {
         match &self.settings.topics {
             Topics::Assign(assigned) => {
                 let mut found = Partitions::new();
@@ -121,32 +121,32 @@ impl Questions<'_> {
     }
 
     /// The first offset of a partition, and the one behind its last record; `None` if there is no such partition.
-    pub(super) fn extent(&self, topic: &str, partition: i32) -> Result<Option<(i64, i64)>, Silence> {
+    pub(super) fn extent(&self, topic: &str, partition: i32) -> Result<Option<(i64, i64)>, BrokerError> {
         if !self.partitions_of(topic)?.is_some_and(|there| there.contains(&partition)) {
             return Ok(None);
         }
-        let offset = |place| Ok(self.offsets_at(vec![(topic, partition, place)])?.get(topic, partition));
-        Ok(offset(Place::Earliest)?.zip(offset(Place::Latest)?))
+        let offset = |spec| Ok(self.offsets_at(vec![(topic, partition, spec)])?.get(topic, partition));
+        Ok(offset(OffsetSpec::Earliest)?.zip(offset(OffsetSpec::Latest)?))
     }
 
-    fn partitions_of(&self, topic: &str) -> Result<Option<BTreeSet<i32>>, Silence> {
+    fn partitions_of(&self, topic: &str) -> Result<Option<BTreeSet<i32>>, BrokerError> {
         let action = format!("ask for the partitions of topic `{topic}`");
         let metadata = self
             .fetcher
             .consumer()
-            .fetch_metadata(Some(topic), QUESTION_TIMEOUT)
-            .map_err(|e| self.silence(&action, &e))?;
+            .fetch_metadata(Some(topic), QUERY_TIMEOUT)
+            .map_err(|e| self.broker_error(&action, &e))?;
         match metadata.topics().iter().find(|found| found.name() == topic) {
             Some(found) => self.of_topic(&action, found),
             None => Ok(None),
         }
     }
 
-    fn matching(&self, pattern: &str) -> Result<Partitions, Silence> {
-        let regex = whole_name(pattern).map_err(Silence::Refused)?;
+    fn matching(&self, pattern: &str) -> Result<Partitions, BrokerError> {
+        let regex = whole_name(pattern).map_err(BrokerError::Fatal)?;
         let action = format!("ask which topics match `{pattern}`");
         let metadata =
-            self.fetcher.consumer().fetch_metadata(None, QUESTION_TIMEOUT).map_err(|e| self.silence(&action, &e))?;
+            self.fetcher.consumer().fetch_metadata(None, QUERY_TIMEOUT).map_err(|e| self.broker_error(&action, &e))?;
         let mut found = Partitions::new();
         for topic in metadata.topics() {
             // Topics of Kafka itself are never meant.
@@ -160,7 +160,7 @@ impl Questions<'_> {
         Ok(found)
     }
 
-    fn of_topic(&self, action: &str, topic: &MetadataTopic) -> Result<Option<BTreeSet<i32>>, Silence> {
+    fn of_topic(&self, action: &str, topic: &MetadataTopic) -> Result<Option<BTreeSet<i32>>, BrokerError> {
         match topic.error() {
             None | Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR) => {
                 Ok(Some(topic.partitions().iter().map(|partition| partition.id()).collect()))
@@ -169,40 +169,43 @@ impl Questions<'_> {
                 RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
                 | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
             ) => Ok(None),
-            Some(other) => Err(self.silence(action, &KafkaError::MetadataFetch(other.into()))),
+            Some(other) => Err(self.broker_error(action, &KafkaError::MetadataFetch(other.into()))),
         }
     }
 
-    /// Where `place` is in each of these partitions. A partition without a record at or after [`Place::At`] is left out.
-    pub(super) fn offsets(&self, partitions: &Partitions, place: Place) -> Result<PartitionOffsets, Silence> {
-        let places =
-            partitions.iter().flat_map(|(topic, ids)| ids.iter().map(move |id| (topic.as_str(), *id, place))).collect();
-        self.offsets_at(places)
+    /// Where `spec` is in each of these partitions. A partition without a record at or after [`OffsetSpec::At`] is left out.
+    pub(super) fn offsets(&self, partitions: &Partitions, spec: OffsetSpec) -> Result<PartitionOffsets, BrokerError> {
+        let specs =
+            partitions.iter().flat_map(|(topic, ids)| ids.iter().map(move |id| (topic.as_str(), *id, spec))).collect();
+        self.offsets_at(specs)
     }
 
     /// As [`offsets`](Self::offsets), with a place for each partition.
-    pub(super) fn offsets_at(&self, places: Vec<(&str, i32, Place)>) -> Result<PartitionOffsets, Silence> {
-        if places.is_empty() {
+    pub(super) fn offsets_at(&self, specs: Vec<(&str, i32, OffsetSpec)>) -> Result<PartitionOffsets, BrokerError> {
+        if specs.is_empty() {
             return Ok(PartitionOffsets::new());
         }
         let action = "ask for the offsets of its partitions";
-        let mut list = TopicPartitionList::with_capacity(places.len());
-        for (topic, partition, place) in places {
-            let raw = match place {
-                Place::Earliest => Offset::Beginning,
-                Place::Latest => Offset::End,
-                Place::At(time_ms) => Offset::Offset(time_ms.max(0)),
+        let mut list = TopicPartitionList::with_capacity(specs.len());
+        for (topic, partition, spec) in specs {
+            let raw = match spec {
+                OffsetSpec::Earliest => Offset::Beginning,
+                OffsetSpec::Latest => Offset::End,
+                OffsetSpec::At(time_ms) => Offset::Offset(time_ms.max(0)),
             };
-            list.add_partition_offset(topic, partition, raw).map_err(|e| self.silence(action, &e))?;
+            list.add_partition_offset(topic, partition, raw).map_err(|e| self.broker_error(action, &e))?;
         }
-        let answer =
-            self.fetcher.consumer().offsets_for_times(list, QUESTION_TIMEOUT).map_err(|e| self.silence(action, &e))?;
+        let answer = self
+            .fetcher
+            .consumer()
+            .offsets_for_times(list, QUERY_TIMEOUT)
+            .map_err(|e| self.broker_error(action, &e))?;
         let mut found = PartitionOffsets::new();
         for partition in answer.elements() {
             partition.error().map_err(|e| {
                 let action =
                     format!("ask for offsets of partition {} of topic `{}`", partition.partition(), partition.topic());
-                self.silence(&action, &e)
+                self.broker_error(&action, &e)
             })?;
             if let Offset::Offset(offset) = partition.offset() {
                 found.set(partition.topic(), partition.partition(), offset);
@@ -223,5 +226,5 @@ pub(super) fn no_topic(missing: &[String], settings: &Settings) -> Error {
         ErrorKind::InvalidQuery,
         format!("no {what} {} {verb} at {}", names.join(", "), settings.client.bootstrap()),
     )
-    .hint("check the spelling, create the topic first, or see whether this user may know of it")
+    .with_hint("check the spelling, create the topic first, or see whether this user may know of it")
 }

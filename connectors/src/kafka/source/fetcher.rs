@@ -11,7 +11,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tidewater::error::Error;
 
 use super::consume::PartitionQueue;
-use crate::kafka::client::{Context, leave};
+use crate::kafka::client::{ClientEvents, leave};
 use crate::memory::Claim;
 
 /// Events served in one call at most.
@@ -19,7 +19,7 @@ const EVENTS_PER_CALL: usize = 32;
 
 /// One librdkafka consumer with a queue for each partition it reads.
 pub(super) struct Fetcher {
-    consumer: Arc<BaseConsumer<Context>>,
+    consumer: Arc<BaseConsumer<ClientEvents>>,
     queues: Mutex<BTreeMap<(String, i32), Arc<PartitionQueue>>>,
     memory: Claim,
     /// What librdkafka may hold of each partition.
@@ -36,10 +36,10 @@ pub(super) enum NotFetched {
 }
 
 impl NotFetched {
-    /// As an error; `say` tells what librdkafka said.
-    pub(super) fn told(self, say: impl FnOnce(&KafkaError) -> Error) -> Error {
+    /// As an error; `explain` makes one of librdkafka's.
+    pub(super) fn described(self, say: impl FnOnce(&KafkaError) -> Error) -> Error {
         match self {
-            NotFetched::Kafka(error) => say(&error),
+            NotFetched::Kafka(error) => explain(&error),
             NotFetched::NoMemory(error) => error,
         }
     }
@@ -61,23 +61,23 @@ impl Fetcher {
     /// A consumer that reads nothing yet. Of each partition it may hold `partition_bytes`, on account of `memory`.
     pub(super) fn new(
         config: &ClientConfig,
-        context: Context,
+        context: ClientEvents,
         memory: Claim,
         partition_bytes: usize,
     ) -> Result<Self, KafkaError> {
-        let consumer: BaseConsumer<Context> = config.create_with_context(context)?;
+        let consumer: BaseConsumer<ClientEvents> = config.create_with_context(context)?;
         Ok(Fetcher { consumer: Arc::new(consumer), queues: Mutex::default(), memory, partition_bytes })
     }
 
-    /// For questions to the broker.
-    pub(super) fn consumer(&self) -> &BaseConsumer<Context> {
+    /// For queries to the broker.
+    pub(super) fn consumer(&self) -> &BaseConsumer<ClientEvents> {
         &self.consumer
     }
 
-    /// Lets librdkafka tell what it has to say. Messages do not come this way.
+    /// Serves librdkafka's events. Messages do not come this way.
     pub(super) fn serve_events(&self) {
         for _ in 0..EVENTS_PER_CALL {
-            // Whether there was one is not told for all kinds.
+            // Not all kinds of events are returned.
             drop(self.consumer.poll(Duration::ZERO));
         }
     }

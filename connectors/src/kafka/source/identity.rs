@@ -1,6 +1,6 @@
-//! What offsets are offsets of. A topic that was deleted and made again under its name has records at the old offsets, which
-//! are others; its id tells. Ids lie beside the offsets: those of each batch as the proof in its entry of the log, those of
-//! the beginning in the source's own log.
+//! What offsets are offsets of. A topic that was deleted and made again under its name has records at the old offsets,
+//! which are others; its id shows it. Ids lie beside the offsets: those of each batch as the proof in its entry of the
+//! log, those of the beginning in the source's own log.
 //!
 //! Brokers before 2.8 keep no ids, and checkpoints of Spark or of older releases hold none: an id that is not known proves
 //! nothing, and is not asked for. The first one that a run sees then counts for the rest of the run, and for its batches.
@@ -29,8 +29,8 @@ pub(super) struct TopicIds {
 }
 
 impl TopicIds {
-    /// The ids that the broker told.
-    pub(super) fn told(described: Described) -> Self {
+    /// The ids that the broker reported.
+    pub(super) fn described(described: Described) -> Self {
         described.into_iter().filter_map(|(topic, id)| Some((topic, id?))).collect()
     }
 
@@ -41,7 +41,7 @@ impl TopicIds {
         let ids = read(IDS).and_then(|ids| Ok(TopicIds { moved_from: read(MOVED_FROM)?.ids, ..ids }));
         ids.map_err(|why| {
             Error::damaged(format!("the proof of offset `{offset}` holds no ids of topics: {why}"))
-                .hint("see that the checkpoint belongs to this query, and that its sources are in the same order")
+                .with_hint("see that the checkpoint belongs to this query, and that its sources are in the same order")
         })
     }
 
@@ -94,7 +94,7 @@ impl TopicIds {
     }
 
     /// That a topic was made again, for people.
-    pub(super) fn tell(&self, topic: &str, later: &TopicIds) -> String {
+    pub(super) fn describe_change(&self, topic: &str, later: &TopicIds) -> String {
         let id = |ids: &TopicIds| ids.get(topic).unwrap_or("unknown").to_owned();
         let (before, now) = (id(self), id(later));
         format!(
@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn ids_are_those_of_the_broker_and_an_older_one_has_none() {
         let described = Described::from([("t".to_owned(), Some("x".to_owned())), ("old".to_owned(), None)]);
-        assert_eq!(TopicIds::told(described), TopicIds::from([("t", "x")]));
+        assert_eq!(TopicIds::described(described), TopicIds::from([("t", "x")]));
     }
 
     #[test]

@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use tidewater::checkpoint::{CheckpointStore, Created, check_version, with_version};
+use tidewater::checkpoint::{CreateOutcome, MetadataStore, check_version, with_version};
 use tidewater::error::{Error, Result};
 
 use super::identity::TopicIds;
@@ -24,7 +24,7 @@ const IDS_FILE: &str = "topic-ids";
 const OLD_MARK: char = '\0';
 
 /// Where the query began, and of which topics these are offsets, as far as that is known; `None` if it has not begun.
-pub(super) async fn read(log: &Arc<dyn CheckpointStore>) -> Result<Option<(PartitionOffsets, TopicIds)>> {
+pub(super) async fn read(log: &Arc<dyn MetadataStore>) -> Result<Option<(PartitionOffsets, TopicIds)>> {
     let Some(begin) = offsets(log).await? else { return Ok(None) };
     let ids = match read_ids(log).await? {
         // Those of other offsets say nothing of these: Spark may have begun, or a run whose file came second.
@@ -36,14 +36,14 @@ pub(super) async fn read(log: &Arc<dyn CheckpointStore>) -> Result<Option<(Parti
 
 /// Keeps where the query begins. If that is known already, what is known counts, and is returned.
 pub(super) async fn keep(
-    log: &Arc<dyn CheckpointStore>,
+    log: &Arc<dyn MetadataStore>,
     mut begin: PartitionOffsets,
     ids: TopicIds,
 ) -> Result<(PartitionOffsets, TopicIds)> {
     let ids = ids.only(begin.iter().map(|(topic, ..)| topic));
     if offsets(log).await?.is_none() && !ids.is_empty() {
         let text = with_version([begin.to_json(), ids.to_value().to_string()]);
-        if let Created::Exists = log.create(IDS_FILE, text.into()).await?
+        if let CreateOutcome::AlreadyExists = log.create(IDS_FILE, text.into()).await?
             && let Some((of, _)) = read_ids(log).await?
         {
             begin = of;
@@ -55,14 +55,14 @@ pub(super) async fn keep(
     })
 }
 
-async fn offsets(log: &Arc<dyn CheckpointStore>) -> Result<Option<PartitionOffsets>> {
+async fn offsets(log: &Arc<dyn MetadataStore>) -> Result<Option<PartitionOffsets>> {
     match log.read(LOG_FILE).await? {
         Some(bytes) => parse(&String::from_utf8_lossy(&bytes), &log.full_name(LOG_FILE)).map(Some),
         None => Ok(None),
     }
 }
 
-async fn read_ids(log: &Arc<dyn CheckpointStore>) -> Result<Option<(PartitionOffsets, TopicIds)>> {
+async fn read_ids(log: &Arc<dyn MetadataStore>) -> Result<Option<(PartitionOffsets, TopicIds)>> {
     let Some(bytes) = log.read(IDS_FILE).await? else { return Ok(None) };
     let (text, file) = (String::from_utf8_lossy(&bytes), log.full_name(IDS_FILE));
     let wrong = |why: String| damaged(format!("the ids of the topics cannot be read: {why}"), &file);
@@ -81,7 +81,7 @@ fn parse(text: &str, file: &str) -> Result<PartitionOffsets> {
 }
 
 fn damaged(what: String, file: &str) -> Error {
-    Error::damaged(what).file(file).hint("restore the file from a backup, or start with a new checkpoint")
+    Error::damaged(what).with_file(file).with_hint("restore the file from a backup, or start with a new checkpoint")
 }
 
 #[cfg(test)]
@@ -177,8 +177,8 @@ mod tests {
             log.create("0", text.into()).await.unwrap();
             let error = read(&log).await.unwrap_err();
             assert_eq!(error.kind(), kind, "{error}");
-            assert!(error.file_name().unwrap().ends_with('0'), "{error}");
-            assert!(error.hint_text().is_some(), "{error}");
+            assert!(error.file().unwrap().ends_with('0'), "{error}");
+            assert!(error.hint().is_some(), "{error}");
             assert!(keep(&log, offsets(&[("t", 0, 1)]), none()).await.is_err(), "and not written over");
         }
     }

@@ -1,8 +1,8 @@
 //! How much of what there is one batch takes.
 //!
-//! `maxOffsetsPerTrigger` is dealt in proportion to the backlog of each partition, so that partitions are behind by the same
-//! share. A partition whose share would be less than one offset gets one, so that none ever starves; a batch can be that much
-//! larger than asked for.
+//! `maxOffsetsPerTrigger` is distributed in proportion to the backlog of each partition, so that partitions lag by the
+//! same share. A partition whose share would be less than one offset gets one, so that none ever starves; a batch can
+//! be that much larger than asked for.
 
 use crate::kafka::offsets::PartitionOffsets;
 

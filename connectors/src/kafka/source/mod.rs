@@ -45,11 +45,11 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use async_trait::async_trait;
 use tidewater::error::Result;
 use tidewater::identity::Identity;
-use tidewater::source::{ScanContext, Source, SourceContext, SourceReader, SourceScanner};
+use tidewater::source::{MicroBatchStream, ScanContext, Source, SourceContext, SourceScanner};
 
 use self::reader::KafkaReader;
 use self::scanner::KafkaScanner;
-pub use self::settings::{BadRecords, StartingOffsets};
+pub use self::settings::{BadRecordPolicy, StartingOffsets};
 use self::settings::{Settings, Topics};
 use super::client::ClientSettings;
 use crate::formats::Format;
@@ -70,7 +70,7 @@ use crate::formats::Format;
 /// All columns are nullable, as in Spark. A partition is read in order; what a query does not repartition leaves a Kafka sink
 /// in the order it came.
 ///
-/// Other than Spark, records of transactions that are open or were aborted are not read; the property `isolation.level`
+/// Unlike Spark, records of transactions that are open or were aborted are not read; the property `isolation.level`
 /// changes that.
 ///
 /// Options by name are Spark's: `kafka.bootstrap.servers`; one of `subscribe`, `subscribePattern`, `assign`;
@@ -214,9 +214,9 @@ impl KafkaSource {
         self
     }
 
-    /// Tells Kafka, too, how far the query is: what is committed is committed for this consumer group, for tools that show
-    /// lag. Nothing that counts is ever read back from there. A group is never turned back, so give each query one of its
-    /// own.
+    /// Also commits to Kafka how far the query is: what is committed is committed for this consumer group, for tools
+    /// that show lag. Nothing that counts is ever read back from there. A group is never turned back, so give each
+    /// query one of its own.
     #[must_use]
     pub fn commit_offsets_to_group(mut self, group: impl Into<String>) -> Self {
         self.settings.commit_group = Some(group.into());
@@ -237,9 +237,10 @@ impl KafkaSource {
         self
     }
 
-    /// What to do with a record that is not in the declared format. Default: fail, naming topic, partition and offset.
+    /// Sets the policy for a record that is not in the declared format. Default: fail, naming topic, partition and
+    /// offset.
     #[must_use]
-    pub fn bad_records(mut self, treatment: BadRecords) -> Self {
+    pub fn bad_records(mut self, treatment: BadRecordPolicy) -> Self {
         self.settings.bad_records = treatment;
         self
     }
@@ -278,11 +279,11 @@ impl Source for KafkaSource {
         schema(&self.settings)
     }
 
-    fn has_dead_letters(&self) -> bool {
+    fn emits_dead_letters(&self) -> bool {
         self.settings.sends_dead_letters()
     }
 
-    async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>> {
+    async fn open(&self, context: SourceContext) -> Result<Box<dyn MicroBatchStream>> {
         Ok(Box::new(KafkaReader::open(self.settings.clone(), context).await?))
     }
 

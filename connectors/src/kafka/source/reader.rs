@@ -9,26 +9,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tidewater::checkpoint::CheckpointStore;
+use tidewater::checkpoint::MetadataStore;
 use tidewater::clock::Clock;
 use tidewater::error::{Error, Result};
 use tidewater::executor::block_in_place;
-use tidewater::source::{Latest, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, SourceReader, Split};
+use tidewater::source::{
+    LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, Split,
+};
 
 use self::reconcile::Reconciled;
 use super::columns::Wanted;
 use super::consumers::config;
-use super::discover::{Found, Place, Questions, Silence};
+use super::discover::{BrokerError, Found, MetadataQueries, OffsetSpec};
 use super::fetcher::Fetcher;
 use super::identity::TopicIds;
 use super::scanner::{KafkaSplit, LOST, Piece};
 use super::settings::Settings;
 use super::split::{Slice, split};
 use super::{begin, initial, limit, read_ahead};
-use crate::kafka::client::Context;
+use crate::kafka::client::ClientEvents;
+use crate::kafka::errors::to_error;
 use crate::kafka::offsets::PartitionOffsets;
-use crate::kafka::patience::{Deadline, wait};
-use crate::kafka::problem::failed;
+use crate::kafka::retry::{Deadline, wait};
 use crate::memory::Claim;
 
 /// How often the broker is asked which partitions there are.
@@ -44,12 +46,12 @@ const ASK_AGAIN: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct KafkaReader {
     settings: Arc<Settings>,
-    context: Context,
+    events: ClientEvents,
     clock: Arc<dyn Clock>,
-    log: Arc<dyn CheckpointStore>,
-    lanes: usize,
+    log: Arc<dyn MetadataStore>,
+    target_partitions: usize,
     /// Asks, and fetches nothing.
-    asker: Fetcher,
+    metadata_client: Fetcher,
     /// Where the query began.
     initial: (PartitionOffsets, TopicIds),
     /// The ids that this run saw first of topics whose ids the checkpoint does not hold.
@@ -66,8 +68,8 @@ pub(super) struct KafkaReader {
     missing_since_ms: Option<i64>,
     last_batch_ms: Option<i64>,
     cut: Option<Cut>,
-    behind: Vec<u64>,
-    told_group: Option<Offset>,
+    lag: Vec<u64>,
+    committed_to_group: Option<Offset>,
     lost: AtomicU64,
 }
 
@@ -84,24 +86,24 @@ struct Cut {
     range: OffsetRange,
     /// By partition: how many consumers read it.
     consumers: BTreeMap<(String, i32), usize>,
-    dead_letters_told: bool,
+    dead_letters_emitted: bool,
 }
 
 impl KafkaReader {
     pub(super) async fn open(settings: Settings, context: SourceContext) -> Result<Self> {
         settings.check()?;
-        let heard = Context::default();
+        let events = ClientEvents::default();
         let memory = Arc::clone(&context.session.runtime_env().memory_pool);
         let nothing = Claim::new(&memory, "a consumer that fetches nothing", read_ahead::HINT);
-        let asker = Fetcher::new(&config(&settings), heard.clone(), nothing, 0)
-            .map_err(|e| failed("open the Kafka source", &settings.client, &heard, &e))?;
+        let metadata_client = Fetcher::new(&config(&settings), events.clone(), nothing, 0)
+            .map_err(|e| to_error("open the Kafka source", &settings.client, &events, &e))?;
         let mut reader = KafkaReader {
             settings: Arc::new(settings),
-            context: heard,
+            events,
             clock: context.clock,
             log: context.log,
-            lanes: context.partitions.max(1),
-            asker,
+            target_partitions: context.partitions.max(1),
+            metadata_client,
             initial: Default::default(),
             first_ids: TopicIds::default(),
             known: None,
@@ -111,8 +113,8 @@ impl KafkaReader {
             missing_since_ms: None,
             last_batch_ms: None,
             cut: None,
-            behind: vec![],
-            told_group: None,
+            lag: vec![],
+            committed_to_group: None,
             lost: AtomicU64::default(),
         };
         reader.initial = match initial::read(&reader.log).await? {
@@ -125,21 +127,25 @@ impl KafkaReader {
         Ok(reader)
     }
 
-    fn questions(&self) -> Questions<'_> {
-        Questions { fetcher: &self.asker, settings: &self.settings }
+    fn queries(&self) -> MetadataQueries<'_> {
+        MetadataQueries { fetcher: &self.metadata_client, settings: &self.settings }
     }
 
     /// Asks until there is an answer, or for so long.
-    fn ask<T>(&self, patience_ms: i64, ask: impl Fn(&Questions<'_>) -> Result<T, Silence>) -> Result<T, Silence> {
+    fn ask<T>(
+        &self,
+        patience_ms: i64,
+        ask: impl Fn(&MetadataQueries<'_>) -> Result<T, BrokerError>,
+    ) -> Result<T, BrokerError> {
         let deadline = Deadline::after(Duration::from_millis(patience_ms.unsigned_abs()));
         loop {
-            match ask(&self.questions()) {
+            match ask(&self.queries()) {
                 Ok(answer) => return Ok(answer),
-                Err(Silence::Away(error)) if !deadline.has_passed() => {
+                Err(BrokerError::Retriable(error)) if !deadline.has_passed() => {
                     tracing::debug!(%error, "asking again");
                     wait(ASK_AGAIN);
                 }
-                Err(silence) => return Err(silence),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -153,25 +159,25 @@ impl KafkaReader {
         if let Some(frozen) = self.frozen.as_ref().filter(|frozen| is_whole(frozen)) {
             return Ok(Ok(frozen.clone()));
         }
-        self.asker.serve_events();
+        self.metadata_client.serve_events();
         let patience_ms = if self.ends { START_PATIENCE_MS.min(self.settings.patience_ms) } else { 0 };
         let grace = Deadline::after(Duration::from_millis(DELETED_AFTER_MS.unsigned_abs()));
         loop {
             let now_ms = self.clock.now_ms();
             let is_new = |known: &&(i64, Found)| (0..DISCOVERY_MS).contains(&(now_ms - known.0));
             let known = self.known.as_ref().filter(|known| !self.ends && is_new(known));
-            let answer = self.ask(patience_ms, |questions: &Questions<'_>| {
-                let known = known.map_or_else(|| Ok((now_ms, questions.topics()?)), |known| Ok(known.clone()))?;
-                Ok((questions.offsets(&known.1.partitions, Place::Latest)?, known))
+            let answer = self.ask(patience_ms, |queries: &MetadataQueries<'_>| {
+                let known = known.map_or_else(|| Ok((now_ms, queries.topics()?)), |known| Ok(known.clone()))?;
+                Ok((queries.offsets(&known.1.partitions, OffsetSpec::Latest)?, known))
             });
             let (there, known) = match answer {
                 Ok((ends, known)) => (There { ends, ids: known.1.ids.clone() }, known),
-                Err(silence) => return self.wait_for_broker(silence).map(Err),
+                Err(error) => return self.wait_for_broker(error).map(Err),
             };
             if self.away_since_ms.take().is_some() {
                 tracing::info!(brokers = self.settings.client.bootstrap(), "the broker answers again");
             }
-            self.context.answered();
+            self.events.clear_error();
             self.known = Some(known);
             if self.ends && !is_whole(&there) && !grace.has_passed() {
                 wait(ASK_AGAIN);
@@ -185,13 +191,13 @@ impl KafkaReader {
     }
 
     /// The broker did not answer, and why. It may be back at the next trigger; but patience has an end.
-    fn wait_for_broker(&mut self, silence: Silence) -> Result<Error> {
+    fn wait_for_broker(&mut self, error: BrokerError) -> Result<Error> {
         // What is missing may be a partition that is no more.
         self.known = None;
-        self.behind.clear();
-        match silence {
-            Silence::Refused(error) => Err(error),
-            Silence::Away(error) => {
+        self.lag.clear();
+        match error {
+            BrokerError::Fatal(error) => Err(error),
+            BrokerError::Retriable(error) => {
                 let now_ms = self.clock.now_ms();
                 let since_ms = *self.away_since_ms.get_or_insert(now_ms);
                 if now_ms - since_ms >= self.settings.patience_ms { Err(error) } else { Ok(error) }
@@ -225,28 +231,29 @@ impl KafkaReader {
 }
 
 impl KafkaReader {
-    fn latest(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
+    fn latest(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<LatestOffset> {
         if let Some(after) = after {
-            self.tell_group(after, self.frozen.is_some())?;
+            self.commit_to_group(after, self.frozen.is_some())?;
         }
         let (from, ids) = self.place(after)?;
-        self.ends = self.frozen.is_some() || limit == ReadLimit::Everything;
+        self.ends = self.frozen.is_some() || limit == ReadLimit::All;
         let there = match self.available(&from)? {
             Ok(there) => there,
-            Err(why) => return Ok(Latest::unknown(after, why)),
+            Err(why) => return Ok(LatestOffset::unknown(after, why)),
         };
         let Reconciled { from: begin, there, is_new, missing } = match self.reconcile(&from, &ids, there)? {
             Ok(reconciled) => reconciled,
-            Err(why) => return Ok(Latest::unknown(after, why)),
+            Err(why) => return Ok(LatestOffset::unknown(after, why)),
         };
         let There { ends: available, ids } = there;
         let end = match limit {
-            ReadLimit::Everything => Some(available.clone()),
-            ReadLimit::AsConfigured => self.within_limits(&begin, &available),
+            ReadLimit::All => Some(available.clone()),
+            ReadLimit::Configured => self.within_limits(&begin, &available),
         };
-        let mut latest = Latest { end: after.cloned(), available: Some(available.to_offset()), unknown: missing };
+        let mut latest =
+            LatestOffset { batch_end: after.cloned(), latest: Some(available.to_offset()), unknown: missing };
         let Some(end) = end else { return Ok(latest) };
-        self.behind = available
+        self.lag = available
             .iter()
             .map(|(topic, partition, last)| {
                 last.saturating_sub(end.get(topic, partition).unwrap_or(last)).max(0) as u64
@@ -254,7 +261,7 @@ impl KafkaReader {
             .collect();
         if end != from || is_new {
             self.last_batch_ms = Some(self.clock.now_ms());
-            latest.end = Some(ids.beside(&end));
+            latest.batch_end = Some(ids.beside(&end));
         }
         Ok(latest)
     }
@@ -284,14 +291,15 @@ impl KafkaReader {
     ) -> Vec<KafkaSplit> {
         let mut cut = match self.cut.take() {
             Some(cut) if cut.range == *range => cut,
-            _ => Cut { range: range.clone(), consumers: BTreeMap::new(), dead_letters_told: false },
+            _ => Cut { range: range.clone(), consumers: BTreeMap::new(), dead_letters_emitted: false },
         };
         let decodes = Wanted::new(&self.settings, scan, Arc::default(), false).decodes();
-        let tells_dead_letters = decodes && !cut.dead_letters_told && !slices.is_empty();
-        cut.dead_letters_told |= tells_dead_letters;
+        let emits_dead_letters = decodes && !cut.dead_letters_emitted && !slices.is_empty();
+        cut.dead_letters_emitted |= emits_dead_letters;
         let settings = &self.settings;
         let mut splits = vec![];
-        for slices in split(slices, self.lanes, settings.min_partitions, settings.max_records_per_partition) {
+        for slices in split(slices, self.target_partitions, settings.min_partitions, settings.max_records_per_partition)
+        {
             let mut pieces: Vec<Piece> = vec![];
             for slice in slices {
                 let consumer = match pieces.last() {
@@ -308,7 +316,7 @@ impl KafkaReader {
                 pieces.push(Piece { slice, consumer });
             }
             let ids = ids.only(pieces.iter().map(|piece| piece.slice.topic.as_str()));
-            splits.push(KafkaSplit { pieces, ids, tells_dead_letters, at_rest: std::mem::take(&mut at_rest) });
+            splits.push(KafkaSplit { pieces, ids, emits_dead_letters, at_rest: std::mem::take(&mut at_rest) });
         }
         self.cut = Some(cut);
         splits
@@ -316,15 +324,15 @@ impl KafkaReader {
 }
 
 #[async_trait]
-impl SourceReader for KafkaReader {
-    async fn freeze(&mut self) -> Result<()> {
+impl MicroBatchStream for KafkaReader {
+    async fn prepare_for_available_now(&mut self) -> Result<()> {
         self.ends = true;
         let initial = self.initial.0.clone();
         self.frozen = Some(block_in_place(|| self.available(&initial))??);
         Ok(())
     }
 
-    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
+    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<LatestOffset> {
         // It waits for the brokers' answers on its thread.
         block_in_place(|| self.latest(after, limit))
     }
@@ -336,13 +344,13 @@ impl SourceReader for KafkaReader {
     }
 
     async fn commit(&mut self, end: &Offset) -> Result<()> {
-        block_in_place(|| self.tell_group(end, false))
+        block_in_place(|| self.commit_to_group(end, false))
     }
 
     fn metrics(&self) -> BTreeMap<String, String> {
         let mut metrics = BTreeMap::new();
-        if let (Some(min), Some(max)) = (self.behind.iter().min(), self.behind.iter().max()) {
-            let avg = self.behind.iter().map(|behind| *behind as f64).sum::<f64>() / self.behind.len() as f64;
+        if let (Some(min), Some(max)) = (self.lag.iter().min(), self.lag.iter().max()) {
+            let avg = self.lag.iter().map(|behind| *behind as f64).sum::<f64>() / self.lag.len() as f64;
             metrics.insert("minOffsetsBehindLatest".to_owned(), min.to_string());
             metrics.insert("maxOffsetsBehindLatest".to_owned(), max.to_string());
             metrics.insert("avgOffsetsBehindLatest".to_owned(), avg.to_string());

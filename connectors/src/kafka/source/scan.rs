@@ -25,22 +25,22 @@ use tidewater::executor::block_in_place;
 use super::columns::{Columns, Finished, Wanted};
 use super::consume::PartitionQueue;
 use super::consumers::Consumers;
-use super::discover::{Questions, Silence};
+use super::discover::{BrokerError, MetadataQueries};
 use super::fetcher::Fetcher;
 use super::identity::TopicIds;
 use super::scanner::Piece;
 use super::settings::Settings;
 use super::split::Slice;
+use crate::kafka::errors::to_error;
 use crate::kafka::offsets::PartitionOffsets;
-use crate::kafka::patience::{Deadline, wait};
-use crate::kafka::problem::failed;
+use crate::kafka::retry::{Deadline, wait};
 use crate::memory::{Claim, left_in};
 
 /// How long one wait for messages is.
 const WAIT: Duration = Duration::from_millis(5);
 
 /// How long nothing may come before the broker is asked whether there is something.
-const LOOK: Duration = Duration::from_secs(3);
+const CHECK_INTERVAL: Duration = Duration::from_secs(3);
 
 /// The tasks of a batch fill record batches of one part in so many of what is left in the memory pool.
 const SHARE: usize = 8;
@@ -128,7 +128,7 @@ struct Open {
     /// How long to wait for more.
     deadline: Deadline,
     /// When to ask the broker whether there is more.
-    look: Deadline,
+    next_check: Deadline,
     /// How many times in a row it said that there is no such partition.
     missing: u32,
     /// librdkafka reported an error, and fetches no more.
@@ -216,16 +216,16 @@ impl Reading {
             if piece.next >= piece.slice.to {
                 self.now = None;
             } else if piece.next > before {
-                (piece.deadline, piece.look) = (deadline, Deadline::after(LOOK));
+                (piece.deadline, piece.next_check) = (deadline, Deadline::after(CHECK_INTERVAL));
             } else {
                 // Outside a query, as in a test of the source alone, nobody gives up.
                 if let Ok(batch) = BatchContext::of(context) {
                     batch.check_cancelled()?;
                 }
-                if self.now.as_ref().is_some_and(|piece| piece.look.has_passed()) {
-                    self.look()?;
+                if self.now.as_ref().is_some_and(|piece| piece.next_check.has_passed()) {
+                    self.check_log_bounds()?;
                 }
-                self.lose_patience()?;
+                self.fail_on_timeout()?;
                 tokio::task::yield_now().await;
             }
             if !has_memory {
@@ -252,9 +252,9 @@ impl Reading {
         while !self.ids.is_empty() {
             match block_in_place(|| self.check_ids()) {
                 Ok(()) => break,
-                Err(Silence::Refused(error)) => return Err(error),
-                Err(Silence::Away(error)) if deadline.has_passed() => return Err(error),
-                Err(Silence::Away(_)) => {}
+                Err(BrokerError::Fatal(error)) => return Err(error),
+                Err(BrokerError::Retriable(error)) if deadline.has_passed() => return Err(error),
+                Err(BrokerError::Retriable(_)) => {}
             }
             if let Ok(batch) = BatchContext::of(context) {
                 batch.check_cancelled()?;
@@ -267,15 +267,15 @@ impl Reading {
     }
 
     /// An error if a topic is another one by now. One that is gone says nothing of what was read before.
-    fn check_ids(&self) -> Result<(), Silence> {
-        let asker = self.consumers.asker().map_err(Silence::Refused)?;
-        let questions = Questions { fetcher: &asker, settings: &self.settings };
-        let now = TopicIds::told(questions.describe(self.ids.topics())?);
+    fn check_ids(&self) -> Result<(), BrokerError> {
+        let metadata_client = self.consumers.metadata_client().map_err(BrokerError::Fatal)?;
+        let queries = MetadataQueries { fetcher: &metadata_client, settings: &self.settings };
+        let now = TopicIds::described(queries.describe(self.ids.topics())?);
         match self.ids.made_again(&now).first() {
             Some(topic) => {
-                let what = self.ids.tell(topic, &now);
+                let what = self.ids.describe_change(topic, &now);
                 let what = format!("{what}; this happened while the batch was read, and its rows are of both");
-                Err(Silence::Refused(Error::new(ErrorKind::SourceLostData, what).hint(MADE_AGAIN_HINT)))
+                Err(BrokerError::Fatal(Error::new(ErrorKind::SourceLostData, what).with_hint(MADE_AGAIN_HINT)))
             }
             None => Ok(()),
         }
@@ -286,10 +286,10 @@ impl Reading {
         let fetcher = self.consumers.fetcher(consumer)?;
         let queue = fetcher.read_from(&slice.topic, slice.partition, slice.from).map_err(|e| {
             let action = format!("read {slice}");
-            e.told(|e| failed(&action, &self.settings.client, self.consumers.context(), e))
+            e.to_error(|e| to_error(&action, &self.settings.client, self.consumers.context(), e))
         })?;
-        let (deadline, look) = (self.deadline(), Deadline::after(LOOK));
-        Ok(Open { next: slice.from, slice, fetcher, queue, deadline, look, missing: 0, stopped: false })
+        let (deadline, next_check) = (self.deadline(), Deadline::after(CHECK_INTERVAL));
+        Ok(Open { next: slice.from, slice, fetcher, queue, deadline, next_check, missing: 0, stopped: false })
     }
 
     /// librdkafka gave an error instead of messages: records may be gone. What the error says may be long over, so the
@@ -307,7 +307,7 @@ impl Reading {
                 | Code::UnknownPartition,
             ) => {
                 piece.stopped = true;
-                self.look()
+                self.check_log_bounds()
             }
             Some(Code::LogTruncation) => {
                 let what = format!(
@@ -315,37 +315,37 @@ impl Reading {
                      election; offset {} is another record now",
                     piece.slice, piece.next
                 );
-                let told = Error::new(ErrorKind::SourceLostData, what).hint(LOSS_HINT).caused_by(error.clone());
+                let error = Error::new(ErrorKind::SourceLostData, what).with_hint(LOSS_HINT).with_source(error.clone());
                 if self.settings.fail_on_data_loss {
-                    return Err(told);
+                    return Err(error);
                 }
-                tracing::warn!(error = %told, "going on with what the new leader has");
+                tracing::warn!(%error, "going on with what the new leader has");
                 piece.stopped = true;
-                self.look()
+                self.check_log_bounds()
             }
             _ => {
                 let action = format!("read {}", piece.slice);
-                Err(failed(&action, &self.settings.client, self.consumers.context(), error))
+                Err(to_error(&action, &self.settings.client, self.consumers.context(), error))
             }
         }
     }
 
     /// Compares what is still to be read with what the broker has. librdkafka keeps it to itself when a topic is deleted
     /// under its hands, so it is asked also when nothing comes for a while.
-    fn look(&mut self) -> Result<()> {
+    fn check_log_bounds(&mut self) -> Result<()> {
         let Some(piece) = &mut self.now else { return Ok(()) };
-        piece.look = Deadline::after(LOOK);
+        piece.next_check = Deadline::after(CHECK_INTERVAL);
         let action = format!("read {}", piece.slice);
-        let tell = |error: &KafkaError| failed(&action, &self.settings.client, self.consumers.context(), error);
+        let failed = |error: &KafkaError| to_error(&action, &self.settings.client, self.consumers.context(), error);
         match self.check_ids() {
-            Err(Silence::Refused(error)) => return Err(error),
-            Err(Silence::Away(_)) => return Ok(()),
+            Err(BrokerError::Fatal(error)) => return Err(error),
+            Err(BrokerError::Retriable(_)) => return Ok(()),
             Ok(()) => {}
         }
         let Some(piece) = &mut self.now else { return Ok(()) };
-        let asker = self.consumers.asker()?;
-        let questions = Questions { fetcher: &asker, settings: &self.settings };
-        let (first, end) = match questions.extent(&piece.slice.topic, piece.slice.partition) {
+        let metadata_client = self.consumers.metadata_client()?;
+        let queries = MetadataQueries { fetcher: &metadata_client, settings: &self.settings };
+        let (first, end) = match queries.extent(&piece.slice.topic, piece.slice.partition) {
             Ok(Some(extent)) => extent,
             Ok(None) => {
                 // A broker that is starting does not know its topics yet.
@@ -353,16 +353,16 @@ impl Reading {
                 if piece.missing < 2 {
                     return Ok(());
                 }
-                let told = Error::new(ErrorKind::SourceLostData, format!("cannot {action}: the topic is gone"));
-                return self.skip_to_end(told);
+                let error = Error::new(ErrorKind::SourceLostData, format!("cannot {action}: the topic is gone"));
+                return self.skip_lost_range(error);
             }
-            Err(Silence::Away(_)) => return Ok(()),
-            Err(Silence::Refused(error)) => return Err(error),
+            Err(BrokerError::Retriable(_)) => return Ok(()),
+            Err(BrokerError::Fatal(error)) => return Err(error),
         };
         piece.missing = 0;
         if (first..end).contains(&piece.next) {
             if piece.stopped {
-                piece.queue.restart(piece.next).map_err(|e| tell(&e))?;
+                piece.queue.restart(piece.next).map_err(|e| failed(&e))?;
                 piece.stopped = false;
             }
             return Ok(());
@@ -372,27 +372,27 @@ impl Reading {
         } else {
             format!("the partition ends at offset {end}, and offset {} is needed", piece.next)
         };
-        let told = Error::new(ErrorKind::SourceLostData, format!("cannot {action}: {what}"));
+        let error = Error::new(ErrorKind::SourceLostData, format!("cannot {action}: {what}"));
         if !(piece.next..piece.slice.to).contains(&first) {
-            return self.skip_to_end(told);
+            return self.skip_lost_range(error);
         }
-        let told = told.hint(LOSS_HINT);
+        let error = error.with_hint(LOSS_HINT);
         if self.settings.fail_on_data_loss {
-            return Err(told);
+            return Err(error);
         }
-        tracing::warn!(error = %told, "going on with what is left");
+        tracing::warn!(%error, "going on with what is left");
         self.lost.fetch_add(first.abs_diff(piece.next), Ordering::Relaxed);
-        piece.queue.restart(first).map_err(|e| tell(&e))?;
+        piece.queue.restart(first).map_err(|e| failed(&e))?;
         (piece.next, piece.stopped) = (first, false);
         Ok(())
     }
 
-    fn skip_to_end(&mut self, told: Error) -> Result<()> {
-        let told = told.hint(LOSS_HINT);
+    fn skip_lost_range(&mut self, error: Error) -> Result<()> {
+        let error = error.with_hint(LOSS_HINT);
         if self.settings.fail_on_data_loss {
-            return Err(told);
+            return Err(error);
         }
-        tracing::warn!(error = %told, "going on without them");
+        tracing::warn!(%error, "going on without them");
         if let Some(piece) = &mut self.now {
             self.lost.fetch_add(piece.slice.to.abs_diff(piece.next), Ordering::Relaxed);
             piece.next = piece.slice.to;
@@ -405,13 +405,13 @@ impl Reading {
     }
 
     /// Fails if the broker has given nothing for too long.
-    fn lose_patience(&self) -> Result<()> {
+    fn fail_on_timeout(&self) -> Result<()> {
         let Some(piece) = self.now.as_ref().filter(|piece| piece.deadline.has_passed()) else { return Ok(()) };
         piece.fetcher.serve_events();
         let patience_ms = self.settings.patience_ms;
         let action = format!("read {} beyond offset {} within {patience_ms} ms", piece.slice, piece.next);
         let error = KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut);
-        Err(failed(&action, &self.settings.client, self.consumers.context(), &error))
+        Err(to_error(&action, &self.settings.client, self.consumers.context(), &error))
     }
 }
 

@@ -27,8 +27,8 @@ pub(super) struct KafkaSplit {
     pub(super) pieces: Vec<Piece>,
     /// The topics that it is to read.
     pub(super) ids: TopicIds,
-    /// Whether this place in the plan is the one that tells of dead letters.
-    pub(super) tells_dead_letters: bool,
+    /// Whether this place in the plan is the one that reports dead letters.
+    pub(super) emits_dead_letters: bool,
     /// Partitions in which nothing is new, and where they end. They are fetched from now on like the others, so that what comes
     /// next is there at once: a partition that is added while the broker waits for records of the others waits with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -61,11 +61,11 @@ impl KafkaScanner {
     }
 
     fn task(&self, split: KafkaSplit, scan: &ScanRequest, beginning: &Arc<Beginning>) -> Arc<dyn PartitionStream> {
-        let KafkaSplit { pieces, ids, tells_dead_letters, .. } = split;
+        let KafkaSplit { pieces, ids, emits_dead_letters, .. } = split;
         let malformed = Arc::clone(&self.malformed);
         Arc::new(KafkaTask {
             pieces,
-            wanted: Arc::new(Wanted::new(&self.settings, scan, malformed, tells_dead_letters)),
+            wanted: Arc::new(Wanted::new(&self.settings, scan, malformed, emits_dead_letters)),
             settings: Arc::clone(&self.settings),
             consumers: Arc::clone(&self.consumers),
             beginning: Arc::clone(beginning),
@@ -128,7 +128,7 @@ mod tests {
     fn split(pieces: Vec<Piece>, at_rest: &[(&str, i32, i64)]) -> KafkaSplit {
         let ids = pieces.iter().map(|piece| (piece.slice.topic.clone(), format!("id of {}", piece.slice.topic)));
         let at_rest = at_rest.iter().map(|(topic, partition, end)| ((*topic).to_owned(), *partition, *end)).collect();
-        KafkaSplit { ids: ids.collect(), pieces, tells_dead_letters: true, at_rest }
+        KafkaSplit { ids: ids.collect(), pieces, emits_dead_letters: true, at_rest }
     }
 
     #[test]

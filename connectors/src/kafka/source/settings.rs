@@ -1,4 +1,4 @@
-//! What a Kafka source was told, typed and checked. Names, defaults and rules are Spark's.
+//! The settings of a Kafka source, typed and checked. Names, defaults and rules are Spark's.
 
 mod parse;
 
@@ -12,7 +12,7 @@ use crate::formats::Format;
 use crate::kafka::client::ClientSettings;
 use crate::kafka::offsets::PartitionOffsets;
 
-const WHAT: &str = "the Kafka source";
+const SOURCE_NAME: &str = "the Kafka source";
 const MAX_TRIGGER_DELAY_MS: i64 = 15 * 60 * 1000;
 const PATIENCE_MS: i64 = 120 * 1000;
 
@@ -107,9 +107,9 @@ pub(super) enum NoOffsetForTime {
     Latest,
 }
 
-/// What to do with a record that is not in the format that was declared.
+/// The policy for a record that is not in the declared format.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum BadRecords {
+pub enum BadRecordPolicy {
     /// The query fails, and says which record it is.
     #[default]
     Fail,
@@ -119,7 +119,7 @@ pub enum BadRecords {
     DeadLetter,
 }
 
-/// All that a Kafka source was told.
+/// All settings of a Kafka source.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) client: ClientSettings,
@@ -136,7 +136,7 @@ pub(super) struct Settings {
     pub(super) patience_ms: i64,
     pub(super) include_headers: bool,
     pub(super) commit_group: Option<String>,
-    pub(super) bad_records: BadRecords,
+    pub(super) bad_records: BadRecordPolicy,
     pub(super) key_format: Option<Format>,
     pub(super) value_format: Option<Format>,
 }
@@ -159,7 +159,7 @@ impl Settings {
             patience_ms: PATIENCE_MS,
             include_headers: false,
             commit_group: None,
-            bad_records: BadRecords::default(),
+            bad_records: BadRecordPolicy::default(),
             key_format: None,
             value_format: None,
         }
@@ -179,8 +179,8 @@ impl Settings {
         for name in self.client.names() {
             if let Some((why, instead)) = refused(REFUSED_PROPERTIES, name) {
                 let value = self.client.shown(name);
-                let message = format!("property `{name}` is `{value}`, and {WHAT} does not take it: {why}");
-                return Err(Error::unsupported(message).hint(instead));
+                let message = format!("property `{name}` is `{value}`, and {SOURCE_NAME} does not take it: {why}");
+                return Err(Error::unsupported(message).with_hint(instead));
             }
         }
         self.check_topics()?;
@@ -189,7 +189,7 @@ impl Settings {
             (Some(min), Some(max)) if min > max => Err(Error::invalid(format!(
                 "`minOffsetsPerTrigger` is {min}, and `maxOffsetsPerTrigger` is only {max}"
             ))
-            .hint("a batch that waits for its least must be allowed to take as much")),
+            .with_hint("a batch that waits for its least must be allowed to take as much")),
             _ => Ok(()),
         }
     }
@@ -201,16 +201,15 @@ impl Settings {
             Topics::Pattern(pattern) => return whole_name(pattern).map(|_| ()),
         };
         if empty {
-            return Err(
-                Error::invalid(format!("{WHAT} is to read a topic without a name, or none")).hint("name a topic")
-            );
+            return Err(Error::invalid(format!("{SOURCE_NAME} is to read a topic without a name, or none"))
+                .with_hint("name a topic"));
         }
         if let Topics::Assign(topics) = &self.topics
             && let Some((topic, partition)) =
                 topics.iter().find_map(|(topic, ids)| ids.first().filter(|id| **id < 0).map(|id| (topic, id)))
         {
             return Err(Error::invalid(format!("topic `{topic}` cannot have a partition {partition}"))
-                .hint("partitions are counted from 0"));
+                .with_hint("partitions are counted from 0"));
         }
         Ok(())
     }
@@ -230,14 +229,14 @@ impl Settings {
             StartingOffsets::AtTime(time_ms) if *time_ms >= 0 => return Ok(()),
             StartingOffsets::AtTime(time_ms) => {
                 return Err(Error::invalid(format!("`startingTimestamp` is {time_ms}, below 0"))
-                    .hint("it is in milliseconds since 1970"));
+                    .with_hint("it is in milliseconds since 1970"));
             }
         };
         match numbers.iter().find(|(_, _, number)| *number < least) {
             Some((topic, partition, number)) => Err(Error::invalid(format!(
                 "`{name}` is {number} for partition {partition} of topic `{topic}`, below {least}"
             ))
-            .hint(hint)),
+            .with_hint(hint)),
             None => Ok(()),
         }
     }
@@ -256,7 +255,7 @@ impl Settings {
 
     /// Whether records that cannot be read go to the query's dead letters.
     pub(super) fn sends_dead_letters(&self) -> bool {
-        self.bad_records == BadRecords::DeadLetter && (self.key_format.is_some() || self.value_format.is_some())
+        self.bad_records == BadRecordPolicy::DeadLetter && (self.key_format.is_some() || self.value_format.is_some())
     }
 }
 
@@ -264,13 +263,13 @@ impl Settings {
 pub(super) fn whole_name(pattern: &str) -> Result<Regex> {
     if pattern.is_empty() {
         return Err(
-            Error::invalid("`subscribePattern` is empty").hint("write a regular expression such as `orders-.*`")
+            Error::invalid("`subscribePattern` is empty").with_hint("write a regular expression such as `orders-.*`")
         );
     }
     Regex::new(&format!("^(?:{pattern})$")).map_err(|e| {
         Error::invalid(format!("`subscribePattern` is `{pattern}`, not a regular expression: {e}"))
-            .hint("look-around and back-references, which Java has, are not possible")
-            .caused_by(e)
+            .with_hint("look-around and back-references, which Java has, are not possible")
+            .with_source(e)
     })
 }
 
@@ -280,8 +279,8 @@ fn refused(list: Refused, name: &str) -> Option<(&'static str, &'static str)> {
 }
 
 fn no_brokers() -> Error {
-    Error::invalid(format!("{WHAT} does not know where Kafka is"))
-        .hint("set `kafka.bootstrap.servers` to one or more brokers, `host:port` with commas between")
+    Error::invalid(format!("{SOURCE_NAME} does not know where Kafka is"))
+        .with_hint("set `kafka.bootstrap.servers` to one or more brokers, `host:port` with commas between")
 }
 
 #[cfg(test)]

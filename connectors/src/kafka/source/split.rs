@@ -1,15 +1,16 @@
 //! Who reads which piece of a batch.
 //!
-//! A partition is read by one task as long as there are partitions enough for all: what is read in one go needs no second
-//! start. Only where the query has more lanes than there are partitions are large partitions cut. Pieces are dealt so that all
-//! tasks have about as much to do, and so that who reads the tasks one after the other reads every partition in order.
+//! A partition is read by one task as long as there are partitions enough for all: what is read in one go needs no
+//! second start. Only where the query has more tasks than there are partitions are large partitions cut. Pieces are
+//! distributed so that all tasks have about as much to do, and so that who reads the tasks one after the other reads
+//! every partition in order.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use serde::{Deserialize, Serialize};
 
-/// To make use of idle lanes, no piece is cut smaller than this: starting to read in the middle has its price, too.
+/// To make use of idle tasks, no piece is cut smaller than this: starting to read in the middle has its price, too.
 const MIN_SLICE: u64 = 50_000;
 /// A batch with fewer offsets is not worth a second task.
 const SMALL: u128 = 4096;
@@ -46,11 +47,11 @@ impl Slice {
 
 /// What each task of a batch reads: every offset of `ranges` once, no task nothing, no piece nothing.
 ///
-/// There are at most `lanes` tasks, or `min_partitions` if those are more. With `min_partitions` there are at least so many
+/// There are at most `target_partitions` tasks, or `min_partitions` if those are more. With `min_partitions` there are at least so many
 /// pieces, if there are so many offsets; with `max_records` no piece has more.
 pub(super) fn split(
     ranges: &[Slice],
-    lanes: usize,
+    target_partitions: usize,
     min_partitions: Option<usize>,
     max_records: Option<u64>,
 ) -> Vec<Vec<Slice>> {
@@ -63,19 +64,19 @@ pub(super) fn split(
     if let Some(min) = min_partitions.filter(|min| *min > pieces.len()) {
         pieces = cut(pieces, |sizes| at_least(sizes, min));
     }
-    if pieces.len() < lanes {
+    if pieces.len() < target_partitions {
         pieces = cut(pieces, |sizes| {
-            let parts = in_proportion(sizes, lanes);
+            let parts = in_proportion(sizes, target_partitions);
             parts.into_iter().zip(sizes).map(|(parts, size)| parts.min(size / MIN_SLICE).max(1)).collect()
         });
     }
     match min_partitions {
         None if total < SMALL => deal(&pieces, 1),
-        min => deal(&pieces, lanes.max(min.unwrap_or(0))),
+        min => deal(&pieces, target_partitions.max(min.unwrap_or(0))),
     }
 }
 
-/// Cuts each piece into as many as `parts_of` says, which is told the size of each.
+/// Cuts each piece into as many as `parts_of` returns, given the size of each.
 fn cut(pieces: Vec<Slice>, parts_of: impl FnOnce(&[u64]) -> Vec<u64>) -> Vec<Slice> {
     let sizes: Vec<u64> = pieces.iter().map(Slice::size).collect();
     let parts = parts_of(&sizes);
@@ -112,7 +113,7 @@ fn at_least(sizes: &[u64], min: usize) -> Vec<u64> {
     parts
 }
 
-/// Deals sorted pieces to at most so many tasks: the largest first, always to the task that has least.
+/// Distributes sorted pieces over at most so many tasks: the largest first, always to the task that has least.
 fn deal(pieces: &[Slice], tasks: usize) -> Vec<Vec<Slice>> {
     let count = tasks.max(1).min(pieces.len());
     let mut by_size: Vec<&Slice> = pieces.iter().collect();
@@ -278,10 +279,10 @@ mod tests {
         for round in 0..600 {
             let size = 1_u64 << (round % 20);
             let given = some_ranges(&mut numbers, size);
-            let lanes = usize::try_from(1 + numbers.below(8)).unwrap();
+            let target_partitions = usize::try_from(1 + numbers.below(8)).unwrap();
             let min = (numbers.below(3) == 0).then(|| usize::try_from(1 + numbers.below(30)).unwrap());
             let max = (numbers.below(3) == 0).then(|| 1 + size / (1 + numbers.below(20)));
-            let tasks = split(&given, lanes, min, max);
+            let tasks = split(&given, target_partitions, min, max);
 
             let wanted: BTreeMap<_, _> = given
                 .iter()
@@ -290,12 +291,12 @@ mod tests {
                 .collect();
             assert_eq!(read_in_order(&tasks), wanted);
             assert!(tasks.iter().all(|task| !task.is_empty()), "an empty task");
-            assert!(tasks.len() <= lanes.max(min.unwrap_or(0)));
+            assert!(tasks.len() <= target_partitions.max(min.unwrap_or(0)));
             let sizes: Vec<u64> = tasks.iter().flatten().map(Slice::size).collect();
             assert!(sizes.iter().all(|size| *size > 0 && max.is_none_or(|max| *size <= max)), "{sizes:?}");
             let total: u64 = sizes.iter().sum();
             assert!(sizes.len() >= min.unwrap_or(0).min(usize::try_from(total).unwrap()), "too few pieces");
-            assert_eq!(split(&given, lanes, min, max), tasks, "the same, asked again");
+            assert_eq!(split(&given, target_partitions, min, max), tasks, "the same, asked again");
 
             if min.is_none() && max.is_none() {
                 // Nobody has more than his share and one piece. (The last pieces of a partition are larger by one.)

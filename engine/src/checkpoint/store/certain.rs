@@ -10,8 +10,8 @@
 //! | these very bytes | it is ours: the create succeeded |
 //! | anything else | it exists, and is someone else's |
 //!
-//! Everything that is created once goes through here: all logs, the files of state, what tells of operators, the marks of
-//! epochs and of owners.
+//! Everything that is created once goes through here: all logs, the files of state, the descriptions of operators, the
+//! marks of epochs and of owners.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{CheckpointStore, Created};
+use super::{CreateOutcome, MetadataStore};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -30,26 +30,26 @@ const TRIES: u32 = 10;
 const FIRST_PAUSE_MS: i64 = 10;
 const LONGEST_PAUSE_MS: i64 = 2_000;
 
-/// Any store, with creates that tell what happened.
+/// Wraps any store so that a create reports what really happened.
 #[derive(Debug)]
-pub(super) struct Certain(pub(super) Arc<dyn CheckpointStore>);
+pub(super) struct Certain(pub(super) Arc<dyn MetadataStore>);
 
 #[async_trait]
-impl CheckpointStore for Certain {
-    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+impl MetadataStore for Certain {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<CreateOutcome> {
         let clock = SystemClock::default();
         let mut pause_ms = FIRST_PAUSE_MS;
         for _ in 0..TRIES {
-            if self.0.create(name, contents.clone()).await? == Created::New {
-                return Ok(Created::New);
+            if self.0.create(name, contents.clone()).await? == CreateOutcome::Created {
+                return Ok(CreateOutcome::Created);
             }
             match self.0.read(name).await? {
                 Some(there) if there == contents => {
                     // Who created it may have died before its name was flushed.
                     self.0.recover(name.rsplit_once('/').map_or("", |(folder, _)| folder)).await?;
-                    return Ok(Created::New);
+                    return Ok(CreateOutcome::Created);
                 }
-                Some(_) => return Ok(Created::Exists),
+                Some(_) => return Ok(CreateOutcome::AlreadyExists),
                 None => {}
             }
             clock.sleep_until(clock.now_ms() + pause_ms).await;
@@ -59,8 +59,8 @@ impl CheckpointStore for Certain {
             ErrorKind::Unavailable,
             format!("cannot create the file: the store said {TRIES} times that it exists, and it does not"),
         )
-        .file(self.full_name(name))
-        .hint("find out what else writes or deletes files there, then start again"))
+        .with_file(self.full_name(name))
+        .with_hint("find out what else writes or deletes files there, then start again"))
     }
 
     async fn read(&self, name: &str) -> Result<Option<Bytes>> {
@@ -98,19 +98,19 @@ mod tests {
     /// Says so many times that a file exists: before anything happened, or after the file was created.
     #[derive(Debug)]
     struct Vague {
-        inner: Arc<dyn CheckpointStore>,
+        inner: Arc<dyn MetadataStore>,
         lies: AtomicU32,
         lands: bool,
     }
 
     #[async_trait]
-    impl CheckpointStore for Vague {
-        async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+    impl MetadataStore for Vague {
+        async fn create(&self, name: &str, contents: Bytes) -> Result<CreateOutcome> {
             if self.lies.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |lies| lies.checked_sub(1)).is_ok() {
                 if self.lands {
                     self.inner.create(name, contents).await?;
                 }
-                return Ok(Created::Exists);
+                return Ok(CreateOutcome::AlreadyExists);
             }
             self.inner.create(name, contents).await
         }
@@ -139,16 +139,20 @@ mod tests {
     #[tokio::test]
     async fn a_lost_answer_is_no_stranger() {
         let store = vague(1, true);
-        assert_eq!(store.create("offsets/1", "ours".into()).await.unwrap(), Created::New);
-        assert_eq!(store.create("offsets/1", "ours".into()).await.unwrap(), Created::New, "and again, hours later");
-        assert_eq!(store.create("offsets/1", "theirs".into()).await.unwrap(), Created::Exists);
+        assert_eq!(store.create("offsets/1", "ours".into()).await.unwrap(), CreateOutcome::Created);
+        assert_eq!(
+            store.create("offsets/1", "ours".into()).await.unwrap(),
+            CreateOutcome::Created,
+            "and again, hours later"
+        );
+        assert_eq!(store.create("offsets/1", "theirs".into()).await.unwrap(), CreateOutcome::AlreadyExists);
         assert_eq!(store.read("offsets/1").await.unwrap().unwrap(), "ours");
     }
 
     #[tokio::test]
     async fn a_conflict_with_nothing_there_is_tried_again() {
         let store = vague(3, false);
-        assert_eq!(store.create("offsets/1", "ours".into()).await.unwrap(), Created::New);
+        assert_eq!(store.create("offsets/1", "ours".into()).await.unwrap(), CreateOutcome::Created);
         assert_eq!(store.read("offsets/1").await.unwrap().unwrap(), "ours");
     }
 
@@ -156,6 +160,6 @@ mod tests {
     async fn a_store_that_lies_for_ever_is_unavailable_and_not_damaged() {
         let error = vague(u32::MAX, false).create("offsets/1", "ours".into()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-        assert_eq!(error.file_name(), Some("memory:/offsets/1"));
+        assert_eq!(error.file(), Some("memory:/offsets/1"));
     }
 }

@@ -11,13 +11,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::{CheckpointStore, Created, create_folders, sync_folder};
+use super::{CreateOutcome, MetadataStore, create_folders, sync_folder};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Files that are being written begin with a dot and end with this.
 const HALF_DONE: &str = ".tmp";
 
-/// So often a file is written again that someone swept away while it was written: see [`CheckpointStore::recover`].
+/// So often a file is written again that someone swept away while it was written: see [`MetadataStore::recover`].
 const WRITES: usize = 5;
 
 /// Larger files are read by a thread that may wait for the disk; handing a small one over would take longer than reading it.
@@ -75,8 +75,8 @@ impl Folder {
         let known = folder.ancestors().take_while(|above| above.starts_with(&self.root)).filter(|f| seen.contains(*f));
         match known.filter(|folder| !folder.is_dir()).last() {
             Some(gone) => Err(Error::damaged("the folder was deleted while it was in use: what it held is lost")
-                .file(gone.display().to_string())
-                .hint(
+                .with_file(gone.display().to_string())
+                .with_hint(
                     "let nothing delete it while a query runs; restore it from a backup, or start with a new checkpoint and a \
                      new output",
                 )),
@@ -95,7 +95,7 @@ impl Folder {
     }
 
     /// `None` if someone swept the file away before it had its name.
-    fn try_create(&self, folder: &Path, path: &Path, contents: &[u8]) -> Result<Option<Created>> {
+    fn try_create(&self, folder: &Path, path: &Path, contents: &[u8]) -> Result<Option<CreateOutcome>> {
         self.prepare(folder)?;
         let failed = |action: &str, e: std::io::Error| match self.check(folder) {
             Ok(()) => Error::io(action, path.display().to_string(), e),
@@ -114,19 +114,19 @@ impl Folder {
         }
         match file.persist_noclobber(path) {
             Ok(_) => {}
-            Err(e) if e.error.kind() == IoErrorKind::AlreadyExists => return Ok(Some(Created::Exists)),
+            Err(e) if e.error.kind() == IoErrorKind::AlreadyExists => return Ok(Some(CreateOutcome::AlreadyExists)),
             Err(e) if e.error.kind() == IoErrorKind::NotFound && folder.is_dir() => return Ok(None),
             Err(e) => return Err(failed("create the file", e.error)),
         }
         if self.durable {
             sync_folder(folder)?;
         }
-        Ok(Some(Created::New))
+        Ok(Some(CreateOutcome::Created))
     }
 }
 
 impl Folder {
-    fn create(&self, name: &str, contents: &Bytes) -> Result<Created> {
+    fn create(&self, name: &str, contents: &Bytes) -> Result<CreateOutcome> {
         let path = self.path(name);
         let Some(folder) = path.parent().filter(|_| !name.is_empty()) else {
             return Err(Error::internal(format!("`{name}` is not a file name")));
@@ -238,8 +238,8 @@ impl Folder {
 }
 
 #[async_trait]
-impl CheckpointStore for LocalStore {
-    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+impl MetadataStore for LocalStore {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<CreateOutcome> {
         if !self.0.durable {
             return self.0.create(name, &contents);
         }
@@ -313,7 +313,7 @@ mod tests {
                 for answer in answers {
                     let error = answer.expect_err(deleted);
                     assert_eq!(error.kind(), ErrorKind::DamagedCheckpoint, "{error}");
-                    assert_eq!(error.file_name(), dir.path().join(deleted).to_str(), "{error}");
+                    assert_eq!(error.file(), dir.path().join(deleted).to_str(), "{error}");
                 }
                 assert!(!dir.path().join(deleted).exists(), "{deleted} was made anew");
             }
@@ -327,7 +327,7 @@ mod tests {
         store.create("a/0", "zero".into()).await.unwrap();
         store.create("b/0", "zero".into()).await.unwrap();
         std::fs::remove_dir_all(dir.path().join("a")).unwrap();
-        assert_eq!(store.create("b/1", "one".into()).await.unwrap(), Created::New);
+        assert_eq!(store.create("b/1", "one".into()).await.unwrap(), CreateOutcome::Created);
         assert!(store.create("a/1", "one".into()).await.is_err());
     }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use object_store::path::Path as ObjectPath;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
-use super::{CheckpointStore, Created};
+use super::{CreateOutcome, MetadataStore};
 use crate::error::{Error, ErrorKind, Result};
 
 #[derive(Debug)]
@@ -25,22 +25,22 @@ impl RemoteStore {
 
     fn failed(&self, action: &str, name: &str, error: StoreError) -> Error {
         Error::new(ErrorKind::Unavailable, format!("cannot {action}: {error}"))
-            .file(self.full_name(name))
-            .hint("check the store, its credentials and the network, then start again")
-            .caused_by(error)
+            .with_file(self.full_name(name))
+            .with_hint("check the store, its credentials and the network, then start again")
+            .with_source(error)
     }
 }
 
 #[async_trait]
-impl CheckpointStore for RemoteStore {
-    /// `Exists` may be untrue here: see [`Certain`](super::certain::Certain), which finds out.
-    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+impl MetadataStore for RemoteStore {
+    /// `AlreadyExists` may be untrue here: see [`Certain`](super::certain::Certain), which finds out.
+    async fn create(&self, name: &str, contents: Bytes) -> Result<CreateOutcome> {
         let options = PutOptions::from(PutMode::Create);
         match self.store.put_opts(&self.path(name), contents.into(), options).await {
-            Ok(_) => Ok(Created::New),
+            Ok(_) => Ok(CreateOutcome::Created),
             Err(
                 StoreError::AlreadyExists { .. } | StoreError::Precondition { .. } | StoreError::NotModified { .. },
-            ) => Ok(Created::Exists),
+            ) => Ok(CreateOutcome::AlreadyExists),
             Err(e) => Err(self.failed("create the file", name, e)),
         }
     }

@@ -128,46 +128,47 @@ pub(crate) struct Accumulators {
 }
 
 impl Accumulators {
-    /// Takes in rows: row i into group `groups[i]`, of so many in total. By function: its arguments, the rows it wants, and
-    /// the order in which it wants them, if any.
+    /// Takes in rows: row i goes into group `groups[i]` of `total_groups`. For function f: `arguments[f]`, the mask of
+    /// the rows it takes (`filters[f]`, all without one), and the order it takes them in (`sort_indices[f]`, any
+    /// without one).
     pub(crate) fn update(
         &mut self,
         arguments: &[Vec<ArrayRef>],
-        wanted: &[Option<BooleanArray>],
-        sorted: &[Option<UInt32Array>],
+        filters: &[Option<BooleanArray>],
+        sort_indices: &[Option<UInt32Array>],
         groups: &[usize],
-        total: usize,
+        total_groups: usize,
     ) -> Result<()> {
-        let by_function = self.accumulators.iter_mut().zip(arguments).zip(wanted).zip(sorted);
-        for (((accumulator, arguments), wanted), sorted) in by_function {
-            let Some(sorted) = sorted else {
-                accumulator.update_batch(arguments, groups, wanted.as_ref(), total)?;
+        let by_function = self.accumulators.iter_mut().zip(arguments).zip(filters).zip(sort_indices);
+        for (((accumulator, arguments), filters), sort_indices) in by_function {
+            let Some(sort_indices) = sort_indices else {
+                accumulator.update_batch(arguments, groups, filters.as_ref(), total_groups)?;
                 continue;
             };
-            let in_order = |array: &ArrayRef| take(array, sorted, None);
+            let in_order = |array: &ArrayRef| take(array, sort_indices, None);
             let arguments = arguments.iter().map(in_order).collect::<std::result::Result<Vec<_>, _>>()?;
-            let wanted = wanted.as_ref().map(|wanted| take(wanted, sorted, None)).transpose()?;
-            let wanted = wanted.as_ref().map(|wanted| wanted.as_boolean());
-            let groups: Vec<usize> = sorted.values().iter().map(|&row| groups[row as usize]).collect();
-            accumulator.update_batch(&arguments, &groups, wanted, total)?;
+            let filters = filters.as_ref().map(|filters| take(filters, sort_indices, None)).transpose()?;
+            let filters = filters.as_ref().map(|filters| filters.as_boolean());
+            let groups: Vec<usize> = sort_indices.values().iter().map(|&row| groups[row as usize]).collect();
+            accumulator.update_batch(&arguments, &groups, filters, total_groups)?;
         }
         Ok(())
     }
 
-    /// Merges rows of partial state: row i into group `groups[i]`, of so many in total.
-    pub(crate) fn merge(&mut self, states: &[ArrayRef], groups: &[usize], total: usize) -> Result<()> {
+    /// Merges rows of partial state: row i goes into group `groups[i]` of `total_groups`.
+    pub(crate) fn merge(&mut self, states: &[ArrayRef], groups: &[usize], total_groups: usize) -> Result<()> {
         let mut rest = states;
         for (accumulator, fields) in self.accumulators.iter_mut().zip(&self.states) {
             let Some((own, others)) = rest.split_at_checked(fields.len()) else {
                 return internal_err!("partial state lacks columns");
             };
             match self.code {
-                Code::Groups => accumulator.merge_batch(own, groups, total)?,
+                Code::Groups => accumulator.merge_batch(own, groups, total_groups)?,
                 // Row by row: DataFusion's `percentile_cont` for one group takes only the first of several.
                 Code::OneGroup => {
                     for (row, group) in groups.iter().enumerate() {
                         let state: Vec<ArrayRef> = own.iter().map(|column| column.slice(row, 1)).collect();
-                        accumulator.merge_batch(&state, &[*group], total)?;
+                        accumulator.merge_batch(&state, &[*group], total_groups)?;
                     }
                 }
             }

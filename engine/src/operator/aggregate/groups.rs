@@ -17,7 +17,7 @@ pub(super) struct Incoming {
     pub(super) encoded: Rows,
 }
 
-/// See the [module](self).
+/// The groups of a batch, with their slots in the table.
 pub(super) struct Groups<'a> {
     rows: &'a [Incoming],
     /// By record batch and row: its group.

@@ -46,21 +46,21 @@ use self::state::AggregateState;
 use super::StatefulOperator;
 use super::event_time::only_child;
 use super::late_rows::SharedId;
-use super::output::when_done;
+use super::output::stream_once;
 use crate::batch::BatchContext;
 use crate::query::OutputMode;
-use crate::state::{OperatorId, PartitionState, Resources, StateSpec};
-use crate::watermark::marks::window_us;
-use crate::watermark::{EventTime, WatermarkUse};
+use crate::state::{OperatorId, PartitionState, Resources, StateSchema};
+use crate::watermark::event_time_metadata::window_us;
+use crate::watermark::{OutputWatermark, WatermarkEffect};
 
-/// See the [module](self).
+/// The physical node of a stateful aggregation.
 #[derive(Debug, Clone)]
 pub(crate) struct StatefulAggregateExec {
     id: SharedId,
     mode: OutputMode,
     /// The keys as they come out.
     keys: Vec<FieldRef>,
-    /// The key that tells when a group is final.
+    /// The key that determines when a group is final.
     time_key: Option<usize>,
     aggregates: Aggregates,
     schema: SchemaRef,
@@ -74,8 +74,9 @@ fn only_group() -> FieldRef {
 }
 
 impl StatefulAggregateExec {
-    /// Merges the rows of `input`, partial state of the aggregates exchanged by its keys, into rows of `schema`: `keys` of
-    /// them are keys. `time_key` is the key that tells when a group is final. The operator will tell `id` its number.
+    /// Merges the rows of `input`, partial state of the aggregates exchanged by its keys, into rows of `schema`: `keys`
+    /// of them are keys. `time_key` is the key that determines when a group is final. The operator will store its
+    /// number in `id`.
     pub(crate) fn try_new(
         id: SharedId,
         mode: OutputMode,
@@ -115,18 +116,18 @@ impl StatefulOperator for StatefulAggregateExec {
         Arc::new(self.clone())
     }
 
-    fn spec(&self) -> StateSpec {
+    fn spec(&self) -> StateSchema {
         // The length of windows gives meaning to their starts.
         let windows = self.keys.iter().filter_map(|key| Some(format!("windows of {} µs", window_us(key)?)));
-        let describe = windows.chain(self.aggregates.describe()).collect();
-        StateSpec {
+        let description = windows.chain(self.aggregates.describe()).collect();
+        StateSchema {
             operator: "aggregate",
             keys: if self.keys.is_empty() { vec![only_group()] } else { self.keys.clone() },
             id: vec![],
             values: self.aggregates.state_fields(),
-            describe,
+            description,
             wrong_before: self.aggregates.wrong_before(),
-            sides: 1,
+            eviction_bounds: 1,
         }
     }
 
@@ -140,14 +141,14 @@ impl StatefulOperator for StatefulAggregateExec {
         )?))
     }
 
-    fn watermark(&self) -> WatermarkUse {
-        WatermarkUse { output: EventTime::Passes, waits: self.mode != OutputMode::Complete }
+    fn watermark(&self) -> WatermarkEffect {
+        WatermarkEffect { output: OutputWatermark::SameAsInput, needs_no_data_batch: self.mode != OutputMode::Complete }
     }
 
     fn unbounded(&self) -> Option<String> {
         let keys: Vec<&str> = self.keys.iter().map(|key| key.name().as_str()).collect();
         let grows = self.time_key.is_none() && !keys.is_empty();
-        grows.then(|| format!("the groups of the aggregation by {} are kept for ever", keys.join(", ")))
+        grows.then(|| format!("the groups of the aggregation by {} are never evicted", keys.join(", ")))
     }
 }
 
@@ -209,7 +210,7 @@ impl ExecutionPlan for StatefulAggregateExec {
         let run = BatchContext::of(&context)?.operator(self.id.get())?;
         let input = self.input.execute(partition, context)?;
         let (mode, schema) = (self.mode, Arc::clone(&self.schema));
-        Ok(when_done(Arc::clone(&self.schema), async move {
+        Ok(stream_once(Arc::clone(&self.schema), async move {
             let rows: Vec<_> = input.try_collect().await?;
             let mut state = run.state::<AggregateState>(partition)?;
             let touched = state.merge(&rows, &run, partition)?;

@@ -11,11 +11,11 @@ use datafusion::error::Result;
 use super::Aggregates;
 use super::groups::{Groups, Incoming};
 use crate::operator::event_time::times_us;
-use crate::operator::output::{OUTPUT_ROWS, rows_of};
+use crate::operator::output::{OUTPUT_ROWS, record_batch_with_schema};
 use crate::state::key_hash::hash_keys;
 use crate::state::sizes::bounded_ranges;
-use crate::state::spelling::one_spelling;
-use crate::state::{Counts, NEVER, NewRows, OperatorRun, PartitionState, Resources, SlotId, StateSpec, StateStore};
+use crate::state::spelling::normalize_keys;
+use crate::state::{Counts, NEVER, NewRows, OperatorBatch, PartitionState, Resources, SlotId, StateSchema, StateStore};
 
 /// The groups that a batch touched, and their state after it.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub(super) struct Touched {
 #[derive(Debug)]
 pub(super) struct AggregateState {
     table: Box<dyn StateStore>,
-    spec: StateSpec,
+    spec: StateSchema,
     time_key: Option<usize>,
     /// There are no keys: the only group has a made-up one.
     global: bool,
@@ -37,7 +37,7 @@ pub(super) struct AggregateState {
 
 impl AggregateState {
     pub(super) fn try_new(
-        spec: StateSpec,
+        spec: StateSchema,
         time_key: Option<usize>,
         global: bool,
         aggregates: Aggregates,
@@ -51,7 +51,7 @@ impl AggregateState {
     pub(super) fn merge(
         &mut self,
         batches: &[RecordBatch],
-        run: &OperatorRun,
+        run: &OperatorBatch,
         partition: usize,
     ) -> Result<Vec<Touched>> {
         let batches = batches.iter().filter(|rows| rows.num_rows() > 0);
@@ -68,7 +68,7 @@ impl AggregateState {
             (vec![Arc::new(UInt8Array::from(vec![0; rows.num_rows()]))], rows.columns())
         } else {
             let (keys, states) = rows.columns().split_at(self.spec.keys.len());
-            (one_spelling(keys)?, states)
+            (normalize_keys(keys)?, states)
         };
         let hashes = hash_keys(&keys, rows.num_rows())?;
         let encoded = self.table.encode(&keys)?;
@@ -80,11 +80,11 @@ impl AggregateState {
         &mut self,
         groups: &Groups<'_>,
         part: Range<usize>,
-        run: &OperatorRun,
+        run: &OperatorBatch,
         partition: usize,
     ) -> Result<Touched> {
-        // Groups that are known get the lowest numbers: accumulators expect that a call brings every group up to the total
-        // it names, and take those it does not bring for seen.
+        // Groups that are known get the lowest numbers: a `GroupsAccumulator` treats every group below
+        // `total_num_groups` as seen, whether or not a call has rows of it.
         let mut order: Vec<usize> = part.collect();
         order.sort_by_key(|&group| groups.slots[group].is_none());
         let total = order.len();
@@ -131,7 +131,7 @@ impl AggregateState {
     }
 
     /// Forgets groups that are due.
-    pub(super) fn evict(&mut self, due: &[SlotId], run: &OperatorRun) -> Result<()> {
+    pub(super) fn evict(&mut self, due: &[SlotId], run: &OperatorBatch) -> Result<()> {
         if self.time_key.is_some() {
             run.evicted(&[run.evict_us()]);
         }
@@ -144,7 +144,7 @@ impl AggregateState {
         let out = |touched: Touched| {
             let mut columns = touched.keys;
             columns.extend(self.aggregates.evaluate(&touched.values, touched.groups)?);
-            rows_of(schema, columns, touched.groups)
+            record_batch_with_schema(schema, columns, touched.groups)
         };
         touched.into_iter().map(out).collect()
     }
@@ -157,7 +157,7 @@ impl AggregateState {
                 let slots = &slots[part];
                 let mut columns = if self.global { vec![] } else { self.table.keys(slots)? };
                 columns.extend(self.aggregates.evaluate(&self.table.values(slots)?, slots.len())?);
-                rows_of(schema, columns, slots.len())
+                record_batch_with_schema(schema, columns, slots.len())
             })
             .collect()
     }

@@ -11,18 +11,18 @@ use arrow::record_batch::RecordBatch;
 use arrow::row::Rows;
 use datafusion::error::Result;
 
-use super::shape::{Due, Gives, Shape, Side, holds};
 use super::side::{Kept, SideState};
+use super::spec::{Expiry, JoinOutput, JoinSpec, Side, holds};
 use crate::operator::event_time::times_us;
-use crate::operator::late_rows::in_time;
-use crate::operator::output::{OUTPUT_ROWS, rows_of};
+use crate::operator::late_rows::drop_late;
+use crate::operator::output::{OUTPUT_ROWS, record_batch_with_schema};
 use crate::state::key_hash::hash_keys;
 use crate::state::sizes::RowBytes;
-use crate::state::{NEVER, SlotId, StateSpec};
+use crate::state::{NEVER, SlotId, StateSchema};
 
 /// New rows on their way along the rows of the other side.
 #[derive(Debug)]
-pub(super) struct Probe {
+pub(super) struct ProbeBatch {
     pub(super) side: Side,
     rows: RecordBatch,
     key_columns: Vec<ArrayRef>,
@@ -42,17 +42,17 @@ pub(super) struct Probe {
 }
 
 /// What became of a batch of new rows before they met any other.
-pub(super) struct Begun {
-    pub(super) probe: Probe,
+pub(super) struct Prepared {
+    pub(super) probe: ProbeBatch,
     /// Rows that are known to have no match, as they come out.
     pub(super) unmatched: Vec<RecordBatch>,
     /// How many were late.
     pub(super) late: u64,
 }
 
-/// What is left to tell when new rows have met all others.
+/// The results of a probe batch once its rows have met all others.
 #[derive(Default)]
-pub(super) struct Ended {
+pub(super) struct Finished {
     pub(super) output: Option<RecordBatch>,
     /// Rows of the other side that were taken away, for the files.
     pub(super) changes: Vec<RecordBatch>,
@@ -60,36 +60,36 @@ pub(super) struct Ended {
     pub(super) removed: u64,
 }
 
-impl Probe {
+impl ProbeBatch {
     /// Drops late rows and rows that match nothing; of these, gives those that come out.
-    pub(super) fn begin(
-        shape: &Shape,
+    pub(super) fn prepare(
+        join: &JoinSpec,
         side: Side,
         own: &SideState,
         mut rows: RecordBatch,
         late_us: i64,
-    ) -> Result<Begun> {
-        let of = shape.side(side);
+    ) -> Result<Prepared> {
+        let of = join.side(side);
         let mut late = 0;
         if let Some(column) = of.event_time {
             let times = times_us(rows.column(column), of.schema.field(column))?;
-            (rows, late) = in_time(rows, &times, late_us)?;
+            (rows, late) = drop_late(rows, &times, late_us)?;
         }
         if let Some((key, field)) = &of.late_by_key
             && let Some(key) = of.keys.get(*key)
         {
             let times = times_us(&key.evaluate(&rows)?.into_array(rows.num_rows())?, field)?;
             let late_by_event_time = late;
-            (rows, late) = in_time(rows, &times, late_us)?;
+            (rows, late) = drop_late(rows, &times, late_us)?;
             late += late_by_event_time;
         }
         let mut unmatched = vec![];
-        if let Some(gate) = &of.gate {
-            let passes = holds(gate, &rows)?;
+        if let Some(predicate) = &of.local_predicate {
+            let passes = holds(predicate, &rows)?;
             if passes.true_count() < rows.num_rows() {
                 if of.keeps_unmatched {
                     let fail = filter_record_batch(&rows, &not(&passes)?)?;
-                    unmatched.push(shape.unmatched(side, fail.columns().to_vec(), fail.num_rows())?);
+                    unmatched.push(join.unmatched(side, fail.columns().to_vec(), fail.num_rows())?);
                 }
                 rows = filter_record_batch(&rows, &passes)?;
             }
@@ -99,16 +99,16 @@ impl Probe {
             .iter()
             .map(|key| key.evaluate(&rows)?.into_array(rows.num_rows()))
             .collect::<Result<Vec<ArrayRef>>>()?;
-        let mut times = match &of.due {
-            Due::Never => None,
-            Due::Key(key, field) => keys.get(*key).map(|key| times_us(key, field)).transpose()?,
-            Due::Column(column) => Some(times_us(rows.column(*column), of.schema.field(*column))?),
+        let mut times = match &of.expiry {
+            Expiry::Never => None,
+            Expiry::Key(key, field) => keys.get(*key).map(|key| times_us(key, field)).transpose()?,
+            Expiry::Column(column) => Some(times_us(rows.column(*column), of.schema.field(*column))?),
         };
         let never_null = of.not_null.iter().map(|column| rows.column(*column));
-        let never_null = never_null.chain(keys.iter().filter(|_| !shape.nulls_match));
+        let never_null = never_null.chain(keys.iter().filter(|_| !join.nulls_match));
         let mut nulls: Vec<Option<NullBuffer>> = never_null.map(|column| column.logical_nulls()).collect();
         // The time of a side that has a bound is compared, or equal.
-        nulls.extend(times.as_ref().filter(|_| !shape.nulls_match).map(|times| times.nulls().cloned()));
+        nulls.extend(times.as_ref().filter(|_| !join.nulls_match).map(|times| times.nulls().cloned()));
         let mut can_match = NullBuffer::union_many(nulls.iter().map(Option::as_ref));
         if let Some(can) = &can_match {
             // What can match nothing goes at once, unless it has a time at which it is to come out. A row that an earlier
@@ -119,7 +119,7 @@ impl Probe {
             if stays.false_count() > 0 {
                 if of.keeps_unmatched {
                     let lost = filter_record_batch(&rows, &not(&stays)?)?;
-                    unmatched.push(shape.unmatched(side, lost.columns().to_vec(), lost.num_rows())?);
+                    unmatched.push(join.unmatched(side, lost.columns().to_vec(), lost.num_rows())?);
                 }
                 let can: Vec<bool> = can.iter().collect();
                 can_match = Some(NullBuffer::from(chosen(&can, &stays)));
@@ -135,7 +135,7 @@ impl Probe {
             None => vec![NEVER; rows.num_rows()],
         };
         let count = rows.num_rows();
-        let probe = Probe {
+        let probe = ProbeBatch {
             side,
             hashes: hash_keys(&keys, count)?,
             keys: own.table.encode(&keys)?,
@@ -148,32 +148,32 @@ impl Probe {
             used_up: vec![],
             rows,
         };
-        Ok(Begun { probe, unmatched, late })
+        Ok(Prepared { probe, unmatched, late })
     }
 
     /// Goes on until there are rows to give out; `None` when all new rows have met all others.
-    pub(super) fn next(&mut self, shape: &Shape, other: &mut SideState) -> Result<Option<RecordBatch>> {
+    pub(super) fn next_output(&mut self, join: &JoinSpec, other: &mut SideState) -> Result<Option<RecordBatch>> {
         loop {
-            let (rows, slots) = self.candidates(shape, other)?;
+            let (rows, slots) = self.candidates(join, other)?;
             if slots.is_empty() {
                 return Ok(None);
             }
-            if let Some(output) = self.matches(shape, other, rows, slots)? {
+            if let Some(output) = self.matches(join, other, rows, slots)? {
                 return Ok(Some(output));
             }
         }
     }
 
     /// The next pairs with equal keys: new rows, and rows of the other side.
-    fn candidates(&mut self, shape: &Shape, other: &SideState) -> Result<(Vec<u32>, Vec<SlotId>)> {
+    fn candidates(&mut self, join: &JoinSpec, other: &SideState) -> Result<(Vec<u32>, Vec<SlotId>)> {
         let (mut rows, mut slots) = (vec![], vec![]);
         if other.table.len() == 0 {
             return Ok((rows, slots));
         }
         // Where rows of one side come out at their first match, further ones are of no interest.
-        let (first_only, skip_matched) = match shape.gives {
-            Gives::Pairs => (false, false),
-            Gives::Rows { of, .. } => (of == self.side, of != self.side),
+        let (first_only, skip_matched) = match join.emits {
+            JoinOutput::Pairs => (false, false),
+            JoinOutput::Rows { of, .. } => (of == self.side, of != self.side),
         };
         let (sizes, mut bytes) = (RowBytes::new(self.rows.columns()), 0);
         while slots.len() < OUTPUT_ROWS && bytes < other.table.limits().block_bytes {
@@ -186,7 +186,7 @@ impl Probe {
                 self.candidate = if can { other.table.find(hash, self.keys.row(row))? } else { None };
                 continue;
             };
-            let enough = first_only && shape.filter.is_none();
+            let enough = first_only && join.filter.is_none();
             self.candidate = if enough { None } else { other.table.older(slot) };
             if !(skip_matched && other.is_matched(slot)) {
                 bytes += sizes.at(current) + other.table.bytes_of(slot);
@@ -204,23 +204,23 @@ impl Probe {
     /// Which of these pairs match: notes it, and makes the rows that follow.
     fn matches(
         &mut self,
-        shape: &Shape,
+        join: &JoinSpec,
         other: &mut SideState,
         rows: Vec<u32>,
         slots: Vec<SlotId>,
     ) -> Result<Option<RecordBatch>> {
         let mut pairs = None;
-        if shape.gives == Gives::Pairs || shape.filter.is_some() {
+        if join.emits == JoinOutput::Pairs || join.filter.is_some() {
             let own = take_arrays(self.rows.columns(), &UInt32Array::from(rows.clone()), None)?;
-            let columns = shape.in_order(self.side, own, other.table.values(&slots)?);
-            pairs = Some(rows_of(&shape.pairs, columns, slots.len())?);
+            let columns = join.in_order(self.side, own, other.table.values(&slots)?);
+            pairs = Some(record_batch_with_schema(&join.pairs, columns, slots.len())?);
         }
-        let hold = match (&shape.filter, &pairs) {
+        let hold = match (&join.filter, &pairs) {
             (Some(condition), Some(pairs)) => Some(holds(condition, pairs)?),
             _ => None,
         };
-        let other_comes_out = matches!(shape.gives, Gives::Rows { of, .. } if of != self.side);
-        let other_is_kept = shape.side(self.side.other()).keeps_unmatched;
+        let other_comes_out = matches!(join.emits, JoinOutput::Rows { of, .. } if of != self.side);
+        let other_is_kept = join.side(self.side.other()).keeps_unmatched;
         let mut first_matches = vec![];
         for (i, (&row, &slot)) in rows.iter().zip(&slots).enumerate() {
             if hold.as_ref().is_some_and(|hold| !hold.value(i)) {
@@ -230,26 +230,27 @@ impl Probe {
                 *matched = true;
             }
             if other_comes_out {
-                if other.mark(slot) {
+                if other.set_matched(slot) {
                     first_matches.push(slot);
                 }
-            } else if other_is_kept && other.mark(slot) {
-                other.touch(slot);
+            } else if other_is_kept && other.set_matched(slot) {
+                other.mark_dirty(slot);
             }
         }
-        match (shape.gives, pairs) {
-            (Gives::Pairs, Some(pairs)) => {
+        match (join.emits, pairs) {
+            (JoinOutput::Pairs, Some(pairs)) => {
                 let pairs = match &hold {
                     Some(hold) if hold.true_count() < pairs.num_rows() => filter_record_batch(&pairs, hold)?,
                     _ => pairs,
                 };
                 match pairs.num_rows() {
                     0 => Ok(None),
-                    count => Ok(Some(rows_of(&shape.output, pairs.columns().to_vec(), count)?)),
+                    count => Ok(Some(record_batch_with_schema(&join.output, pairs.columns().to_vec(), count)?)),
                 }
             }
-            (Gives::Rows { matched: true, .. }, _) if !first_matches.is_empty() => {
-                let output = rows_of(&shape.output, other.table.values(&first_matches)?, first_matches.len())?;
+            (JoinOutput::Rows { matched: true, .. }, _) if !first_matches.is_empty() => {
+                let output =
+                    record_batch_with_schema(&join.output, other.table.values(&first_matches)?, first_matches.len())?;
                 self.used_up.extend(first_matches);
                 Ok(Some(output))
             }
@@ -262,28 +263,29 @@ impl Probe {
 
     /// All others were met: keeps what may still match or has to come out without a match. `final_us` is the time at
     /// which rows of this side leave in this batch.
-    pub(super) fn end(
+    pub(super) fn finish(
         self,
-        shape: &Shape,
+        join: &JoinSpec,
         own: &mut SideState,
         other: &mut SideState,
-        spec: &StateSpec,
+        spec: &StateSchema,
         final_us: i64,
-    ) -> Result<Ended> {
-        let mut ended = Ended::default();
+    ) -> Result<Finished> {
+        let mut finished = Finished::default();
         if !self.used_up.is_empty() {
-            ended.removed = self.used_up.len() as u64;
-            ended.changes = other.take_away(&self.used_up, spec)?;
+            finished.removed = self.used_up.len() as u64;
+            finished.changes = other.delete(&self.used_up, spec)?;
         }
-        let comes_out = matches!(shape.gives, Gives::Rows { of, .. } if of == self.side);
-        if shape.gives == (Gives::Rows { of: self.side, matched: true }) {
+        let comes_out = matches!(join.emits, JoinOutput::Rows { of, .. } if of == self.side);
+        if join.emits == (JoinOutput::Rows { of: self.side, matched: true }) {
             let matched = BooleanArray::from(self.matched.clone());
             if matched.true_count() > 0 {
                 let found = filter_record_batch(&self.rows, &matched)?;
-                ended.output = Some(rows_of(&shape.output, found.columns().to_vec(), found.num_rows())?);
+                finished.output =
+                    Some(record_batch_with_schema(&join.output, found.columns().to_vec(), found.num_rows())?);
             }
         }
-        let keeps_unmatched = shape.side(self.side).keeps_unmatched;
+        let keeps_unmatched = join.side(self.side).keeps_unmatched;
         // No row of this batch comes after those of the right side.
         let last = self.side == Side::Right;
         let keep = self.matched.iter().zip(&self.times_us).map(|(&matched, &us)| match matched {
@@ -292,17 +294,17 @@ impl Probe {
             _ => true,
         });
         let keep: BooleanArray = keep.map(Some).collect();
-        ended.kept = keep.true_count() as u64;
-        if ended.kept == 0 {
-            return Ok(ended);
+        finished.kept = keep.true_count() as u64;
+        if finished.kept == 0 {
+            return Ok(finished);
         }
         // Whether a row found a match is of interest only where unmatched ones come out.
         let noted = keeps_unmatched && !comes_out;
         let matched: Vec<bool> = self.matched.iter().map(|matched| noted && *matched).collect();
-        if ended.kept as usize == matched.len() {
-            let Probe { keys, hashes, times_us, rows, .. } = &self;
+        if finished.kept as usize == matched.len() {
+            let ProbeBatch { keys, hashes, times_us, rows, .. } = &self;
             own.keep(Kept { keys, hashes, times_us, values: rows.columns().to_vec(), matched: &matched })?;
-            return Ok(ended);
+            return Ok(finished);
         }
         let key_columns: Vec<ArrayRef> =
             self.key_columns.iter().map(|column| Ok(filter(column, &keep)?)).collect::<Result<_>>()?;
@@ -314,7 +316,7 @@ impl Probe {
             values: filter_record_batch(&self.rows, &keep)?.columns().to_vec(),
             matched: &chosen(&matched, &keep),
         })?;
-        Ok(ended)
+        Ok(finished)
     }
 }
 

@@ -5,20 +5,20 @@
 //! right rows ─▶ exchange by key ──▶ meet what is kept of the left ───▶ are kept ──▶ leave behind the watermark
 //! ```
 //!
-//! A row is kept as long as a match may come, which the [bounds](crate::plan::join_bounds) tell. Outer joins give out
-//! rows without a match, padded with NULL, when they leave; an anti join gives out nothing else. A semi join gives out
-//! a row at its first match and keeps it no longer.
+//! A row is kept as long as a match may come, which follows from the [bounds](crate::plan::join_bounds). Outer joins
+//! give out rows without a match, padded with NULL, when they leave; an anti join gives out nothing else. A semi join
+//! gives out a row at its first match and keeps it no longer.
 //!
 //! NULL equals nothing: a row with NULL in a key matches no row. Where rows without a match come out it is kept until
 //! its time comes, elsewhere it is dropped at once. (Spark matches NULL keys with each other in full outer joins, which
 //! is a defect.) A row without event time matches nothing either where the condition compares times, and has no time to wait
-//! for: it comes out at once. (Spark keeps it for ever.) So do the rows that an earlier outer join padded.
+//! for: it comes out at once. (Spark never evicts it.) So do the rows that an earlier outer join padded.
 
 mod matching;
 
 mod run;
 
-mod shape;
+mod spec;
 
 mod side;
 
@@ -39,21 +39,21 @@ use datafusion::physical_plan::{
 };
 use futures::stream;
 
-use self::run::Running;
-use self::shape::Shape;
+use self::run::JoinExecution;
 use self::side::JoinState;
+use self::spec::JoinSpec;
 use super::StatefulOperator;
 use super::exchange::ExchangeExec;
 use crate::batch::BatchContext;
 use crate::plan::node::join::StreamJoinNode;
-use crate::state::{OperatorId, PartitionState, Resources, StateSpec};
-use crate::watermark::{EventTime, WatermarkUse};
+use crate::state::{OperatorId, PartitionState, Resources, StateSchema};
+use crate::watermark::{OutputWatermark, WatermarkEffect};
 
-/// See the [module](self).
+/// The physical node of a join of two streams.
 #[derive(Debug, Clone)]
 pub(crate) struct StreamJoinExec {
     id: OperatorId,
-    shape: Arc<Shape>,
+    join: Arc<JoinSpec>,
     left: Arc<dyn ExecutionPlan>,
     right: Arc<dyn ExecutionPlan>,
     properties: Arc<PlanProperties>,
@@ -68,47 +68,47 @@ pub(crate) fn plan_stream_join(
     planning: &PhysicalPlanningContext,
     partitions: usize,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    let shape = Shape::try_new(node, (left.schema(), right.schema()), &|expr, schema| {
+    let join = JoinSpec::try_new(node, (left.schema(), right.schema()), &|expr, schema| {
         create_physical_expr(expr, schema, session.execution_props(), planning)
     })?;
-    let left = Arc::new(ExchangeExec::new(left, shape.left.keys.clone(), partitions));
-    let right = Arc::new(ExchangeExec::new(right, shape.right.keys.clone(), partitions));
-    Ok(Arc::new(StreamJoinExec::new(OperatorId(0), Arc::new(shape), left, right)))
+    let left = Arc::new(ExchangeExec::new(left, join.left.keys.clone(), partitions));
+    let right = Arc::new(ExchangeExec::new(right, join.right.keys.clone(), partitions));
+    Ok(Arc::new(StreamJoinExec::new(OperatorId(0), Arc::new(join), left, right)))
 }
 
 impl StreamJoinExec {
-    fn new(id: OperatorId, shape: Arc<Shape>, left: Arc<dyn ExecutionPlan>, right: Arc<dyn ExecutionPlan>) -> Self {
+    fn new(id: OperatorId, join: Arc<JoinSpec>, left: Arc<dyn ExecutionPlan>, right: Arc<dyn ExecutionPlan>) -> Self {
         let properties = PlanProperties::new(
-            EquivalenceProperties::new(Arc::clone(&shape.output)),
+            EquivalenceProperties::new(Arc::clone(&join.output)),
             left.output_partitioning().clone(),
             EmissionType::Both,
             left.boundedness(),
         );
-        StreamJoinExec { id, shape, left, right, properties: Arc::new(properties) }
+        StreamJoinExec { id, join, left, right, properties: Arc::new(properties) }
     }
 
     pub(crate) fn how(&self) -> JoinType {
-        self.shape.join_type
+        self.join.join_type
     }
 
     /// What must be equal, on the left and on the right.
     pub(crate) fn keys(&self) -> impl Iterator<Item = (&Arc<dyn PhysicalExpr>, &Arc<dyn PhysicalExpr>)> {
-        self.shape.left.keys.iter().zip(&self.shape.right.keys)
+        self.join.left.keys.iter().zip(&self.join.right.keys)
     }
 
     /// What else must hold of a pair, over its columns: left, then right.
     pub(crate) fn condition(&self) -> Option<&Arc<dyn PhysicalExpr>> {
-        self.shape.filter.as_ref()
+        self.join.filter.as_ref()
     }
 
     /// What must hold of a row of the left alone, and of the right.
     pub(crate) fn gates(&self) -> [Option<&Arc<dyn PhysicalExpr>>; 2] {
-        [&self.shape.left, &self.shape.right].map(|side| side.gate.as_ref())
+        [&self.join.left, &self.join.right].map(|side| side.local_predicate.as_ref())
     }
 
     /// The columns by whose times rows of the left are forgotten, and rows of the right.
     pub(crate) fn times(&self) -> [Option<usize>; 2] {
-        [&self.shape.left, &self.shape.right].map(|side| side.due.column())
+        [&self.join.left, &self.join.right].map(|side| side.expiry.column())
     }
 }
 
@@ -117,24 +117,27 @@ impl StatefulOperator for StreamJoinExec {
         Arc::new(StreamJoinExec { id, ..self.clone() })
     }
 
-    fn spec(&self) -> StateSpec {
-        self.shape.spec()
+    fn spec(&self) -> StateSchema {
+        self.join.spec()
     }
 
     fn new_partition(&self, resources: &Resources) -> Result<Box<dyn PartitionState>> {
-        Ok(Box::new(JoinState::new(&self.shape, resources)?))
+        Ok(Box::new(JoinState::new(&self.join, resources)?))
     }
 
-    fn watermark(&self) -> WatermarkUse {
-        WatermarkUse { output: EventTime::Join(self.shape.bounds.clone()), waits: self.shape.bounds.any() }
+    fn watermark(&self) -> WatermarkEffect {
+        WatermarkEffect {
+            output: OutputWatermark::Join(self.join.bounds.clone()),
+            needs_no_data_batch: self.join.bounds.any(),
+        }
     }
 }
 
 impl DisplayAs for StreamJoinExec {
     fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
-        let keys: Vec<&str> = self.shape.key_fields.iter().map(|key| key.name().as_str()).collect();
-        write!(f, "StreamJoinExec: operator={}, {}, keys=[{}]", self.id, self.shape.join_type, keys.join(", "))?;
-        match &self.shape.filter {
+        let keys: Vec<&str> = self.join.key_fields.iter().map(|key| key.name().as_str()).collect();
+        write!(f, "StreamJoinExec: operator={}, {}, keys=[{}]", self.id, self.join.join_type, keys.join(", "))?;
+        match &self.join.filter {
             Some(filter) => write!(f, ", filter={filter}"),
             None => Ok(()),
         }
@@ -162,9 +165,9 @@ impl ExecutionPlan for StreamJoinExec {
         &self,
         f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
     ) -> Result<TreeNodeRecursion> {
-        let shape = &self.shape;
-        let keys = shape.left.keys.iter().chain(&shape.right.keys);
-        let conditions = shape.left.gate.iter().chain(&shape.right.gate).chain(&shape.filter);
+        let join = &self.join;
+        let keys = join.left.keys.iter().chain(&join.right.keys);
+        let conditions = join.left.local_predicate.iter().chain(&join.right.local_predicate).chain(&join.filter);
         apply_expression_roots(keys.chain(conditions), f)
     }
 
@@ -175,7 +178,7 @@ impl ExecutionPlan for StreamJoinExec {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let [left, right] = <[Arc<dyn ExecutionPlan>; 2]>::try_from(children)
             .map_err(|_| DataFusionError::Internal("StreamJoinExec has two inputs".into()))?;
-        Ok(Arc::new(StreamJoinExec::new(self.id, Arc::clone(&self.shape), left, right)))
+        Ok(Arc::new(StreamJoinExec::new(self.id, Arc::clone(&self.join), left, right)))
     }
 
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
@@ -187,10 +190,10 @@ impl ExecutionPlan for StreamJoinExec {
         let run = batch.operator(self.id)?;
         let left = self.left.execute(partition, Arc::clone(&context))?;
         let right = self.right.execute(partition, context)?;
-        let running = Running::begin(Arc::clone(&self.shape), batch, run, partition, (left, right))?;
+        let running = JoinExecution::new(Arc::clone(&self.join), batch, run, partition, (left, right))?;
         let rows = stream::try_unfold(running, |mut running| async move {
             Ok::<_, DataFusionError>(running.next().await?.map(|rows| (rows, running)))
         });
-        Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.shape.output), rows)))
+        Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.join.output), rows)))
     }
 }

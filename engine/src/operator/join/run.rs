@@ -4,7 +4,7 @@
 //! 2. The new rows of the right side meet what is kept of the left side, new rows included.
 //! 3. What the watermark has passed leaves, first left rows, then right ones; unmatched ones come out where the join
 //!    gives them.
-//! 4. What changed is told for the files.
+//! 4. What changed is handed over for the state files.
 //!
 //! A step makes one batch of output at most and holds the lock of the state only so long, so output flows on while the
 //! join goes on, and a key with very many rows needs no more memory than any other.
@@ -17,19 +17,19 @@ use datafusion::error::Result;
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 
-use super::matching::{Begun, Probe};
-use super::shape::{Shape, Side};
+use super::matching::{Prepared, ProbeBatch};
 use super::side::JoinState;
+use super::spec::{JoinSpec, Side};
 use crate::batch::BatchContext;
 use crate::operator::output::OUTPUT_ROWS;
-use crate::state::{Counts, OperatorRun, SlotId, StateSpec};
+use crate::state::{Counts, OperatorBatch, SlotId, StateSchema};
 
-/// See the [module](self).
-pub(super) struct Running {
-    shape: Arc<Shape>,
-    spec: StateSpec,
+/// The execution of one partition of a join in one batch.
+pub(super) struct JoinExecution {
+    join: Arc<JoinSpec>,
+    spec: StateSchema,
     batch: Arc<BatchContext>,
-    run: Arc<OperatorRun>,
+    run: Arc<OperatorBatch>,
     partition: usize,
     left: SendableRecordBatchStream,
     right: SendableRecordBatchStream,
@@ -43,24 +43,24 @@ enum Step {
     /// Take the next new rows of a side.
     Read(Side),
     /// Let them meet the other side.
-    Match(Box<Probe>),
+    Match(Box<ProbeBatch>),
     /// Let these rows of a side leave.
     Evict(Side, VecDeque<SlotId>),
-    Tell,
+    FlushChanges,
     Done,
 }
 
-impl Running {
-    pub(super) fn begin(
-        shape: Arc<Shape>,
+impl JoinExecution {
+    pub(super) fn new(
+        join: Arc<JoinSpec>,
         batch: Arc<BatchContext>,
-        run: Arc<OperatorRun>,
+        run: Arc<OperatorBatch>,
         partition: usize,
         (left, right): (SendableRecordBatchStream, SendableRecordBatchStream),
     ) -> Result<Self> {
-        Ok(Running {
-            spec: shape.spec(),
-            shape,
+        Ok(JoinExecution {
+            spec: join.spec(),
+            join,
             batch,
             run,
             partition,
@@ -95,7 +95,7 @@ impl Running {
                 }
                 Step::Match(probe) => self.match_rows(probe)?,
                 Step::Evict(side, due) => self.evict(side, due)?,
-                Step::Tell => self.tell()?,
+                Step::FlushChanges => self.flush_changes()?,
                 Step::Done => return Ok(None),
             };
         }
@@ -103,7 +103,7 @@ impl Running {
 
     /// Rows of this side are final at or before this, in µs.
     fn final_us(&self, side: Side) -> i64 {
-        self.shape.side(side).bound.evict_us(self.run.evict_us())
+        self.join.side(side).bound.evict_us(self.run.evict_us())
     }
 
     fn begin_rows(&mut self, side: Side, rows: RecordBatch) -> Result<Step> {
@@ -112,27 +112,27 @@ impl Running {
         }
         let mut state = self.run.state::<JoinState>(self.partition)?;
         let (own, _) = state.sides(side);
-        let Begun { probe, unmatched, late } = Probe::begin(&self.shape, side, own, rows, self.run.late_us())?;
+        let Prepared { probe, unmatched, late } = ProbeBatch::prepare(&self.join, side, own, rows, self.run.late_us())?;
         self.counts.rows_dropped_late += late;
         self.ready.extend(unmatched);
         Ok(Step::Match(Box::new(probe)))
     }
 
-    fn match_rows(&mut self, mut probe: Box<Probe>) -> Result<Step> {
+    fn match_rows(&mut self, mut probe: Box<ProbeBatch>) -> Result<Step> {
         self.batch.check_cancelled()?;
         let side = probe.side;
         let final_us = self.final_us(side);
         let mut state = self.run.state::<JoinState>(self.partition)?;
         let (own, other) = state.sides(side);
-        if let Some(output) = probe.next(&self.shape, other)? {
+        if let Some(output) = probe.next_output(&self.join, other)? {
             self.ready.push_back(output);
             return Ok(Step::Match(probe));
         }
-        let ended = probe.end(&self.shape, own, other, &self.spec, final_us)?;
-        self.ready.extend(ended.output);
-        ended.changes.into_iter().try_for_each(|change| self.run.change(self.partition, change))?;
-        self.counts.rows_updated += ended.kept;
-        self.counts.rows_removed += ended.removed;
+        let finished = probe.finish(&self.join, own, other, &self.spec, final_us)?;
+        self.ready.extend(finished.output);
+        finished.changes.into_iter().try_for_each(|change| self.run.change(self.partition, change))?;
+        self.counts.rows_updated += finished.kept;
+        self.counts.rows_removed += finished.removed;
         Ok(Step::Read(side))
     }
 
@@ -147,7 +147,7 @@ impl Running {
         if slots.is_empty() {
             return match side {
                 Side::Left => self.due(Side::Right),
-                Side::Right => Ok(Step::Tell),
+                Side::Right => Ok(Step::FlushChanges),
             };
         }
         let mut state = self.run.state::<JoinState>(self.partition)?;
@@ -155,19 +155,19 @@ impl Running {
         // Large rows go in smaller steps.
         let first = own.table.bounded_ranges(&slots, OUTPUT_ROWS).first().map_or(slots.len(), |part| part.len());
         slots.drain(first..).rev().for_each(|slot| due.push_front(slot));
-        if self.shape.side(side).keeps_unmatched {
+        if self.join.side(side).keeps_unmatched {
             let unmatched: Vec<SlotId> = slots.iter().copied().filter(|slot| !own.is_matched(*slot)).collect();
             if !unmatched.is_empty() {
                 let values = own.table.values(&unmatched)?;
-                self.ready.push_back(self.shape.unmatched(side, values, unmatched.len())?);
+                self.ready.push_back(self.join.unmatched(side, values, unmatched.len())?);
             }
         }
-        own.forget(&slots)?;
+        own.evict(&slots)?;
         self.counts.rows_removed += slots.len() as u64;
         Ok(Step::Evict(side, due))
     }
 
-    fn tell(&mut self) -> Result<Step> {
+    fn flush_changes(&mut self) -> Result<Step> {
         let mut state = self.run.state::<JoinState>(self.partition)?;
         for side in [Side::Left, Side::Right] {
             let (own, _) = state.sides(side);

@@ -16,16 +16,16 @@ use arrow::record_batch::RecordBatch;
 use arrow::row::Rows;
 use datafusion::error::{DataFusionError, Result};
 
-use super::shape::{Shape, Side};
+use super::spec::{JoinSpec, Side};
 use crate::error::Error;
 use crate::state::key_hash::KEY_GROUPS;
-use crate::state::{NEVER, NewRows, Pages, PartitionState, Resources, SlotId, StateSpec, StateStore};
+use crate::state::{NEVER, NewRows, Pages, PartitionState, Resources, SlotId, StateSchema, StateStore};
 
 /// The upper bits of a row's number are its key group.
 const GROUP_SHIFT: u32 = 56;
 
 /// The number of a row that is gone.
-const GONE: u64 = u64::MAX;
+const VACANT: u64 = u64::MAX;
 
 /// What is known of a row beside its values.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,12 +34,12 @@ struct Row {
     /// It found a match; noted only where that matters.
     matched: bool,
     /// No file has it yet.
-    fresh: bool,
+    unpersisted: bool,
 }
 
 impl Default for Row {
     fn default() -> Self {
-        Row { number: GONE, matched: false, fresh: false }
+        Row { number: VACANT, matched: false, unpersisted: false }
     }
 }
 
@@ -62,18 +62,18 @@ pub(super) struct SideState {
     /// By key group: the count of its next row.
     next: Vec<u64>,
     /// Rows that this batch added or changed.
-    touched: Vec<SlotId>,
+    dirty: Vec<SlotId>,
 }
 
 impl SideState {
-    fn new(side: Side, shape: &Shape, resources: &Resources) -> Result<Self> {
-        let values: Vec<FieldRef> = shape.side(side).schema.fields().iter().map(Arc::clone).collect();
+    fn new(side: Side, join: &JoinSpec, resources: &Resources) -> Result<Self> {
+        let values: Vec<FieldRef> = join.side(side).schema.fields().iter().map(Arc::clone).collect();
         Ok(SideState {
             side,
-            table: resources.store(&shape.key_fields, &values)?,
+            table: resources.store(&join.key_fields, &values)?,
             rows: Pages::default(),
             next: vec![0; KEY_GROUPS],
-            touched: vec![],
+            dirty: vec![],
         })
     }
 
@@ -81,8 +81,8 @@ impl SideState {
         self.rows.get(slot.0).is_some_and(|row| row.matched)
     }
 
-    /// Notes that a row found a match. Whether it is its first.
-    pub(super) fn mark(&mut self, slot: SlotId) -> bool {
+    /// Notes that a row found a match. Returns whether it is its first.
+    pub(super) fn set_matched(&mut self, slot: SlotId) -> bool {
         match self.rows.get_mut(slot.0) {
             Some(row) => !std::mem::replace(&mut row.matched, true),
             None => false,
@@ -90,8 +90,8 @@ impl SideState {
     }
 
     /// The row changed: it is written again.
-    pub(super) fn touch(&mut self, slot: SlotId) {
-        self.touched.push(slot);
+    pub(super) fn mark_dirty(&mut self, slot: SlotId) {
+        self.dirty.push(slot);
     }
 
     /// Keeps further rows.
@@ -103,44 +103,44 @@ impl SideState {
             let Some(next) = self.next.get_mut(group as usize) else { continue };
             let number = (group << GROUP_SHIFT) | *next;
             *next += 1;
-            self.rows.set(slot.0, Row { number, matched, fresh: true });
-            self.touched.push(slot);
+            self.rows.set(slot.0, Row { number, matched, unpersisted: true });
+            self.dirty.push(slot);
         }
         self.table.holds_beside(self.rows.memory());
         Ok(())
     }
 
-    fn is_fresh(&self, slot: SlotId) -> bool {
-        self.rows.get(slot.0).is_some_and(|row| row.fresh)
+    fn is_unpersisted(&self, slot: SlotId) -> bool {
+        self.rows.get(slot.0).is_some_and(|row| row.unpersisted)
     }
 
     fn is_here(&self, slot: SlotId) -> bool {
-        self.rows.get(slot.0).is_some_and(|row| row.number != GONE)
+        self.rows.get(slot.0).is_some_and(|row| row.number != VACANT)
     }
 
-    /// Takes rows away that have not reached their time. Gives the changes, if files know of any.
-    pub(super) fn take_away(&mut self, slots: &[SlotId], spec: &StateSpec) -> Result<Vec<RecordBatch>> {
-        let written: Vec<SlotId> = slots.iter().copied().filter(|slot| !self.is_fresh(*slot)).collect();
+    /// Deletes rows that have not expired. Returns the removals, for those rows that files have.
+    pub(super) fn delete(&mut self, slots: &[SlotId], spec: &StateSchema) -> Result<Vec<RecordBatch>> {
+        let written: Vec<SlotId> = slots.iter().copied().filter(|slot| !self.is_unpersisted(*slot)).collect();
         let parts = self.table.bounded_ranges(&written, usize::MAX).into_iter();
         let removal = |part| {
             let (keys, id, times_us) = self.named(&written[part])?;
             spec.change(true, keys, id, &times_us, None)
         };
         let changes = parts.map(removal).collect::<Result<_>>()?;
-        self.forget(slots)?;
+        self.evict(slots)?;
         Ok(changes)
     }
 
-    /// Drops rows without a word to the files: they have reached their time, which the commit tells.
-    pub(super) fn forget(&mut self, slots: &[SlotId]) -> Result<()> {
+    /// Drops expired rows. The files need no removals: the commit has the bound of eviction.
+    pub(super) fn evict(&mut self, slots: &[SlotId]) -> Result<()> {
         slots.iter().for_each(|slot| self.rows.clear(slot.0));
         self.table.holds_beside(self.rows.memory());
         self.table.remove(slots)
     }
 
     /// What this batch added or changed and is still here.
-    pub(super) fn changes(&mut self, spec: &StateSpec) -> Result<Vec<RecordBatch>> {
-        let mut slots = std::mem::take(&mut self.touched);
+    pub(super) fn changes(&mut self, spec: &StateSchema) -> Result<Vec<RecordBatch>> {
+        let mut slots = std::mem::take(&mut self.dirty);
         slots.retain(|slot| self.is_here(*slot));
         slots.sort_unstable();
         slots.dedup();
@@ -148,13 +148,13 @@ impl SideState {
         let changes = parts.map(|part| self.change(&slots[part], spec)).collect::<Result<_>>()?;
         for slot in slots {
             if let Some(row) = self.rows.get_mut(slot.0) {
-                row.fresh = false;
+                row.unpersisted = false;
             }
         }
         Ok(changes)
     }
 
-    fn change(&self, slots: &[SlotId], spec: &StateSpec) -> Result<RecordBatch> {
+    fn change(&self, slots: &[SlotId], spec: &StateSchema) -> Result<RecordBatch> {
         let (keys, id, times_us) = self.named(slots)?;
         let values = self.table.values(slots)?;
         let matched: BooleanArray = slots.iter().map(|slot| Some(self.is_matched(*slot))).collect();
@@ -201,7 +201,7 @@ impl SideState {
         let rows = at.map(|row| Row {
             number: file.numbers.value(row),
             matched: file.matched.is_valid(row) && file.matched.value(row),
-            fresh: false,
+            unpersisted: false,
         });
         let rows: Vec<Row> = rows.collect();
         let values = match self.side {
@@ -259,8 +259,8 @@ pub(super) struct JoinState {
 }
 
 impl JoinState {
-    pub(super) fn new(shape: &Shape, resources: &Resources) -> Result<Self> {
-        let side = |side| SideState::new(side, shape, resources);
+    pub(super) fn new(join: &JoinSpec, resources: &Resources) -> Result<Self> {
+        let side = |side| SideState::new(side, join, resources);
         Ok(JoinState { left: side(Side::Left)?, right: side(Side::Right)? })
     }
 

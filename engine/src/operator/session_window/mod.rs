@@ -50,18 +50,18 @@ use super::StatefulOperator;
 use super::aggregate::{Aggregates, Code, ours};
 use super::event_time::only_child;
 use super::exchange::ExchangeExec;
-use super::output::when_done;
+use super::output::stream_once;
 use crate::batch::BatchContext;
 use crate::plan::node::session::SessionNode;
 use crate::query::OutputMode;
 use crate::query::window::values::stretches;
 use crate::state::key_hash::{can_be_key, not_a_key};
 use crate::state::sizes::{RowBytes, bounded_ranges};
-use crate::state::{Counts, OperatorId, OperatorRun, PartitionState, Resources, StateSpec};
-use crate::watermark::marks::is_event_time;
-use crate::watermark::{EventTime, WatermarkUse};
+use crate::state::{Counts, OperatorBatch, OperatorId, PartitionState, Resources, StateSchema};
+use crate::watermark::event_time_metadata::is_event_time;
+use crate::watermark::{OutputWatermark, WatermarkEffect};
 
-/// See the [module](self).
+/// The physical node of an aggregation by session windows.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionWindowExec {
     id: OperatorId,
@@ -81,7 +81,7 @@ pub(crate) struct SessionWindowExec {
     orders: Vec<Vec<PhysicalSortExpr>>,
     schema: SchemaRef,
     /// Whether it was said that rows have no session.
-    told: Arc<AtomicBool>,
+    warned: Arc<AtomicBool>,
     input: Arc<dyn ExecutionPlan>,
     properties: Arc<PlanProperties>,
 }
@@ -100,7 +100,7 @@ pub(crate) fn plan_session(
     let physical = |expr| create_physical_expr(expr, logical_schema, props, planning);
     let mut keys = node.keys.iter().map(physical).collect::<Result<Vec<_>>>()?;
     if node.session >= keys.len() {
-        return internal_err!("a session that is no key");
+        return internal_err!("a session window that is not a key");
     }
     let session = keys.remove(node.session);
 
@@ -145,7 +145,7 @@ pub(crate) fn plan_session(
         filters,
         orders,
         schema,
-        told: Arc::default(),
+        warned: Arc::default(),
         input,
         properties: Arc::new(properties),
     }))
@@ -173,7 +173,7 @@ impl SessionWindowExec {
     fn session_field(&self) -> Result<&FieldRef> {
         match self.schema.fields().get(self.place) {
             Some(field) => Ok(field),
-            None => internal_err!("a session that is no column"),
+            None => internal_err!("a session window that is not a column"),
         }
     }
 
@@ -186,7 +186,7 @@ impl SessionWindowExec {
     }
 
     /// The rows of a batch that have a session and are not late.
-    fn rows_in(&self, rows: RecordBatch, run: &OperatorRun) -> Result<SessionRows> {
+    fn rows_in(&self, rows: RecordBatch, run: &OperatorBatch) -> Result<SessionRows> {
         let sessions = evaluate(&self.session, &rows)?;
         // Without a watermark, no row is late.
         let marked = is_event_time(self.session_field()?);
@@ -203,7 +203,7 @@ impl SessionWindowExec {
             }
         }
         run.count(Counts { rows_dropped_late: late, rows_without_session: without, ..Counts::default() });
-        if without > 0 && !self.told.swap(true, Ordering::Relaxed) {
+        if without > 0 && !self.warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 operator = %self.id,
                 "rows have no session, as their time is NULL or their gap is NULL, not above zero or of no fixed length; they \
@@ -215,10 +215,10 @@ impl SessionWindowExec {
             false => take_record_batch(&rows, &UInt32Array::from(places))?,
         };
         let all = |exprs: &Vec<_>| exprs.iter().map(|expr| evaluate(expr, &rows)).collect::<Result<Vec<_>>>();
-        let wanted = |filter: &Option<_>| -> Result<Option<BooleanArray>> {
+        let mask = |filter: &Option<_>| -> Result<Option<BooleanArray>> {
             filter.as_ref().map(|filter| Ok(evaluate(filter, &rows)?.as_boolean().clone())).transpose()
         };
-        let sorted = |order: &Vec<PhysicalSortExpr>| -> Result<Option<UInt32Array>> {
+        let indices = |order: &Vec<PhysicalSortExpr>| -> Result<Option<UInt32Array>> {
             if order.is_empty() {
                 return Ok(None);
             }
@@ -229,8 +229,8 @@ impl SessionWindowExec {
             keys: all(&self.keys)?,
             stretches: kept,
             arguments: self.arguments.iter().map(all).collect::<Result<_>>()?,
-            wanted: self.filters.iter().map(wanted).collect::<Result<_>>()?,
-            sorted: self.orders.iter().map(sorted).collect::<Result<_>>()?,
+            filter_masks: self.filters.iter().map(mask).collect::<Result<_>>()?,
+            sort_indices: self.orders.iter().map(indices).collect::<Result<_>>()?,
         })
     }
 }
@@ -244,17 +244,17 @@ impl StatefulOperator for SessionWindowExec {
         Arc::new(SessionWindowExec { id, ..self.clone() })
     }
 
-    fn spec(&self) -> StateSpec {
+    fn spec(&self) -> StateSchema {
         let keys = self.schema.fields().iter().take(self.keys.len() + 1).enumerate();
         let bound = self.bound().unwrap_or(DataType::Null);
-        StateSpec {
+        StateSchema {
             operator: "sessionWindow",
             keys: keys.filter(|(place, _)| *place != self.place).map(|(_, field)| Arc::clone(field)).collect(),
             id: vec![Arc::new(Field::new("start", bound, false))],
             values: self.aggregates.state_fields(),
-            describe: self.aggregates.describe(),
+            description: self.aggregates.describe(),
             wrong_before: self.aggregates.wrong_before(),
-            sides: 1,
+            eviction_bounds: 1,
         }
     }
 
@@ -262,8 +262,8 @@ impl StatefulOperator for SessionWindowExec {
         Ok(Box::new(SessionState::try_new(self.spec(), self.aggregates.clone(), self.bound()?, resources)?))
     }
 
-    fn watermark(&self) -> WatermarkUse {
-        WatermarkUse { output: EventTime::Passes, waits: self.mode == OutputMode::Append }
+    fn watermark(&self) -> WatermarkEffect {
+        WatermarkEffect { output: OutputWatermark::SameAsInput, needs_no_data_batch: self.mode == OutputMode::Append }
     }
 }
 
@@ -323,7 +323,7 @@ impl ExecutionPlan for SessionWindowExec {
         let run = BatchContext::of(&context)?.operator(self.id)?;
         let input = self.input.execute(partition, context)?;
         let this = self.clone();
-        Ok(when_done(Arc::clone(&self.schema), async move {
+        Ok(stream_once(Arc::clone(&self.schema), async move {
             let rows: Vec<_> = input.try_collect().await?;
             let mut state = run.state::<SessionState>(partition)?;
             let sizes = rows.iter().map(|rows| RowBytes::new(rows.columns()).of_rows(rows.num_rows()));

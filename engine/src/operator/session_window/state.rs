@@ -15,11 +15,11 @@ use hashbrown::HashTable;
 
 use super::merge::{Stretch, merge};
 use crate::operator::aggregate::Aggregates;
-use crate::operator::output::{OUTPUT_ROWS, rows_of};
+use crate::operator::output::{OUTPUT_ROWS, record_batch_with_schema};
 use crate::query::window::values::{Micros, between};
 use crate::state::key_hash::hash_keys;
 use crate::state::{
-    Counts, Limits, NewRows, OperatorRun, Pages, PartitionState, Resources, SlotId, StateSpec, StateStore,
+    Counts, Limits, NewRows, OperatorBatch, Pages, PartitionState, Resources, SlotId, StateSchema, StateStore,
 };
 
 /// Rows as sessions take them in.
@@ -30,19 +30,19 @@ pub(super) struct SessionRows {
     /// By aggregate: its arguments.
     pub(super) arguments: Vec<Vec<ArrayRef>>,
     /// By aggregate: the rows its FILTER lets through.
-    pub(super) wanted: Vec<Option<BooleanArray>>,
+    pub(super) filter_masks: Vec<Option<BooleanArray>>,
     /// By aggregate: the rows in the order it wants them; `None` for any.
-    pub(super) sorted: Vec<Option<UInt32Array>>,
+    pub(super) sort_indices: Vec<Option<UInt32Array>>,
 }
 
-/// See the [module](self).
+/// The sessions that one partition keeps.
 #[derive(Debug)]
 pub(super) struct SessionState {
     /// By key: the partial state of its sessions.
     table: Box<dyn StateStore>,
     /// By slot of the table: where the session starts, in µs.
     starts: Pages<i64>,
-    spec: StateSpec,
+    spec: StateSchema,
     aggregates: Aggregates,
     /// The type of a session's bounds.
     bound: DataType,
@@ -50,7 +50,7 @@ pub(super) struct SessionState {
 
 impl SessionState {
     pub(super) fn try_new(
-        spec: StateSpec,
+        spec: StateSchema,
         aggregates: Aggregates,
         bound: DataType,
         resources: &Resources,
@@ -60,7 +60,7 @@ impl SessionState {
     }
 
     /// Takes in the rows of a batch.
-    pub(super) fn take_in(&mut self, rows: &SessionRows, run: &OperatorRun, partition: usize) -> Result<()> {
+    pub(super) fn take_in(&mut self, rows: &SessionRows, run: &OperatorBatch, partition: usize) -> Result<()> {
         if rows.stretches.is_empty() {
             return Ok(());
         }
@@ -100,11 +100,11 @@ impl SessionState {
             }
         }
         let mut of_rows = self.aggregates.accumulators()?;
-        of_rows.update(&rows.arguments, &rows.wanted, &rows.sorted, &merged.of_row, total)?;
+        of_rows.update(&rows.arguments, &rows.filter_masks, &rows.sort_indices, &merged.of_row, total)?;
         let mut states = of_rows.state()?;
         if !parts.is_empty() {
-            // What was known first: some aggregates depend on the order. State is merged with state only: an aggregate that
-            // goes by an order takes the rows it is given for the next in that order.
+            // What was known first: some aggregates depend on the order. State is merged with state only: aggregates
+            // with ORDER BY assume that rows arrive in that order.
             let mut all = self.aggregates.accumulators()?;
             all.merge(&self.table.values(&parts)?, &part_of, merged.continued)?;
             all.merge(&states, &(0..total).collect::<Vec<_>>(), total)?;
@@ -126,7 +126,7 @@ impl SessionState {
     }
 
     /// Takes sessions away that became part of others; their slots and starts are given.
-    fn take_away(&mut self, gone: &[(SlotId, i64)], run: &OperatorRun, partition: usize) -> Result<()> {
+    fn take_away(&mut self, gone: &[(SlotId, i64)], run: &OperatorBatch, partition: usize) -> Result<()> {
         if gone.is_empty() {
             return Ok(());
         }
@@ -168,12 +168,12 @@ impl SessionState {
     }
 
     /// The sessions that the watermark has passed. They must be [evicted](Self::evict).
-    pub(super) fn due(&self, run: &OperatorRun) -> Result<Vec<SlotId>> {
+    pub(super) fn due(&self, run: &OperatorBatch) -> Result<Vec<SlotId>> {
         self.table.due(run.evict_us())
     }
 
     /// Forgets the sessions that are due.
-    pub(super) fn evict(&mut self, due: &[SlotId], run: &OperatorRun) -> Result<()> {
+    pub(super) fn evict(&mut self, due: &[SlotId], run: &OperatorBatch) -> Result<()> {
         run.evicted(&[run.evict_us()]);
         run.count(Counts { rows_removed: due.len() as u64, ..Counts::default() });
         self.forget(due)
@@ -190,7 +190,7 @@ impl SessionState {
                 let mut columns = self.table.keys(slots)?;
                 columns.insert(session, between(&self.bound, Micros::from(starts), Micros::from(ends))?);
                 columns.extend(self.aggregates.evaluate(&self.table.values(slots)?, slots.len())?);
-                rows_of(schema, columns, slots.len())
+                record_batch_with_schema(schema, columns, slots.len())
             })
             .collect()
     }

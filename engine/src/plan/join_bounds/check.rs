@@ -14,14 +14,14 @@ pub(crate) fn check_stream_join(join: &Join, mode: OutputMode) -> Result<()> {
         return Err(Error::unsupported(
             "NOT IN over another stream is never known: as long as that stream goes on, a NULL or an equal value may come",
         )
-        .hint("use NOT EXISTS on equal columns, with watermarks on both streams and a condition on their times"));
+        .with_hint("use NOT EXISTS on equal columns, with watermarks on both streams and a condition on their times"));
     }
     if matches!(join.join_type, JoinType::LeftMark | JoinType::RightMark) {
         return Err(Error::unsupported(
             "IN or EXISTS over another stream cannot be a part of a larger condition: as long as that stream goes on, it may \
              become true",
         )
-        .hint("put it into WHERE by itself, or with AND beside other conditions"));
+        .with_hint("put it into WHERE by itself, or with AND beside other conditions"));
     }
     let only_matches = matches!(join.join_type, JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi);
     if mode != OutputMode::Append && !only_matches {
@@ -52,7 +52,7 @@ pub(crate) fn check_unmatched_rows_end(join: &Join, bounds: &JoinBounds) -> Resu
              time may always find one",
             spelled(join)
         ))
-        .hint("compare with `=` instead: in EXCEPT's place NOT EXISTS, with watermarks and a condition on the times"));
+        .with_hint("compare with `=` instead: in EXCEPT's place NOT EXISTS, with watermarks and a condition on the times"));
     }
     for &kept in kept {
         let bound = match kept {
@@ -70,7 +70,7 @@ pub(crate) fn check_unmatched_rows_end(join: &Join, bounds: &JoinBounds) -> Resu
                 "{} of two streams must know when a {kept} row can find no match any more: {why}",
                 spelled(join)
             ))
-            .hint(hint));
+            .with_hint(hint));
         }
     }
     Ok(())
@@ -109,7 +109,8 @@ fn spelled(join: &Join) -> String {
     })
 }
 
-/// What the user calls it, if it is no join to them: DataFusion answers INTERSECT and EXCEPT by joins on all columns.
+/// What the user calls it, if the query does not say JOIN: DataFusion answers INTERSECT and EXCEPT by joins on all
+/// columns.
 pub(crate) fn as_set_operation(join: &Join) -> Option<String> {
     let on_all = join.on.len() >= join.left.schema().fields().len() && join.filter.is_none();
     let name = match join.join_type {

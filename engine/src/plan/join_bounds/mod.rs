@@ -26,7 +26,7 @@ use datafusion::logical_expr::{Expr, Operator};
 pub(crate) use self::check::{as_set_operation, check_stream_join, check_unmatched_rows_end};
 pub(crate) use self::time::same_instant;
 use self::time::{NANOS_PER_MS, Time};
-use crate::watermark::marks::{WINDOW_US, is_event_time, marks};
+use crate::watermark::event_time_metadata::{WINDOW_US, event_time_marker, is_event_time};
 use crate::watermark::{JoinBounds, KeyTime, SideBound};
 
 /// The bounds of a join with these equal keys and this further condition.
@@ -97,7 +97,7 @@ fn key_time(key: usize, left: &Side<'_>, left_key: &Expr, right: &Side<'_>, righ
         (None, Some(time)) if foreign(left, left_key) => time,
         _ => return None,
     };
-    let mut mark = marks();
+    let mut mark = event_time_marker();
     if time.shift_ns != 0 {
         mark.insert(WINDOW_US.to_owned(), (-time.shift_ns / 1000).to_string());
     }
@@ -169,8 +169,8 @@ mod tests {
 
     /// A side with the columns `t` (event time if marked), `u` (a time without mark) and `k`.
     fn side(name: &str, marked: bool) -> DFSchema {
-        let mark = |on: bool| if on { marks() } else { HashMap::new() };
-        let mut window = marks();
+        let mark = |on: bool| if on { event_time_marker() } else { HashMap::new() };
+        let mut window = event_time_marker();
         window.insert(WINDOW_US.to_owned(), "10000000".to_owned());
         let mut fields = vec![
             Field::new("t", NO_ZONE, true).with_metadata(mark(marked)),

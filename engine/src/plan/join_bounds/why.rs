@@ -1,4 +1,4 @@
-//! Why a join's condition does not tell when a row is final, for the person who wrote it.
+//! Explains to the author of a join why its condition does not determine when a row is final.
 
 use arrow::datatypes::DataType;
 use datafusion::common::DFSchema;
@@ -10,7 +10,7 @@ use datafusion::scalar::ScalarValue;
 use super::check::Kept;
 use super::time::{Time, is_utc};
 use crate::plan::node::watermark::WatermarkNode;
-use crate::watermark::marks::is_event_time;
+use crate::watermark::event_time_metadata::is_event_time;
 
 /// Why the rows of this side are never final, and what to do about it.
 pub(super) fn why_never_final(join: &Join, kept: Kept) -> (String, String) {
@@ -114,10 +114,10 @@ fn not_understood(condition: &Expr, left: &DFSchema, right: &DFSchema) -> Option
             Operator::Lt | Operator::LtEq | Operator::Gt | Operator::GtEq | Operator::Eq => {
                 vec![&binary.left, &binary.right]
             }
-            _ => return Some("it is no comparison of times".to_owned()),
+            _ => return Some("it does not compare times".to_owned()),
         },
         Expr::Between(between) if !between.negated => vec![&between.expr, &between.low, &between.high],
-        _ => return Some("it is no comparison of times".to_owned()),
+        _ => return Some("it does not compare times".to_owned()),
     };
     compared.into_iter().find_map(|side| why_no_time(side, left, right))
 }
@@ -136,7 +136,7 @@ fn why_no_time(expr: &Expr, left: &DFSchema, right: &DFSchema) -> Option<String>
         why = reason(part, left, right);
         Ok(if why.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
     });
-    Some(why.unwrap_or_else(|| format!("`{}` is no time plus or minus a fixed interval", expr.human_display())))
+    Some(why.unwrap_or_else(|| format!("`{}` is not a time plus or minus a fixed interval", expr.human_display())))
 }
 
 fn reason(part: &Expr, left: &DFSchema, right: &DFSchema) -> Option<String> {

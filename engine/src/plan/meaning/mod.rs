@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Names that DataFusion makes up on the way (`__common_expr_1`) do not show, nor do names that the user gives columns and
-//! tables. The words are told from the plan that runs; how they are [spelled](words) is ours alone.
+//! tables. The words are derived from the plan that runs; how they are [spelled](words) is ours alone.
 
 mod words;
 
@@ -30,33 +30,33 @@ use datafusion::physical_plan::union::{InterleaveExec, UnionExec};
 
 use self::words::{call, name, shortened, without_numbers, words};
 use crate::operator::aggregate::StatefulAggregateExec;
+use crate::operator::cached_input::CachedInputExec;
 use crate::operator::deduplicate::DeduplicateExec;
 use crate::operator::join::StreamJoinExec;
 use crate::operator::session_window::SessionWindowExec;
 use crate::operator::stateful;
-use crate::operator::static_side::StaticSideExec;
 use crate::source::scan_request;
 use crate::state::KEPT;
 
-/// By stateful operator, from the sink: what its state means. `leaf_sources` tells the source of each leaf.
+/// By stateful operator, from the sink: what its state means. `leaf_sources` has the source of each leaf.
 pub(super) fn meanings(plan: &Arc<dyn ExecutionPlan>, leaf_sources: &[usize]) -> Vec<Vec<String>> {
-    let mut told = Telling { leaf_sources, tables: HashMap::new(), columns: HashMap::new() };
-    number_tables(plan, None, &mut told.tables);
+    let mut described = Describer { leaf_sources, tables: HashMap::new(), columns: HashMap::new() };
+    number_tables(plan, None, &mut described.tables);
     let mut found = vec![];
     // The closure never fails.
     let _ = plan.apply(|node| {
         if stateful(node.as_ref()).is_some() {
-            found.push(told.operator(node));
+            found.push(described.operator(node));
         }
         Ok(TreeNodeRecursion::Continue)
     });
     found
 }
 
-/// What has been told so far.
-struct Telling<'a> {
+/// What is known so far.
+struct Describer<'a> {
     leaf_sources: &'a [usize],
-    /// The leaves that are no streams: the static side that each is of, and which one there.
+    /// The leaves that are not streams: the static side that each is of, and which one there.
     tables: HashMap<*const (), (usize, usize)>,
     /// By node, which lives as long as the plan, and column.
     columns: HashMap<(*const (), usize), String>,
@@ -64,7 +64,7 @@ struct Telling<'a> {
 
 /// Numbers the tables by the static sides that they are of: DataFusion may have exchanged the sides of joins since.
 fn number_tables(node: &Arc<dyn ExecutionPlan>, side: Option<usize>, tables: &mut HashMap<*const (), (usize, usize)>) {
-    let side = side.or_else(|| node.downcast_ref::<StaticSideExec>().map(StaticSideExec::number));
+    let side = side.or_else(|| node.downcast_ref::<CachedInputExec>().map(CachedInputExec::number));
     let children = node.children();
     if children.is_empty() && scan_request(node.as_ref()).is_none() {
         let side = side.unwrap_or_default();
@@ -80,7 +80,7 @@ fn first_step(plan: &Arc<dyn ExecutionPlan>) -> Option<&AggregateExec> {
     input.downcast_ref::<AggregateExec>().or_else(|| first_step(input))
 }
 
-impl Telling<'_> {
+impl Describer<'_> {
     fn operator(&mut self, node: &Arc<dyn ExecutionPlan>) -> Vec<String> {
         if let Some(groups) = node.downcast_ref::<StatefulAggregateExec>() {
             return self.groups(node, groups);
@@ -96,9 +96,9 @@ impl Telling<'_> {
             let [left, right] = children[..] else { return vec![] };
             let keys = join.keys();
             let equal = keys.map(|(a, b)| format!("by {} = {}", self.expr(a, left), self.expr(b, right)));
-            let mut told: Vec<String> = equal.collect();
+            let mut described: Vec<String> = equal.collect();
             let columns = left.schema().fields().len();
-            told.extend(join.condition().map(|condition| {
+            described.extend(join.condition().map(|condition| {
                 let of_pair = &mut |column: usize| match column.checked_sub(columns) {
                     None => self.column(left, column),
                     Some(column) => self.of_right(left, right, column),
@@ -111,9 +111,9 @@ impl Telling<'_> {
                 let mut kept: Vec<String> = columns.map(|column| self.column(input, column)).collect();
                 kept.extend(due.map(|column| format!("until {}", self.column(input, column))));
                 kept.extend(gate.map(|gate| format!("where {}", self.expr(gate, input))));
-                told.extend(kept.into_iter().map(|told| format!("{KEPT}{name} {told}")));
+                described.extend(kept.into_iter().map(|described| format!("{KEPT}{name} {described}")));
             }
-            return told;
+            return described;
         }
         vec![]
     }
@@ -129,19 +129,19 @@ impl Telling<'_> {
     ) -> Vec<String> {
         let input = first.input();
         let keys = first.group_expr().expr().iter();
-        let mut told: Vec<String> = keys.map(|(key, _)| format!("by {}", self.expr(key, input))).collect();
+        let mut described: Vec<String> = keys.map(|(key, _)| format!("by {}", self.expr(key, input))).collect();
         let aggregates = aggregates.zip(first.filter_expr());
-        told.extend(aggregates.map(|(aggregate, filter)| self.aggregate(aggregate, filter.as_ref(), input)));
-        told
+        described.extend(aggregates.map(|(aggregate, filter)| self.aggregate(aggregate, filter.as_ref(), input)));
+        described
     }
 
     fn sessions(&mut self, sessions: &SessionWindowExec) -> Vec<String> {
         let children = sessions.children();
         let [input] = children[..] else { return vec![] };
         let (keys, aggregates) = (sessions.key_exprs(), sessions.aggregate_exprs());
-        let mut told: Vec<String> = keys.map(|key| format!("by {}", self.expr(key, input))).collect();
-        told.extend(aggregates.map(|(aggregate, filter)| self.aggregate(aggregate, filter, input)));
-        told
+        let mut described: Vec<String> = keys.map(|key| format!("by {}", self.expr(key, input))).collect();
+        described.extend(aggregates.map(|(aggregate, filter)| self.aggregate(aggregate, filter, input)));
+        described
     }
 
     fn aggregate(
@@ -152,19 +152,19 @@ impl Telling<'_> {
     ) -> String {
         let arguments: Vec<String> = aggregate.expressions().iter().map(|expr| self.expr(expr, input)).collect();
         let distinct = if aggregate.is_distinct() { "distinct " } else { "" };
-        let mut told = format!("{}({distinct}{}", name(aggregate.fun().name()), arguments.join(", "));
+        let mut described = format!("{}({distinct}{}", name(aggregate.fun().name()), arguments.join(", "));
         for (place, by) in aggregate.order_bys().iter().enumerate() {
-            told.push_str(if place == 0 { " order by " } else { ", " });
-            told.push_str(&self.expr(&by.expr, input));
-            told.push_str(if by.options.descending { " desc" } else { "" });
-            told.push_str(if by.options.nulls_first { " nulls first" } else { "" });
+            described.push_str(if place == 0 { " order by " } else { ", " });
+            described.push_str(&self.expr(&by.expr, input));
+            described.push_str(if by.options.descending { " desc" } else { "" });
+            described.push_str(if by.options.nulls_first { " nulls first" } else { "" });
         }
-        told.push(')');
-        told.push_str(if aggregate.ignore_nulls() { " ignore nulls" } else { "" });
+        described.push(')');
+        described.push_str(if aggregate.ignore_nulls() { " ignore nulls" } else { "" });
         if let Some(filter) = filter {
-            told.push_str(&format!(" filter {}", self.expr(filter, input)));
+            described.push_str(&format!(" filter {}", self.expr(filter, input)));
         }
-        told
+        described
     }
 
     fn expr(&mut self, expr: &Arc<dyn PhysicalExpr>, input: &Arc<dyn ExecutionPlan>) -> String {
@@ -174,12 +174,12 @@ impl Telling<'_> {
     /// What a column of a node is.
     fn column(&mut self, node: &Arc<dyn ExecutionPlan>, column: usize) -> String {
         let place = (Arc::as_ptr(node).cast::<()>(), column);
-        if let Some(told) = self.columns.get(&place) {
-            return told.clone();
+        if let Some(described) = self.columns.get(&place) {
+            return described.clone();
         }
-        let told = shortened(self.column_of(node, column));
-        self.columns.insert(place, told.clone());
-        told
+        let described = shortened(self.column_of(node, column));
+        self.columns.insert(place, described.clone());
+        described
     }
 
     fn column_of(&mut self, node: &Arc<dyn ExecutionPlan>, column: usize) -> String {
@@ -205,8 +205,8 @@ impl Telling<'_> {
         }
         if node.is::<UnionExec>() || node.is::<InterleaveExec>() {
             let inputs = node.children().into_iter().map(Arc::clone).collect::<Vec<_>>();
-            let told: Vec<String> = inputs.iter().map(|input| self.column(input, column)).collect();
-            return call("union", &told);
+            let described: Vec<String> = inputs.iter().map(|input| self.column(input, column)).collect();
+            return call("union", &described);
         }
         let join = node.downcast_ref::<HashJoinExec>().map(|join| (*join.join_type(), join.projection.as_ref()));
         let join = join.or_else(|| {
@@ -226,15 +226,15 @@ impl Telling<'_> {
         }
         if let Some(sessions) = node.downcast_ref::<SessionWindowExec>() {
             let place = sessions.place();
-            let told = self.sessions(sessions);
-            let told = match column.cmp(&place) {
+            let described = self.sessions(sessions);
+            let described = match column.cmp(&place) {
                 std::cmp::Ordering::Equal => return "session".to_owned(),
-                std::cmp::Ordering::Less => told.get(column),
-                std::cmp::Ordering::Greater => told.get(column - 1),
+                std::cmp::Ordering::Less => described.get(column),
+                std::cmp::Ordering::Greater => described.get(column - 1),
             };
-            return told.map_or_else(|| self.unknown(node, column), |told| key_or_value(told));
+            return described.map_or_else(|| self.unknown(node, column), |described| key_or_value(described));
         }
-        let told = match (node.downcast_ref::<StatefulAggregateExec>(), node.downcast_ref::<AggregateExec>()) {
+        let described = match (node.downcast_ref::<StatefulAggregateExec>(), node.downcast_ref::<AggregateExec>()) {
             (Some(groups), _) => Some(self.groups(node, groups)),
             // Two steps are one aggregation.
             (None, Some(own)) => {
@@ -244,8 +244,10 @@ impl Telling<'_> {
             }
             (None, None) => None,
         };
-        if let Some(told) = told {
-            return told.get(column).map_or_else(|| self.unknown(node, column), |told| key_or_value(told));
+        if let Some(described) = described {
+            return described
+                .get(column)
+                .map_or_else(|| self.unknown(node, column), |described| key_or_value(described));
         }
         // What is left lets columns through, moves them, or makes some of them new.
         let children = node.children();
@@ -292,13 +294,13 @@ impl Telling<'_> {
         }
     }
 
-    /// A column of the right of a join. Where both sides read one stream, it tells that it is not that of the left.
+    /// A column of the right of a join. Where both sides read one stream, it is marked as not that of the left.
     fn of_right(&mut self, left: &Arc<dyn ExecutionPlan>, right: &Arc<dyn ExecutionPlan>, column: usize) -> String {
-        let told = self.column(right, column);
+        let described = self.column(right, column);
         let of_right = self.sources_below(right);
         match self.sources_below(left).iter().filter(|source| of_right.contains(source)).count() {
-            0 => told,
-            shared => format!("right{shared} {told}"),
+            0 => described,
+            shared => format!("right{shared} {described}"),
         }
     }
 
@@ -317,7 +319,8 @@ impl Telling<'_> {
         }
     }
 
-    /// A column of a table, or of a node that computes it in a way not told here: its name, unless that was made up.
+    /// A column of a table, or of a node that computes it in a way not described here: its name, unless that was made
+    /// up.
     fn unknown(&mut self, node: &Arc<dyn ExecutionPlan>, column: usize) -> String {
         let schema = node.schema();
         let column = schema.fields().get(column).map_or("?", |field| field.name().as_str());
@@ -337,11 +340,12 @@ impl Telling<'_> {
 }
 
 /// What a key or an aggregate is where it is a column.
-fn key_or_value(told: &str) -> String {
-    told.strip_prefix("by ").unwrap_or(told).to_owned()
+fn key_or_value(described: &str) -> String {
+    described.strip_prefix("by ").unwrap_or(described).to_owned()
 }
 
-/// The column of the input that a column of a node is, as far as names and types tell: at the same place, or the only one.
+/// The column of the input that a column of a node is, as far as names and types show: at the same place, or the only
+/// one.
 fn passed(node: &Arc<dyn ExecutionPlan>, input: &Arc<dyn ExecutionPlan>, column: usize) -> Option<usize> {
     let (above, below) = (node.schema(), input.schema());
     let wanted = above.fields().get(column)?;

@@ -43,7 +43,7 @@ pub(super) fn words(expr: &Arc<dyn PhysicalExpr>, column: &mut dyn FnMut(usize) 
     }
     let mut all =
         |exprs: &[&Arc<dyn PhysicalExpr>]| -> Vec<String> { exprs.iter().map(|expr| words(expr, column)).collect() };
-    let told = if let Some(binary) = known!(BinaryExpr) {
+    let described = if let Some(binary) = known!(BinaryExpr) {
         let parts = all(&[binary.left(), binary.right()]);
         format!("({})", parts.join(&format!(" {} ", operator(*binary.op()))))
     } else if let Some(cast) = known!(CastExpr) {
@@ -84,18 +84,18 @@ pub(super) fn words(expr: &Arc<dyn PhysicalExpr>, column: &mut dyn FnMut(usize) 
         // It changes no value.
         words(value, column)
     } else if let Some(function) = known!(ScalarFunctionExpr) {
-        let told = call(&name(function.fun().name()), &all(&function.args().iter().collect::<Vec<_>>()));
+        let described = call(&name(function.fun().name()), &all(&function.args().iter().collect::<Vec<_>>()));
         // The session's time zone decides what a text without one means.
         match function.return_type() {
             DataType::Timestamp(_, Some(zone)) if function.fun().name().starts_with("to_timestamp") => {
-                format!("{told} in {}", name(zone))
+                format!("{described} in {}", name(zone))
             }
-            _ => told,
+            _ => described,
         }
     } else {
         call(&name(&without_numbers(&expr.to_string())), &all(&expr.children()))
     };
-    shortened(told)
+    shortened(described)
 }
 
 pub(super) fn call(function: &str, arguments: &[String]) -> String {
@@ -110,7 +110,7 @@ pub(super) fn name(text: &str) -> String {
 
 /// Without the numbers in names that DataFusion makes up, and without the places that columns have.
 pub(super) fn without_numbers(text: &str) -> String {
-    let mut told = String::with_capacity(text.len());
+    let mut described = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = ["__common_expr_", "__datafusion_extracted_", "@"]
         .iter()
@@ -118,19 +118,19 @@ pub(super) fn without_numbers(text: &str) -> String {
         .min()
     {
         let (before, after) = rest.split_at(at);
-        told.push_str(before);
+        described.push_str(before);
         rest = after.trim_start_matches(|c: char| c.is_ascii_digit());
     }
-    told + rest
+    described + rest
 }
 
 /// The words themselves, unless there are too many.
-pub(super) fn shortened(told: String) -> String {
-    if told.len() <= LENGTH_MAX {
-        return told;
+pub(super) fn shortened(described: String) -> String {
+    if described.len() <= LENGTH_MAX {
+        return described;
     }
-    let begin: String = told.chars().take(LENGTH_MAX / 4).collect();
-    format!("{begin}…#{:016x}", XxHash64::oneshot(0, told.as_bytes()))
+    let begin: String = described.chars().take(LENGTH_MAX / 4).collect();
+    format!("{begin}…#{:016x}", XxHash64::oneshot(0, described.as_bytes()))
 }
 
 fn operator(operator: Operator) -> String {
@@ -305,8 +305,8 @@ mod tests {
             (lit(ScalarValue::TimestampMillisecond(Some(5), Some("UTC".into()))), "5:timestamp(ms, UTC)"),
             (lit(ScalarValue::Decimal128(Some(150), 5, 2)), "150:decimal(5, 2)"),
         ] {
-            let told = words(&expr, &mut |column| format!("source0.{}", name(schema.field(column).name())));
-            assert_eq!(told, expected);
+            let described = words(&expr, &mut |column| format!("source0.{}", name(schema.field(column).name())));
+            assert_eq!(described, expected);
         }
     }
 

@@ -56,7 +56,7 @@ impl UserDefinedLogicalNodeCore for DeduplicateNode {
             .into_iter()
             .map(|key| match key {
                 Expr::Column(column) => Ok(column),
-                other => Err(DataFusionError::Internal(format!("`{other}` is no key of Deduplicate"))),
+                other => Err(DataFusionError::Internal(format!("`{other}` is not a key of Deduplicate"))),
             })
             .collect::<Result<_>>()?;
         Ok(DeduplicateNode { input, keys, within_watermark: self.within_watermark })

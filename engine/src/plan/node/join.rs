@@ -2,7 +2,7 @@
 //!
 //! DataFusion optimises the user's join as any other: it finds the equal keys and sinks conditions on one side below.
 //! Then [`join_streams`] puts this node in its place, so that our operator answers it. Whether the state is bounded is
-//! told from the optimised condition, which is the one that runs.
+//! derived from the optimised condition, which is the one that runs.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::plan::join_bounds::{check_stream_join, check_unmatched_rows_end, join
 use crate::query::OutputMode;
 use crate::watermark::{JoinBounds, SideBound};
 
-/// See the [module](self).
+/// The logical node of a join of two streams.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct StreamJoinNode {
     pub(crate) join: Join,
@@ -90,7 +90,7 @@ pub(crate) fn join_streams(
         check_stream_join(&join, mode)?;
         if join.on.is_empty() {
             return Err(Error::unsupported("a join of two streams needs an equality, and its condition has none")
-                .hint("join on equal columns, such as `a.id = b.id`, and put other conditions beside that")
+                .with_hint("join on equal columns, such as `a.id = b.id`, and put other conditions beside that")
                 .into());
         }
         let bounds = join_bounds(&join.on, join.filter.as_ref(), join.left.schema(), join.right.schema());
@@ -105,7 +105,7 @@ fn keys_of(join: &Join) -> String {
     keys.join(", ")
 }
 
-/// The sides of joins whose rows are kept for ever, in words, for a warning at the start.
+/// Describes the sides of joins whose rows are never evicted, for a warning at the start.
 pub(crate) fn unbounded_sides(plan: &LogicalPlan) -> Vec<String> {
     let mut found = vec![];
     // The closure never fails.
@@ -115,7 +115,7 @@ pub(crate) fn unbounded_sides(plan: &LogicalPlan) -> Vec<String> {
         {
             let sides = [("left", bounds.left), ("right", bounds.right)];
             for (side, _) in sides.into_iter().filter(|(_, bound)| *bound == SideBound::None) {
-                found.push(format!("the {side} rows of the join on {} are kept for ever", keys_of(join)));
+                found.push(format!("the {side} rows of the join on {} are never evicted", keys_of(join)));
             }
         }
         Ok(TreeNodeRecursion::Continue)
@@ -133,10 +133,10 @@ mod tests {
 
     use super::*;
     use crate::error::ErrorKind;
-    use crate::watermark::marks::marks;
+    use crate::watermark::event_time_metadata::event_time_marker;
 
     fn scan(name: &str, marked: bool) -> LogicalPlan {
-        let mark = if marked { marks() } else { HashMap::new() };
+        let mark = if marked { event_time_marker() } else { HashMap::new() };
         let time = Field::new("t", DataType::Timestamp(TimeUnit::Microsecond, None), true).with_metadata(mark);
         let schema = Schema::new(vec![time, Field::new("k", DataType::Int64, true)]);
         table_scan(Some(name), &schema, None).unwrap().build().unwrap()
@@ -184,7 +184,7 @@ mod tests {
             assert_eq!(result.is_ok(), accepted, "{how} {left} {right} {ranged}: {result:?}");
             if let Err(error) = result {
                 assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-                assert!(error.hint_text().is_some(), "{error}");
+                assert!(error.hint().is_some(), "{error}");
             }
         }
     }
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn what_is_kept_for_ever_is_named() {
         let plan = start(joined(JoinType::Inner, true, false, true), OutputMode::Append).unwrap();
-        assert_eq!(unbounded_sides(&plan), ["the left rows of the join on l.k = r.k are kept for ever"]);
+        assert_eq!(unbounded_sides(&plan), ["the left rows of the join on l.k = r.k are never evicted"]);
         let plan = start(joined(JoinType::Inner, true, true, true), OutputMode::Append).unwrap();
         assert!(unbounded_sides(&plan).is_empty());
     }

@@ -14,7 +14,7 @@ use datafusion::common::{Column, DFSchema, DFSchemaRef};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNodeCore};
 
-/// See the [module](self).
+/// The logical node that numbers rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NumberRowsNode {
     pub(crate) input: LogicalPlan,
@@ -24,7 +24,7 @@ pub(crate) struct NumberRowsNode {
 }
 
 impl NumberRowsNode {
-    /// Over `input`; `place` tells apart the places of a query that draw.
+    /// Over `input`; `place` distinguishes the places of a query that draw random numbers.
     pub(crate) fn try_new(input: LogicalPlan, place: usize) -> Result<Self> {
         Self::named(input, format!("__tidewater_row_{place}"))
     }

@@ -13,7 +13,7 @@ use datafusion::common::{DFSchema, DFSchemaRef};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{Aggregate, Expr, ExprSchemable, LogicalPlan, UserDefinedLogicalNodeCore};
 
-/// See the [module](self).
+/// The logical node of session windows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SessionNode {
     pub(crate) input: LogicalPlan,

@@ -18,7 +18,7 @@ use datafusion::physical_expr::create_physical_expr;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::filter::FilterExec;
 
-/// See the [module](self).
+/// The logical node of a filter that stays where the query has it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd)]
 pub(crate) struct StandingFilterNode {
     pub(crate) predicate: Expr,

@@ -15,9 +15,9 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNodeCore};
 
 use crate::error::Error;
-use crate::watermark::marks::marks;
+use crate::watermark::event_time_metadata::event_time_marker;
 
-/// See the [module](self).
+/// The logical node of `with_watermark`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WatermarkNode {
     pub(crate) input: LogicalPlan,
@@ -42,8 +42,9 @@ impl WatermarkNode {
             Err(_) => Column::from_qualified_name_ignore_case(column),
         };
         let (qualifier, field) = schema.qualified_field_from_column(&column).map_err(|e| {
-            Error::invalid(format!("`{}` is not a column of this query: {e}", column.name))
-                .hint("a watermark needs a top-level column: select the nested field under a name of its own first")
+            Error::invalid(format!("`{}` is not a column of this query: {e}", column.name)).with_hint(
+                "a watermark needs a top-level column: select the nested field under a name of its own first",
+            )
         })?;
         let column = Column::new(qualifier.cloned(), field.name());
         let is_time = match field.data_type() {
@@ -59,11 +60,11 @@ impl WatermarkNode {
                 column.name,
                 field.data_type()
             ))
-            .hint("convert the column first, with `to_timestamp` say"));
+            .with_hint("convert the column first, with `to_timestamp` say"));
         }
         if let Some(earlier) = Self::first_in(&input) {
             return Err(Error::invalid(format!("the query has a watermark already, on `{}`", earlier.column.name))
-                .hint("a watermark can be set once per input, and not changed downstream"));
+                .with_hint("a watermark can be set once per input, and not changed downstream"));
         }
         Ok(Self::new(input, column, delay_ms, 0)?)
     }
@@ -80,7 +81,7 @@ impl WatermarkNode {
     fn new(input: LogicalPlan, column: Column, delay_ms: i64, number: usize) -> Result<Self> {
         let mark = |field: &FieldRef| -> FieldRef {
             let mut metadata: HashMap<String, String> = field.metadata().clone();
-            metadata.extend(marks());
+            metadata.extend(event_time_marker());
             Arc::new(field.as_ref().clone().with_metadata(metadata))
         };
         let index = input.schema().index_of_column(&column)?;

@@ -12,7 +12,7 @@
 //! | `window_from_start(start, size_us)` | the window that begins there | |
 //! | `window_from_bounds(start, end)` | the window between | |
 //! | `mark_window_bound(bound, window, is_start)` | the bound | |
-//! | `without_event_time(value)` | the value, which is no event time | |
+//! | `without_event_time(value)` | the value, not marked as event time | |
 //! | `plain_event_time(value)` | the value, without the lengths of windows | |
 //!
 //! Bounds are in µs and in the time column's zone. A time may be a window itself: its `window_time` counts. Where the
@@ -36,7 +36,9 @@ use datafusion::scalar::ScalarValue;
 use super::WindowSpec;
 use super::spec::gap_us;
 use super::values::{Micros, between, micros, session, starts, window_type};
-use crate::watermark::marks::{SIZE_US, WINDOW_US, marks, marks_of, marks_of_bound, plainly_marked, without_marks};
+use crate::watermark::event_time_metadata::{
+    SIZE_US, WINDOW_US, event_time_marker, marks_of, marks_of_bound, plainly_marked, without_marks,
+};
 
 /// Which function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,7 +74,7 @@ pub(crate) fn udf(kind: Kind) -> ScalarUDF {
     ScalarUDF::from(WindowFunction { kind, signature: Signature::variadic_any(Volatility::Immutable) })
 }
 
-/// See the [module](self).
+/// A function of windows as a DataFusion UDF.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct WindowFunction {
     kind: Kind,
@@ -166,7 +168,7 @@ impl ScalarUDFImpl for WindowFunction {
             }
             Kind::MarkStart => {
                 if let Some(ScalarValue::Boolean(Some(true))) = lengths.get(1).copied().flatten() {
-                    own = marks();
+                    own = event_time_marker();
                     own.insert(WINDOW_US.to_owned(), size_us()?.to_string());
                 }
                 bound
@@ -232,7 +234,7 @@ impl ScalarUDFImpl for WindowFunction {
     }
 }
 
-/// Of windows that are event times, tells their length.
+/// Records the length of windows that are event times.
 fn mark_size(marks: &mut HashMap<String, String>, size_us: i64) {
     if !marks.is_empty() {
         marks.insert(SIZE_US.to_owned(), size_us.to_string());
@@ -279,7 +281,7 @@ fn spec_us(lengths: &[ColumnarValue]) -> Result<WindowSpec> {
 fn literal_us(value: Option<&ScalarValue>) -> Result<i64> {
     match value {
         Some(ScalarValue::Int64(Some(us))) => Ok(*us),
-        _ => internal_err!("a window's length is no literal"),
+        _ => internal_err!("the length of a window is not a literal"),
     }
 }
 
@@ -294,7 +296,7 @@ mod tests {
 
     use super::super::values::stretches;
     use super::*;
-    use crate::watermark::marks::{is_event_time, size_us, window_us};
+    use crate::watermark::event_time_metadata::{is_event_time, size_us, window_us};
 
     /// Calls a function as a query does: field first, then values.
     fn call(kind: Kind, args: Vec<(Field, ColumnarValue)>) -> Result<(FieldRef, ArrayRef)> {
@@ -318,7 +320,7 @@ mod tests {
     }
 
     fn column(array: ArrayRef) -> (Field, ColumnarValue) {
-        let mut metadata = marks();
+        let mut metadata = event_time_marker();
         metadata.insert("other".into(), "x".into());
         let field = Field::new("ts", array.data_type().clone(), true).with_metadata(metadata);
         (field, ColumnarValue::Array(array))
@@ -354,7 +356,7 @@ mod tests {
             time.as_primitive::<TimestampMicrosecondType>().iter().collect::<Vec<_>>(),
             [Some(-1), None, Some(19_999_999)]
         );
-        assert_eq!(field.metadata(), &marks());
+        assert_eq!(field.metadata(), &event_time_marker());
     }
 
     #[test]
@@ -401,10 +403,10 @@ mod tests {
             call(Kind::MarkBound, vec![start, window, literal(is_start)]).unwrap().0
         };
         assert_eq!(window_us(&bound(&field, true)), Some(10));
-        assert_eq!(bound(&field, false).metadata(), &marks());
-        let of_unknown_length = field.as_ref().clone().with_metadata(marks());
+        assert_eq!(bound(&field, false).metadata(), &event_time_marker());
+        let of_unknown_length = field.as_ref().clone().with_metadata(event_time_marker());
         assert!(bound(&of_unknown_length, true).metadata().is_empty());
-        assert_eq!(bound(&of_unknown_length, false).metadata(), &marks());
+        assert_eq!(bound(&of_unknown_length, false).metadata(), &event_time_marker());
     }
 
     #[test]

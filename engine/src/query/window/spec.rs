@@ -35,17 +35,17 @@ impl WindowSpec {
         }
         if offset_us.unsigned_abs() >= slide_us.unsigned_abs() {
             return Err(Error::invalid("a window's offset must be shorter than its slide, or its size if it has none")
-                .hint("an offset of a whole slide changes nothing: take off as many slides as it has"));
+                .with_hint("an offset of a whole slide changes nothing: take off as many slides as it has"));
         }
         Ok(WindowSpec { size_us, slide_us, offset_us })
     }
 
-    /// From what follows the time in a call of `window`; `None` stands for an argument that is no literal.
+    /// From what follows the time in a call of `window`; `None` stands for an argument that is not a literal.
     pub(crate) fn of_arguments(lengths: &[Option<&ScalarValue>]) -> Result<Self> {
         let known = |length: Option<&ScalarValue>| -> Result<()> {
             length.map(|_| ()).ok_or_else(|| {
                 Error::invalid("a window's size, slide and offset must be literals")
-                    .hint("write `window(ts, '10 minutes')`; a length computed per row makes no windows")
+                    .with_hint("write `window(ts, '10 minutes')`; a length computed per row makes no windows")
             })
         };
         lengths.iter().try_for_each(|length| known(*length))?;
@@ -108,7 +108,7 @@ fn known_us(what: &str, value: &ScalarValue) -> Result<i64> {
         other => match other.try_as_str() {
             Some(Some(text)) => text_us(what, text),
             _ => Err(Error::invalid(format!("{what} must be an interval, and `{value}` is none"))
-                .hint("write it as text, such as `'10 minutes'`")),
+                .with_hint("write it as text, such as `'10 minutes'`")),
         },
     }
 }
@@ -116,7 +116,7 @@ fn known_us(what: &str, value: &ScalarValue) -> Result<i64> {
 fn fixed_us(what: &str, months: i32, days: i32, nanos: i64, spelled: impl Fn() -> String) -> Result<i64> {
     if months != 0 {
         return Err(Error::invalid(format!("{what} must have a fixed length, and a month has none: `{}`", spelled()))
-            .hint("count days instead, such as `30 days`"));
+            .with_hint("count days instead, such as `30 days`"));
     }
     let us = i64::from(days).checked_mul(US_PER_DAY).and_then(|us| us.checked_add(nanos.div_euclid(1000)));
     us.ok_or_else(|| Error::invalid(format!("{what} is too long: `{}`", spelled())))

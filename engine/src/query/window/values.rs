@@ -90,7 +90,7 @@ pub(super) fn session(bound: &DataType, time: &Micros, gap: Option<&ColumnarValu
     between(bound, time.clone(), end)
 }
 
-/// The gap of each row; `None` where it is of no fixed length. (What a row has is no reason to end the query.)
+/// The gap of each row; `None` where it has no fixed length. (The value of a row does not end the query.)
 fn gaps_us(gap: &ArrayRef) -> Result<Vec<Option<i64>>> {
     const WHAT: &str = "a session's gap";
     if let DataType::Interval(_) = gap.data_type() {
@@ -117,7 +117,7 @@ pub(crate) fn stretches(sessions: &ArrayRef) -> Result<Vec<Option<(i64, i64)>>> 
     let (Some(start), Some(end)) =
         (start.as_primitive_opt::<TimestampMicrosecondType>(), end.as_primitive_opt::<TimestampMicrosecondType>())
     else {
-        return internal_err!("a session's bounds are no timestamps in µs");
+        return internal_err!("the bounds of a session are not timestamps in µs");
     };
     let stretch = |row: usize| sessions.is_valid(row).then(|| (start.value(row), end.value(row)));
     Ok((0..sessions.len()).map(stretch).collect())

@@ -9,11 +9,11 @@ use datafusion::execution::memory_pool::MemoryPool;
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::checkpoint::{Created, memory_store};
+use crate::checkpoint::{CreateOutcome, memory_store};
 use crate::clock::SystemClock;
 use crate::memory::peak::PeakMemory;
 use crate::state::sorted::SortedRows;
-use crate::state::sorted::tests::{change, spec, told};
+use crate::state::sorted::tests::{change, listed, spec};
 
 const LIMITS: Limits = Limits::DEFAULT;
 
@@ -49,15 +49,15 @@ fn a_level_is_crowded_only_by_its_own_files() {
 /// Files of merges that are meant wait for a permit before they are created.
 #[derive(Debug)]
 struct Held {
-    inner: Arc<dyn CheckpointStore>,
+    inner: Arc<dyn MetadataStore>,
     is_meant: fn(&str) -> bool,
     permits: Arc<Semaphore>,
     fails: bool,
 }
 
 #[async_trait]
-impl CheckpointStore for Held {
-    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+impl MetadataStore for Held {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<CreateOutcome> {
         if (self.is_meant)(name) {
             let _permit = self.permits.acquire().await;
             if self.fails {
@@ -89,15 +89,15 @@ impl CheckpointStore for Held {
 }
 
 struct Fixture {
-    store: Arc<dyn CheckpointStore>,
+    store: Arc<dyn MetadataStore>,
     permits: Arc<Semaphore>,
-    files: StateFiles,
+    files: StateChangelog,
     limits: Limits,
     expected: BTreeMap<(i64, i64), String>,
 }
 
 /// Writes the changes of a batch, as its tasks do, and takes them in.
-async fn add(files: &mut StateFiles, batch: u64, changes: &[RecordBatch]) -> Result<OperatorCommit> {
+async fn add(files: &mut StateChangelog, batch: u64, changes: &[RecordBatch]) -> Result<OperatorCommit> {
     // What a batch holds for it is not what a merge does.
     let resources = Resources::unbounded(files.resources.limits);
     let writer = ChangeFiles { resources, ..files.changes() };
@@ -113,9 +113,9 @@ impl Fixture {
     fn with(is_meant: fn(&str) -> bool, fails: bool, resources: Resources) -> Self {
         let limits = resources.limits;
         let permits = Arc::new(Semaphore::new(0));
-        let store: Arc<dyn CheckpointStore> =
+        let store: Arc<dyn MetadataStore> =
             Arc::new(Held { inner: memory_store(), is_meant, permits: Arc::clone(&permits), fails });
-        let files = StateFiles::new(
+        let files = StateChangelog::new(
             (OperatorId(0), spec()),
             Executor::global().unwrap(),
             Arc::clone(&store),
@@ -160,7 +160,7 @@ impl Fixture {
                 assert!(more.orders.iter().all(|order| (groups.0..=groups.1).contains(&order.group())));
                 rows.push(more);
             }
-            found.extend(told(&rows));
+            found.extend(listed(&rows));
         }
         found.sort();
         let expected: Vec<_> = self.expected.iter().map(|((key, id), value)| (*key, *id, value.clone())).collect();
@@ -189,7 +189,7 @@ async fn what_is_written_and_merged_is_what_is_read() {
         if limits == SMALL {
             assert!(fixture.files.now().files.iter().any(|file| file.parts.len() > 1), "no entry has several files");
         }
-        fixture.files.cut_off_merges(&SystemClock::default()).await;
+        fixture.files.cancel_compactions(&SystemClock::default()).await;
         fixture.check(fixture.files.now()).await;
     }
 }
@@ -246,7 +246,7 @@ async fn merges_that_go_on_failing_end_the_query() {
         tokio::task::yield_now().await;
     }
     let error = fixture.add(64).await.unwrap_err();
-    assert!(error.to_string().contains("the disk is full") && error.hint_text().is_some(), "{error}");
+    assert!(error.to_string().contains("the disk is full") && error.hint().is_some(), "{error}");
 }
 
 /// A merge holds a record batch of each file, and the file that it writes, however much they are in all.

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 
 use super::*;
-use crate::checkpoint::{Created, memory_store};
+use crate::checkpoint::{CreateOutcome, memory_store};
 use crate::error::ErrorKind;
-use crate::state::file::Effort;
-use crate::state::sorted::tests::{change, spec, told};
+use crate::state::file::FileKind;
+use crate::state::sorted::tests::{change, listed, spec};
 use crate::state::write::EntryWriter;
 
 /// Files of many record batches, none of which is small enough to be read at once.
@@ -19,7 +19,7 @@ const ALL: (u8, u8) = (0, u8::MAX);
 
 /// Counts the bytes that are read.
 #[derive(Debug)]
-struct Counting(Arc<dyn CheckpointStore>, AtomicU64);
+struct Counting(Arc<dyn MetadataStore>, AtomicU64);
 
 impl Counting {
     fn count(&self, read: Option<Bytes>) -> Option<Bytes> {
@@ -29,8 +29,8 @@ impl Counting {
 }
 
 #[async_trait]
-impl CheckpointStore for Counting {
-    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+impl MetadataStore for Counting {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<CreateOutcome> {
         self.0.create(name, contents).await
     }
 
@@ -64,8 +64,8 @@ fn rows(count: i64) -> Vec<SortedRows> {
     sort(&spec(), &[change(false, &rows)], ALL, LIMITS).unwrap()
 }
 
-async fn write(store: &Arc<dyn CheckpointStore>, rows: &[SortedRows]) -> FileEntry {
-    let how = (Effort::Fast, LIMITS.file_bytes);
+async fn write(store: &Arc<dyn MetadataStore>, rows: &[SortedRows]) -> FileEntry {
+    let how = (FileKind::Changes, LIMITS.file_bytes);
     let mut writer = EntryWriter::new(store, OperatorId(0), &spec(), "0.run".to_owned(), how, &Arc::default());
     for rows in rows {
         writer.add(rows).await.unwrap();
@@ -73,7 +73,7 @@ async fn write(store: &Arc<dyn CheckpointStore>, rows: &[SortedRows]) -> FileEnt
     writer.finish(0).await.unwrap().unwrap()
 }
 
-async fn read(store: &Arc<dyn CheckpointStore>, entry: &FileEntry, groups: (u8, u8)) -> Result<Vec<SortedRows>> {
+async fn read(store: &Arc<dyn MetadataStore>, entry: &FileEntry, groups: (u8, u8)) -> Result<Vec<SortedRows>> {
     let mut reader = EntryReader::new(store, OperatorId(0), &spec(), entry, groups, LIMITS);
     let mut found = vec![];
     while let Some(rows) = reader.next().await? {
@@ -85,23 +85,23 @@ async fn read(store: &Arc<dyn CheckpointStore>, entry: &FileEntry, groups: (u8, 
 #[tokio::test]
 async fn some_groups_are_read_without_the_others() {
     let counting = Arc::new(Counting(memory_store(), AtomicU64::new(0)));
-    let store: Arc<dyn CheckpointStore> = Arc::clone(&counting) as _;
+    let store: Arc<dyn MetadataStore> = Arc::clone(&counting) as _;
     let rows = rows(4000);
     let entry = write(&store, &rows).await;
     assert!(entry.parts.len() > 3 && entry.bytes > 150_000, "{entry:?}");
     for (groups, most) in [(ALL, entry.bytes * 3 / 2), ((0, 15), entry.bytes / 6), ((100, 100), entry.bytes / 15)] {
         let own: Vec<SortedRows> = rows.iter().map(|rows| rows.of_groups(groups)).collect();
         counting.1.store(0, Ordering::Relaxed);
-        let found = told(&read(&store, &entry, groups).await.unwrap());
+        let found = listed(&read(&store, &entry, groups).await.unwrap());
         assert!(!found.is_empty());
-        assert_eq!(found, told(&own), "{groups:?}");
+        assert_eq!(found, listed(&own), "{groups:?}");
         let bytes = counting.1.load(Ordering::Relaxed);
         assert!(bytes < most, "{bytes} bytes were read for {groups:?}, of {}", entry.bytes);
     }
 }
 
 /// Puts a file in the place of an entry's first.
-async fn put(store: &Arc<dyn CheckpointStore>, entry: &FileEntry, contents: Bytes) {
+async fn put(store: &Arc<dyn MetadataStore>, entry: &FileEntry, contents: Bytes) {
     let name = path(OperatorId(0), &entry.files()[0].name);
     store.delete(&name).await.unwrap();
     store.create(&name, contents).await.unwrap();
@@ -109,8 +109,8 @@ async fn put(store: &Arc<dyn CheckpointStore>, entry: &FileEntry, contents: Byte
 
 fn check(error: &Error) {
     assert_eq!(error.kind(), ErrorKind::DamagedCheckpoint, "{error}");
-    assert!(error.file_name().is_some_and(|file| file.contains("0/0.run")), "{error}");
-    assert!(error.hint_text().is_some_and(|hint| hint.contains("backup")), "{error}");
+    assert!(error.file().is_some_and(|file| file.contains("0/0.run")), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("backup")), "{error}");
 }
 
 /// Of small files, which are read at once, and of large ones.
@@ -158,7 +158,7 @@ async fn a_byte_that_changed_changes_no_row() {
         damaged[at] ^= 0x55;
         put(&store, &entry, damaged.into()).await;
         match read(&store, &entry, ALL).await {
-            Ok(read) => assert_eq!(told(&read), told(&rows), "byte {at}"),
+            Ok(read) => assert_eq!(listed(&read), listed(&rows), "byte {at}"),
             Err(error) => {
                 found += 1;
                 check(&error);

@@ -31,14 +31,14 @@ fn views_let_go_of_what_they_were_cut_from_at_any_depth() {
     let in_binary = cast(&texts(), &DataType::BinaryView).unwrap();
     for all in [texts(), in_struct, in_list.clone(), in_binary] {
         for few in [one_of(&all), all.slice(7, 1)] {
-            let kept = without_slack(&few).unwrap();
+            let kept = shrink_to_fit(&few).unwrap();
             assert_eq!(&kept, &few);
             assert!(held(&kept) < 200, "{} bytes of {}", held(&kept), held(&few));
         }
     }
     // What has no slack is left alone.
-    let all = without_slack(&texts()).unwrap();
-    assert!(Arc::ptr_eq(&without_slack(&all).unwrap(), &all));
+    let all = shrink_to_fit(&texts()).unwrap();
+    assert!(Arc::ptr_eq(&shrink_to_fit(&all).unwrap(), &all));
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn dictionaries_are_their_values() {
     // One value of many.
     let many: ArrayRef = Arc::new((0..100).map(|i| Some(i.to_string())).collect::<StringArray>());
     let many = cast(&many, &DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))).unwrap();
-    let few = without_slack(&one_of(&many)).unwrap();
+    let few = shrink_to_fit(&one_of(&many)).unwrap();
     assert_eq!(few.as_any_dictionary().values().len(), 1);
     assert_eq!(plain(&few).unwrap().as_string::<i32>().value(0), "7");
 }
@@ -69,13 +69,13 @@ fn equal_keys_have_one_spelling() {
     let bits = |array: &ArrayRef| -> Vec<u64> {
         array.as_primitive::<Float64Type>().values().iter().map(|v| v.to_bits()).collect()
     };
-    let one = bits(&one_spelling(&[Arc::clone(&zeros)]).unwrap()[0]);
+    let one = bits(&normalize_keys(&[Arc::clone(&zeros)]).unwrap()[0]);
     assert_eq!(one[0], one[1]);
     assert_eq!(one[2], one[3]);
     let item = Arc::new(Field::new_list_field(DataType::Float64, true));
     let lists: ArrayRef =
         Arc::new(ListArray::try_new(item, OffsetBuffer::from_lengths(vec![1; 5]), zeros, None).unwrap());
-    assert_eq!(bits(one_spelling(&[lists]).unwrap()[0].as_list::<i32>().values()), one);
+    assert_eq!(bits(normalize_keys(&[lists]).unwrap()[0].as_list::<i32>().values()), one);
 
     let mut maps = MapBuilder::new(None, StringBuilder::new(), Int32Builder::new());
     for entries in [[("b", 1), ("a", 2)], [("a", 2), ("b", 1)]] {
@@ -86,8 +86,8 @@ fn equal_keys_have_one_spelling() {
         maps.append(true).unwrap();
     }
     let maps: ArrayRef = Arc::new(maps.finish());
-    let one = one_spelling(&[maps]).unwrap().remove(0);
+    let one = normalize_keys(&[maps]).unwrap().remove(0);
     assert_eq!(one.slice(0, 1).as_map().entries(), one.slice(1, 1).as_map().entries());
     let same: ArrayRef = Arc::new(Int64Array::from(vec![1]));
-    assert_eq!(one_spelling(&[Arc::clone(&same)]).unwrap()[0].as_primitive::<Int64Type>().value(0), 1);
+    assert_eq!(normalize_keys(&[Arc::clone(&same)]).unwrap()[0].as_primitive::<Int64Type>().value(0), 1);
 }

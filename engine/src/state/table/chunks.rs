@@ -37,7 +37,7 @@ impl Chunk {
     }
 }
 
-/// See the [module](self).
+/// The chunks of a table.
 #[derive(Debug)]
 pub(super) struct Chunks {
     limits: Limits,

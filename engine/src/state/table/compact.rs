@@ -11,14 +11,14 @@ use datafusion::error::Result;
 
 use super::chunks::Chunk;
 use super::keys::Keys;
-use super::{NONE, Table};
+use super::{NONE, StateTable};
 use crate::state::sizes::{RowBytes, bounded_ranges};
-use crate::state::spelling::without_slack;
+use crate::state::spelling::shrink_to_fit;
 
 /// So many dead rows are of no account.
 const DEAD_ROWS: usize = 1024;
 
-impl Table {
+impl StateTable {
     /// Does a part of the work that is due, after so many rows were changed.
     pub(super) fn compact(&mut self, changed: usize) -> Result<()> {
         let mut budget = self.resources.limits.chunk_rows + 2 * changed;
@@ -68,7 +68,7 @@ impl Table {
         let values = (0..self.value_types.len())
             .map(|column| {
                 let arrays: Vec<&dyn Array> = old.iter().map(|(_, chunk)| chunk.values[column].as_ref()).collect();
-                without_slack(&interleave(&arrays, from)?)
+                shrink_to_fit(&interleave(&arrays, from)?)
             })
             .collect::<Result<Vec<ArrayRef>>>()?;
         let slots: Vec<u32> = from.iter().map(|&(i, row)| old[i].1.slots[row]).collect();

@@ -11,7 +11,7 @@ use hashbrown::hash_table::Entry;
 /// 8,192 well.
 const PER_PART: usize = 6800;
 
-/// See the [module](self).
+/// A hash index from keys to slots.
 #[derive(Debug)]
 pub(super) struct Index {
     parts: Vec<HashTable<(u64, u32)>>,

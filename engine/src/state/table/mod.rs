@@ -46,7 +46,7 @@ use self::keys::Keys;
 pub(crate) use self::pages::Pages;
 use super::limits::{Limits, Resources};
 use super::sizes::{RowBytes, bounded_ranges, fixed_bytes};
-use super::spelling::{one_spelling, plain, plain_type, without_slack};
+use super::spelling::{normalize_keys, plain, plain_type, shrink_to_fit};
 use super::store::{NEVER, NewRows, SlotId, StateStore};
 use crate::error::{Error, ErrorKind};
 
@@ -76,7 +76,7 @@ impl Default for Slot {
 
 /// The columnar table: the store in memory.
 #[derive(Debug)]
-pub(crate) struct Table {
+pub(crate) struct StateTable {
     resources: Resources,
     converter: RowConverter,
     key_types: Vec<DataType>,
@@ -100,12 +100,12 @@ pub(crate) struct Table {
     rewritten: usize,
 }
 
-impl Table {
+impl StateTable {
     pub(crate) fn new(keys: &[FieldRef], values: &[FieldRef], resources: &Resources) -> Result<Self> {
         let fields = keys.iter().map(|field| SortField::new(plain_type(field.data_type()))).collect();
         let value_bytes = values.iter().map(|field| fixed_bytes(&plain_type(field.data_type())));
         let value_bytes: Vec<Option<usize>> = value_bytes.collect();
-        Ok(Table {
+        Ok(StateTable {
             fixed: value_bytes.iter().flatten().sum(),
             varying: (0..values.len()).filter(|column| value_bytes[*column].is_none()).collect(),
             keys_are_fixed: keys.iter().all(|key| fixed_bytes(&plain_type(key.data_type())).is_some()),
@@ -126,13 +126,13 @@ impl Table {
     }
 }
 
-impl StateStore for Table {
+impl StateStore for StateTable {
     fn limits(&self) -> Limits {
         self.resources.limits
     }
 
     fn encode(&self, keys: &[ArrayRef]) -> Result<Rows> {
-        Ok(self.converter.convert_columns(&one_spelling(keys)?)?)
+        Ok(self.converter.convert_columns(&normalize_keys(keys)?)?)
     }
 
     fn find(&self, hash: u64, key: Row<'_>) -> Result<Option<SlotId>> {
@@ -192,7 +192,7 @@ impl StateStore for Table {
                     take_arrays(&values, &UInt32Array::from_iter_values(part.start as u32..part.end as u32), None)?
                 }
             };
-            let values = values.iter().map(without_slack).collect::<Result<Vec<_>>>()?;
+            let values = values.iter().map(shrink_to_fit).collect::<Result<Vec<_>>>()?;
             found.extend(self.put_chunk(&slots[part.clone()], &rows, part, values)?);
         }
         self.compact(count)?;
@@ -241,7 +241,7 @@ impl StateStore for Table {
     }
 }
 
-impl Table {
+impl StateTable {
     fn find_one(&self, hash: u64, key: Row<'_>) -> Option<SlotId> {
         self.index.find(hash, |slot| self.key_of(slot) == Some(key.as_ref())).map(SlotId)
     }
@@ -349,7 +349,7 @@ impl Table {
         self.chunks.row_died(chunk);
     }
 
-    /// Tells the pool what is held now.
+    /// Accounts in the pool for what is held now.
     fn claim(&self) -> Result<()> {
         let bytes = self.bytes();
         self.claimed.try_resize(bytes).map_err(|e| self.resources.refused(bytes, e).into())
@@ -358,7 +358,7 @@ impl Table {
 
 fn too_many_rows() -> datafusion::error::DataFusionError {
     Error::new(ErrorKind::OutOfMemory, "one partition of an operator's state has more than four thousand million rows")
-        .hint("start the query with more partitions, or bound the state with a watermark")
+        .with_hint("start the query with more partitions, or bound the state with a watermark")
         .into()
 }
 

@@ -7,14 +7,14 @@ use datafusion::common::internal_err;
 use datafusion::error::Result;
 
 use super::chunks::Chunk;
-use super::{NONE, SlotId, Table};
+use super::{NONE, SlotId, StateTable};
 use crate::state::sizes::bytes_at;
 use crate::state::spelling::in_type;
 
 /// The chunks that hold some rows, and for each row its chunk among these and its place there.
 type Places<'a> = (Vec<&'a Chunk>, Vec<(usize, usize)>);
 
-impl Table {
+impl StateTable {
     /// The bytes of a row, key included.
     pub(super) fn row_bytes(&self, slot: SlotId) -> usize {
         if self.varying.is_empty() && self.keys_are_fixed {

@@ -15,12 +15,12 @@ use crate::state::key_hash::hash_keys;
 const SMALL: Limits =
     Limits { chunk_rows: 8, chunk_bytes: 1024, block_bytes: 4096, file_bytes: 4096, entries_per_level: 16 };
 
-fn table() -> Table {
+fn table() -> StateTable {
     table_of(Limits::default())
 }
 
-fn table_of(limits: Limits) -> Table {
-    Table::new(
+fn table_of(limits: Limits) -> StateTable {
+    StateTable::new(
         &[Arc::new(Field::new("k", DataType::Int64, true))],
         &[Arc::new(Field::new("v", DataType::Int64, true)), Arc::new(Field::new("text", DataType::Utf8View, true))],
         &Resources::unbounded(limits),
@@ -29,7 +29,7 @@ fn table_of(limits: Limits) -> Table {
 }
 
 /// Puts (key, time, value), replacing the newest row of the key if `replace`.
-fn put(table: &mut Table, rows: &[(i64, i64, i64)], replace: bool) -> Vec<SlotId> {
+fn put(table: &mut StateTable, rows: &[(i64, i64, i64)], replace: bool) -> Vec<SlotId> {
     let keys: ArrayRef = Arc::new(rows.iter().map(|r| Some(r.0)).collect::<Int64Array>());
     let hashes = hash_keys(&[Arc::clone(&keys)], rows.len()).unwrap();
     let keys = table.encode(&[keys]).unwrap();
@@ -43,7 +43,7 @@ fn put(table: &mut Table, rows: &[(i64, i64, i64)], replace: bool) -> Vec<SlotId
     table.put(&slots, NewRows { keys: &keys, hashes: &hashes, times_us: &times, values }).unwrap()
 }
 
-fn contents(table: &Table) -> Vec<(i64, i64, i64)> {
+fn contents(table: &StateTable) -> Vec<(i64, i64, i64)> {
     let slots: Vec<SlotId> = table.slots();
     let (keys, values) = (table.keys(&slots).unwrap(), table.values(&slots).unwrap());
     let (keys, numbers) = (keys[0].as_primitive::<Int64Type>(), values[0].as_primitive::<Int64Type>());
@@ -84,7 +84,7 @@ fn memory_does_not_grow_with_the_number_of_batches() {
 }
 
 /// Chunks are within their limits, few, and at least half full.
-fn check(table: &Table) {
+fn check(table: &StateTable) {
     let limits = table.limits();
     let (mut rows, mut small) = (0, 0);
     for chunk in table.chunks.iter() {
@@ -174,7 +174,7 @@ fn large_values_are_never_in_one_array() {
     let text = |of_type: DataType| -> Arc<Field> { Arc::new(Field::new("text", of_type, true)) };
     for of_type in [DataType::Utf8, DataType::Utf8View] {
         let keys = [Arc::new(Field::new("k", DataType::Int64, true))];
-        let mut table = Table::new(&keys, &[text(of_type.clone())], &Resources::unbounded(limits)).unwrap();
+        let mut table = StateTable::new(&keys, &[text(of_type.clone())], &Resources::unbounded(limits)).unwrap();
         for round in 0..30 {
             let keys: ArrayRef = Arc::new((0..100).collect::<Int64Array>());
             let hashes = hash_keys(&[Arc::clone(&keys)], 100).unwrap();
@@ -211,7 +211,7 @@ fn the_pool_is_asked_and_its_refusal_names_the_operator() {
     let pool: Arc<dyn datafusion::execution::memory_pool::MemoryPool> =
         Arc::new(datafusion::execution::memory_pool::GreedyMemoryPool::new(1 << 20));
     let resources = Resources::new(Limits::default(), &pool, "operator 3 (aggregate)".to_owned());
-    let mut table = Table::new(&[Arc::new(Field::new("k", DataType::Int64, true))], &[], &resources).unwrap();
+    let mut table = StateTable::new(&[Arc::new(Field::new("k", DataType::Int64, true))], &[], &resources).unwrap();
     let keys: ArrayRef = Arc::new((0..100_000).collect::<Int64Array>());
     let hashes = hash_keys(&[Arc::clone(&keys)], 100_000).unwrap();
     let keys = table.encode(&[keys]).unwrap();

@@ -12,11 +12,11 @@ use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use serde_json::{Value, json};
 
 use super::{Configure, Step};
-use crate::checkpoint::{CheckpointStore, memory_store};
+use crate::checkpoint::{MetadataStore, memory_store};
 use crate::clock::ManualClock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::BatchId;
-use crate::query::{StreamingContext, StreamingDataFrame, StreamingQuery};
+use crate::query::{StreamingDataFrameExt, StreamingQuery, StreamingSessionExt};
 use crate::sink::MemorySink;
 use crate::source::MemorySource;
 use crate::testing::oracle::difference;
@@ -31,7 +31,7 @@ pub(super) struct Run<Q> {
     configure: Configure,
     ctx: SessionContext,
     clock: ManualClock,
-    checkpoint: Arc<dyn CheckpointStore>,
+    checkpoint: Arc<dyn MetadataStore>,
     sources: BTreeMap<String, (SchemaRef, MemorySource)>,
     sink: MemorySink,
     /// The last batch whose rows an expectation has seen.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, SecondsFormat};
 use serde_json::{Value, json};
-use tidewater_book::events::Lcg;
-use tidewater_book::kafka::{Broker, NewRecord};
+use tidewater_workspace::events::Lcg;
+use tidewater_workspace::kafka::{Broker, NewRecord};
 
 /// 2024-01-01T00:00:00 UTC, when the first order is placed.
 const FIRST_MS: i64 = 1_704_067_200_000;

@@ -1,13 +1,13 @@
 //! One librdkafka producer.
 //!
 //! Time: `flush` and `commit_transaction` of the `rdkafka` crate wait in steps of 100 ms for rows under way, and
-//! `poll(d)` takes all of `d` whatever comes. So the marker is sent while rows are under way, then [`Sender::drain`]
+//! `poll(d)` takes all of `d` whatever comes. So the marker is sent while rows are under way, then [`KafkaProducer::drain`]
 //! looks often and briefly until none is, and only then is the commit asked for: nothing is left to wait for but the
-//! cluster's answer. librdkafka's `flush`, which would not wait for `linger.ms`, is no help: it does so only while it
+//! cluster's answer. librdkafka's `flush`, which would not wait for `linger.ms`, does not help: it does so only while it
 //! blocks.
 
+mod errors;
 mod transaction;
-mod trouble;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,44 +23,44 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use rdkafka::{ClientContext, Message};
 use tidewater::error::{Error, Result};
 
-use self::transaction::Stage;
+use self::transaction::TxnState;
 use super::properties::{self, Timeouts};
 use super::record::{Columns, Record};
-use crate::kafka::client::{ClientSettings, Context};
-use crate::kafka::patience::{Deadline, is_hopeless, is_no_topic, may_pass, now};
-use crate::kafka::problem;
+use crate::kafka::client::{ClientEvents, ClientSettings};
+use crate::kafka::errors as kafka_errors;
+use crate::kafka::retry::{Deadline, is_auth_failure, is_retriable, is_unknown_topic, now};
 use crate::memory::{Claim, left_in};
 
 /// How long a cluster may take to be found at all.
-const REACH: Duration = Duration::from_secs(60);
+const METADATA_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a topic may take to be created on first use.
-const CREATION: Duration = Duration::from_secs(5);
+const TOPIC_CREATION_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause before a question is asked again.
-const AGAIN: Duration = Duration::from_millis(50);
+const RETRY_BACKOFF: Duration = Duration::from_millis(50);
 /// The broker's answer may come a little after the time that a row has.
-const GRACE: Duration = Duration::from_secs(5);
-/// Of those that wait to be heard: so many a time.
-const EVENTS: usize = 32;
+const DELIVERY_GRACE: Duration = Duration::from_secs(5);
+/// The maximum number of pending client events that one call serves.
+const EVENTS_PER_CALL: usize = 32;
 /// What to do when there is no memory for the queue.
 const QUEUE_HINT: &str =
     "give the session a larger memory pool, or set the property `queue.buffering.max.kbytes` lower";
 
-/// What librdkafka tells of rows, and beside the answers to calls.
+/// The producer's callbacks: delivery reports, and events beside the answers to calls.
 #[derive(Debug, Default)]
 struct Deliveries {
-    heard: Context,
+    events: ClientEvents,
     lost: Mutex<Lost>,
 }
 
-/// Rows that were not taken.
+/// Rows that were not delivered.
 #[derive(Debug, Clone, Default)]
 struct Lost {
     rows: u64,
-    first: Option<Place>,
+    first: Option<FailedDelivery>,
 }
 
 #[derive(Debug, Clone)]
-struct Place {
+struct FailedDelivery {
     topic: String,
     partition: i32,
     error: KafkaError,
@@ -68,11 +68,11 @@ struct Place {
 
 impl ClientContext for Deliveries {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, log_message: &str) {
-        self.heard.log(level, fac, log_message);
+        self.events.log(level, fac, log_message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.heard.error(error, reason);
+        self.events.error(error, reason);
     }
 }
 
@@ -83,23 +83,24 @@ impl ProducerContext for Deliveries {
         let Err((error, message)) = delivery_result else { return };
         let mut lost = self.lost.lock();
         lost.rows += 1;
-        // Rows that were taken back follow something else, which is told in its own way.
+        // Purged messages are a consequence of an abort, which is reported separately: they do not count as the first
+        // failure.
         let taken_back = matches!(error.rdkafka_error_code(), Some(Code::PurgeQueue | Code::PurgeInflight));
         if lost.first.is_none() && !taken_back {
             let (topic, partition) = (message.topic().to_owned(), message.partition());
-            lost.first = Some(Place { topic, partition, error: error.clone() });
+            lost.first = Some(FailedDelivery { topic, partition, error: error.clone() });
         }
     }
 }
 
 /// Sends rows, with or without transactions. May be used by many threads; calls about the transaction come from one.
-pub(super) struct Sender {
+pub(super) struct KafkaProducer {
     producer: BaseProducer<Deliveries>,
-    heard: Context,
+    events: ClientEvents,
     settings: ClientSettings,
     timeouts: Timeouts,
     transactional: bool,
-    stage: Mutex<Stage>,
+    txn_state: Mutex<TxnState>,
     /// Since when there is something in the open transaction.
     busy_since: Mutex<Option<Instant>>,
     /// Topics that were found.
@@ -108,7 +109,7 @@ pub(super) struct Sender {
     _memory: Claim,
 }
 
-impl Sender {
+impl KafkaProducer {
     /// With a `transactional_id`, rows go out in transactions only. Rows that the cluster has not taken are on account of
     /// this pool. The cluster is not asked yet.
     pub(super) fn new(
@@ -121,19 +122,19 @@ impl Sender {
         let what = format!("the queue of rows for Kafka at {}", settings.bootstrap());
         let memory = Claim::new(pool, what, QUEUE_HINT);
         memory.grow(queue_kib.saturating_mul(1024))?;
-        let heard = Context::default();
+        let events = ClientEvents::default();
         let config = properties::of_producer(&settings, timeouts, transactional_id, queue_kib);
-        let deliveries = Deliveries { heard: heard.clone(), lost: Mutex::default() };
-        let producer: BaseProducer<Deliveries> = config
-            .create_with_context(deliveries)
-            .map_err(|error| problem::failed("make a producer with these properties", &settings, &heard, &error))?;
-        Ok(Sender {
+        let deliveries = Deliveries { events: events.clone(), lost: Mutex::default() };
+        let producer: BaseProducer<Deliveries> = config.create_with_context(deliveries).map_err(|error| {
+            kafka_errors::to_error("make a producer with these properties", &settings, &events, &error)
+        })?;
+        Ok(KafkaProducer {
             producer,
-            heard,
+            events,
             settings,
             timeouts,
             transactional: transactional_id.is_some(),
-            stage: Mutex::new(Stage::Idle),
+            txn_state: Mutex::new(TxnState::Idle),
             busy_since: Mutex::default(),
             topics: Mutex::default(),
             _memory: memory,
@@ -141,12 +142,12 @@ impl Sender {
     }
 
     /// How long to wait for a cluster that nobody has heard of yet.
-    pub(super) fn patience_to_start(&self) -> Duration {
-        self.timeouts.delivery.min(REACH)
+    pub(super) fn startup_timeout(&self) -> Duration {
+        self.timeouts.delivery.min(METADATA_TIMEOUT)
     }
 
-    /// Sees that the cluster answers and knows the topic. One that it creates on first use is created.
-    pub(super) fn meet(&self, topic: Option<&str>) -> Result<()> {
+    /// Ensures that the cluster answers and knows the topic. One that it creates on first use is created.
+    pub(super) fn ensure_topic(&self, topic: Option<&str>) -> Result<()> {
         if let Some(topic) = topic {
             if self.topics.lock().contains(topic) {
                 return Ok(());
@@ -156,26 +157,26 @@ impl Sender {
         let action = topic.map_or("ask for its topics".to_owned(), |topic| {
             format!("find topic `{topic}` at {}", self.settings.bootstrap())
         });
-        let deadline = Deadline::after(self.patience_to_start());
+        let deadline = Deadline::after(self.startup_timeout());
         let mut creation = None;
         loop {
             let error = match self.ask_for(topic, deadline.step()) {
                 Ok(()) => {
-                    self.heard.answered();
+                    self.events.clear_error();
                     self.topics.lock().extend(topic.map(str::to_owned));
                     return Ok(());
                 }
                 Err(error) => error,
             };
-            // Why there is no answer is among what librdkafka tells meanwhile, and with a log at work that is a lot.
-            self.producer.poll(AGAIN);
-            let hopeless = if is_no_topic(&error) {
-                creation.get_or_insert_with(|| Deadline::after(CREATION)).has_passed()
+            // Why there is no answer is among the events that come meanwhile, and with logging enabled there are many.
+            self.producer.poll(RETRY_BACKOFF);
+            let hopeless = if is_unknown_topic(&error) {
+                creation.get_or_insert_with(|| Deadline::after(TOPIC_CREATION_TIMEOUT)).has_passed()
             } else {
-                !may_pass(&error) || is_hopeless(self.heard.complaint())
+                !is_retriable(&error) || is_auth_failure(self.events.last_error())
             };
             if hopeless || deadline.has_passed() {
-                return Err(self.told(&action, &error));
+                return Err(self.to_error(&action, &error));
             }
         }
     }
@@ -202,12 +203,12 @@ impl Sender {
         for row in 0..batch.num_rows() {
             let record = rows.record(row)?;
             if record.topic != met {
-                self.meet(Some(record.topic))?;
+                self.ensure_topic(Some(record.topic))?;
                 met = record.topic;
             }
             self.send_one(record)?;
         }
-        self.hear();
+        self.poll_events();
         self.check()
     }
 
@@ -223,16 +224,16 @@ impl Sender {
             };
             if error.rdkafka_error_code() != Some(Code::QueueFull) {
                 return Err(match error.rdkafka_error_code() {
-                    Some(Code::Fatal | Code::State) => self.why(&format!("write to topic `{topic}`"), &error),
-                    _ => self.lost_at(topic, partition, 1, &error),
+                    Some(Code::Fatal | Code::State) => self.root_cause(&format!("write to topic `{topic}`"), &error),
+                    _ => self.row_error(topic, partition, 1, &error),
                 });
             }
-            // Either the cluster takes rows, which makes room, or they fail for lack of time, which is told.
-            self.hear();
+            // Either the cluster takes rows, which makes room, or they time out, which is reported.
+            self.poll_events();
             self.check()?;
-            let full: &Deadline = full.get_or_insert_with(|| Deadline::after(self.timeouts.delivery + GRACE));
+            let full: &Deadline = full.get_or_insert_with(|| Deadline::after(self.timeouts.delivery + DELIVERY_GRACE));
             if full.has_passed() {
-                return Err(self.too_slow());
+                return Err(self.delivery_timeout());
             }
             full.pause();
             record = refused;
@@ -241,24 +242,24 @@ impl Sender {
 
     /// Waits until every row is taken.
     fn drain(&self) -> Result<()> {
-        let deadline = Deadline::after(self.timeouts.delivery + GRACE);
+        let deadline = Deadline::after(self.timeouts.delivery + DELIVERY_GRACE);
         loop {
-            self.hear();
+            self.poll_events();
             self.check()?;
             // A row that failed counts until its report is heard.
             if self.producer.in_flight_count() <= 0 {
                 return Ok(());
             }
             if deadline.has_passed() {
-                return Err(self.too_slow());
+                return Err(self.delivery_timeout());
             }
             deadline.pause();
         }
     }
 
-    /// Lets librdkafka tell what it has to tell, without waiting for more.
-    fn hear(&self) {
-        for _ in 0..EVENTS {
+    /// Serves pending client events, without waiting for more.
+    fn poll_events(&self) {
+        for _ in 0..EVENTS_PER_CALL {
             self.producer.poll(Duration::ZERO);
         }
     }
@@ -276,7 +277,7 @@ pub(super) fn check_topic_name(topic: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::invalid(format!("`{topic}` cannot be the name of a Kafka topic"))
-        .hint("names have up to 249 letters and digits of ASCII, dots, underscores and dashes"))
+        .with_hint("names have up to 249 letters and digits of ASCII, dots, underscores and dashes"))
 }
 
 #[cfg(test)]
@@ -302,11 +303,12 @@ mod tests {
         let rows = RecordBatch::try_from_iter([("value", value)]).unwrap();
         let columns = Columns::find(&rows.schema(), Some("out"), true).unwrap();
         let pool = &RuntimeEnv::default().memory_pool;
-        let sender = Sender::new(ClientSettings::new("127.0.0.1:1"), Some("tidewater-test-output"), pool).unwrap();
-        sender.topics.lock().insert("out".to_owned());
-        assert!(sender.send(&columns, &rows).is_err());
-        assert!(sender.begin().is_err(), "transactions were not initialised");
-        assert!(!sender.is_open() && !sender.is_committing());
-        sender.give_up().unwrap();
+        let producer =
+            KafkaProducer::new(ClientSettings::new("127.0.0.1:1"), Some("tidewater-test-output"), pool).unwrap();
+        producer.topics.lock().insert("out".to_owned());
+        assert!(producer.send(&columns, &rows).is_err());
+        assert!(producer.begin().is_err(), "transactions were not initialised");
+        assert!(!producer.is_open() && !producer.is_committing());
+        producer.give_up().unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! The transaction of a [`Sender`].
+//! The transaction of a [`KafkaProducer`].
 //!
 //! A call about it can fail in three ways, and each has its answer:
 //!
@@ -19,13 +19,13 @@ use rdkafka::producer::Producer;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tidewater::error::{Error, Result};
 
-use super::{Lost, Sender};
-use crate::kafka::patience::{Deadline, is_hopeless};
+use super::{KafkaProducer, Lost};
+use crate::kafka::retry::{Deadline, is_auth_failure};
 
 /// How long the rows of a failed batch may take to be given up.
-const ABORT: Duration = Duration::from_secs(10);
+const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same when the run ends: somebody waits.
-const FAREWELL: Duration = Duration::from_secs(3);
+const SHUTDOWN_ABORT_TIMEOUT: Duration = Duration::from_secs(3);
 /// What a step of an abort may take: between two of them, the reports of rows that were taken back are heard.
 const ABORT_STEP: Duration = Duration::from_millis(50);
 /// How long the cluster may take to answer the commit before it is asked whether it still works on it.
@@ -33,7 +33,7 @@ const COMMIT_STEP: Duration = Duration::from_secs(1);
 
 /// Where the transaction is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum TxnState {
     /// There is none.
     Idle,
     /// Rows go into it.
@@ -44,38 +44,38 @@ pub(super) enum Stage {
     Over,
 }
 
-/// What follows from an error.
+/// The reaction to an error of a transactional call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Remedy {
-    Again,
+pub(super) enum ErrorAction {
+    Retry,
     Abort,
-    None,
+    Fail,
 }
 
-pub(super) fn remedy(error: &KafkaError) -> Remedy {
+pub(super) fn error_action(error: &KafkaError) -> ErrorAction {
     match error {
-        KafkaError::Transaction(error) if error.is_fatal() => Remedy::None,
-        KafkaError::Transaction(error) if error.is_retriable() => Remedy::Again,
-        KafkaError::Transaction(error) if error.txn_requires_abort() => Remedy::Abort,
-        KafkaError::Flush(Code::OperationTimedOut) => Remedy::Again,
-        _ => Remedy::None,
+        KafkaError::Transaction(error) if error.is_fatal() => ErrorAction::Fail,
+        KafkaError::Transaction(error) if error.is_retriable() => ErrorAction::Retry,
+        KafkaError::Transaction(error) if error.txn_requires_abort() => ErrorAction::Abort,
+        KafkaError::Flush(Code::OperationTimedOut) => ErrorAction::Retry,
+        _ => ErrorAction::Fail,
     }
 }
 
-impl Sender {
+impl KafkaProducer {
     /// Takes the place of earlier producers of this transactional id: what they left open is aborted, what they left in
     /// doubt is settled, and they can write no more.
     pub(in crate::kafka::sink) fn init_transactions(&self) -> Result<()> {
-        let deadline = Deadline::after(self.patience_to_start());
+        let deadline = Deadline::after(self.startup_timeout());
         loop {
             let error = match self.producer.init_transactions(deadline.step()) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            self.hear();
-            let again = remedy(&error) == Remedy::Again && !is_hopeless(self.heard.complaint());
+            self.poll_events();
+            let again = error_action(&error) == ErrorAction::Retry && !is_auth_failure(self.events.last_error());
             if !again || deadline.has_passed() {
-                return Err(self.why("take over the query's transactions", &error));
+                return Err(self.root_cause("take over the query's transactions", &error));
             }
             deadline.pause();
         }
@@ -83,17 +83,17 @@ impl Sender {
 
     /// Begins a transaction. One that was not committed is aborted first.
     pub(in crate::kafka::sink) fn begin(&self) -> Result<()> {
-        let stage = *self.stage.lock();
-        match stage {
-            Stage::Idle | Stage::Over => {}
-            Stage::Open => self.abort(ABORT)?,
-            Stage::Committing => return Err(self.undecided()),
+        let txn_state = *self.txn_state.lock();
+        match txn_state {
+            TxnState::Idle | TxnState::Over => {}
+            TxnState::Open => self.abort(ABORT_TIMEOUT)?,
+            TxnState::Committing => return Err(self.commit_outcome_unknown()),
         }
         *self.producer.context().lost.lock() = Lost::default();
         *self.busy_since.lock() = None;
         if self.transactional {
-            self.producer.begin_transaction().map_err(|error| self.why("begin a transaction", &error))?;
-            *self.stage.lock() = Stage::Open;
+            self.producer.begin_transaction().map_err(|error| self.root_cause("begin a transaction", &error))?;
+            *self.txn_state.lock() = TxnState::Open;
         }
         Ok(())
     }
@@ -106,7 +106,7 @@ impl Sender {
     ) -> Result<()> {
         self.note_busy();
         // The whole time for each call: where it ends without an answer, the transaction is lost.
-        self.insist("write the marker of the batch", |left| {
+        self.retry_until_deadline("write the marker of the batch", |left| {
             self.producer.send_offsets_to_transaction(offset, group, left)
         })
         .map_err(|(error, _)| error)
@@ -119,19 +119,21 @@ impl Sender {
         if !self.transactional {
             return Ok(());
         }
-        *self.stage.lock() = Stage::Committing;
-        let asked = self.insist("commit the transaction of the batch", |left| {
+        *self.txn_state.lock() = TxnState::Committing;
+        let asked = self.retry_until_deadline("commit the transaction of the batch", |left| {
             self.producer.commit_transaction(left.min(COMMIT_STEP))
         });
-        let (stage, outcome) = match asked {
-            Ok(()) => (Stage::Idle, Ok(())),
-            Err((error, Remedy::Again)) => (Stage::Committing, Err(self.undecided().caused_by(error))),
-            Err((error, Remedy::Abort)) => (Stage::Open, Err(error)),
-            Err((error, Remedy::None)) => (Stage::Over, Err(error)),
+        let (txn_state, outcome) = match asked {
+            Ok(()) => (TxnState::Idle, Ok(())),
+            Err((error, ErrorAction::Retry)) => {
+                (TxnState::Committing, Err(self.commit_outcome_unknown().with_source(error)))
+            }
+            Err((error, ErrorAction::Abort)) => (TxnState::Open, Err(error)),
+            Err((error, ErrorAction::Fail)) => (TxnState::Over, Err(error)),
         };
-        *self.stage.lock() = stage;
-        if stage == Stage::Open
-            && let Err(error) = self.abort(ABORT)
+        *self.txn_state.lock() = txn_state;
+        if txn_state == TxnState::Open
+            && let Err(error) = self.abort(ABORT_TIMEOUT)
         {
             tracing::warn!(%error, "a failed batch could not be aborted; the cluster does it in time");
         }
@@ -140,63 +142,67 @@ impl Sender {
 
     /// Whether the cluster was asked to commit and has not answered.
     pub(in crate::kafka::sink) fn is_committing(&self) -> bool {
-        *self.stage.lock() == Stage::Committing
+        *self.txn_state.lock() == TxnState::Committing
     }
 
     /// Gives up what is in the open transaction, if one is open.
     pub(in crate::kafka::sink) fn give_up(&self) -> Result<()> {
-        if self.is_open() { self.abort(ABORT) } else { Ok(()) }
+        if self.is_open() { self.abort(ABORT_TIMEOUT) } else { Ok(()) }
     }
 
     pub(super) fn is_open(&self) -> bool {
-        *self.stage.lock() == Stage::Open
+        *self.txn_state.lock() == TxnState::Open
     }
 
     fn abort(&self, patience: Duration) -> Result<()> {
         let deadline = Deadline::after(patience);
         loop {
             let asked = self.producer.abort_transaction(ABORT_STEP);
-            self.hear();
+            self.poll_events();
             match asked {
                 Ok(()) => {
-                    *self.stage.lock() = Stage::Idle;
+                    *self.txn_state.lock() = TxnState::Idle;
                     return Ok(());
                 }
-                Err(error) if remedy(&error) != Remedy::Again || deadline.has_passed() => {
-                    *self.stage.lock() = Stage::Over;
-                    return Err(self.told("abort a transaction", &error));
+                Err(error) if error_action(&error) != ErrorAction::Retry || deadline.has_passed() => {
+                    *self.txn_state.lock() = TxnState::Over;
+                    return Err(self.to_error("abort a transaction", &error));
                 }
                 Err(_) => deadline.pause(),
             }
         }
     }
 
-    /// Calls until there is an answer that would not change if it was asked again, or patience ends.
-    fn insist(&self, action: &str, call: impl Fn(Duration) -> KafkaResult<()>) -> Result<(), (Error, Remedy)> {
+    /// Retries a call until its outcome is final, or the deadline has passed.
+    fn retry_until_deadline(
+        &self,
+        action: &str,
+        call: impl Fn(Duration) -> KafkaResult<()>,
+    ) -> Result<(), (Error, ErrorAction)> {
         let deadline = Deadline::after(self.timeouts.delivery);
         loop {
             let error = match call(deadline.left()) {
                 Ok(()) => {
-                    self.heard.answered();
+                    self.events.clear_error();
                     return Ok(());
                 }
                 Err(error) => error,
             };
-            self.hear();
-            let remedy = remedy(&error);
-            if remedy != Remedy::Again || deadline.has_passed() {
-                return Err((self.why(action, &error), remedy));
+            self.poll_events();
+            let error_action = error_action(&error);
+            if error_action != ErrorAction::Retry || deadline.has_passed() {
+                return Err((self.root_cause(action, &error), error_action));
             }
             deadline.pause();
         }
     }
 }
 
-impl Drop for Sender {
+impl Drop for KafkaProducer {
     /// An open transaction holds up readers until it is aborted, or for as long as a transaction may take.
     fn drop(&mut self) {
         if self.is_open()
-            && let Err(error) = self.abort(FAREWELL)
+            && let Err(error) = self.abort(SHUTDOWN_ABORT_TIMEOUT)
         {
             tracing::warn!(%error, "an open transaction could not be aborted; the cluster does it in time");
         }
@@ -209,8 +215,8 @@ mod tests {
 
     #[test]
     fn an_error_that_nobody_knows_has_no_remedy() {
-        assert_eq!(remedy(&KafkaError::Flush(Code::OperationTimedOut)), Remedy::Again);
-        assert_eq!(remedy(&KafkaError::Flush(Code::Fatal)), Remedy::None);
-        assert_eq!(remedy(&KafkaError::Canceled), Remedy::None);
+        assert_eq!(error_action(&KafkaError::Flush(Code::OperationTimedOut)), ErrorAction::Retry);
+        assert_eq!(error_action(&KafkaError::Flush(Code::Fatal)), ErrorAction::Fail);
+        assert_eq!(error_action(&KafkaError::Canceled), ErrorAction::Fail);
     }
 }

@@ -1,4 +1,4 @@
-//! The consumer group of the user's choice, which is told how far the query is: for tools that show lag, and only for them.
+//! Commits how far the query is to the consumer group of the user's choice: for tools that show lag, and only for them.
 //!
 //! A run that was overtaken and does not know it must not turn it back. Kafka has no way to say "unless somebody else wrote",
 //! so what is there is read first, and only partitions that are behind are written. (With a topic, Kafka forgets the group's
@@ -12,33 +12,33 @@ use tidewater::source::Offset;
 
 use super::KafkaReader;
 use crate::kafka::offsets::PartitionOffsets;
-use crate::kafka::source::discover::QUESTION_TIMEOUT;
+use crate::kafka::source::discover::QUERY_TIMEOUT;
 
 impl KafkaReader {
-    /// Tells the group that all up to `end` is read; `last` waits for the answer.
-    pub(super) fn tell_group(&mut self, end: &Offset, last: bool) -> Result<()> {
-        if self.settings.commit_group.is_none() || self.told_group.as_ref() == Some(end) {
+    /// Commits to the group that all up to `end` is read; `last` waits for the answer.
+    pub(super) fn commit_to_group(&mut self, end: &Offset, last: bool) -> Result<()> {
+        if self.settings.commit_group.is_none() || self.committed_to_group.as_ref() == Some(end) {
             return Ok(());
         }
         let offsets = PartitionOffsets::from_offset(end)?;
-        if let Err(error) = self.tell(&offsets, last) {
+        if let Err(error) = self.commit_offsets(&offsets, last) {
             tracing::warn!(%error, group = self.settings.commit_group, "offsets were not committed to the consumer group");
         }
-        self.told_group = Some(end.clone());
+        self.committed_to_group = Some(end.clone());
         Ok(())
     }
 
-    fn tell(&self, offsets: &PartitionOffsets, last: bool) -> Result<(), KafkaError> {
-        let consumer = self.asker.consumer();
+    fn commit_offsets(&self, offsets: &PartitionOffsets, last: bool) -> Result<(), KafkaError> {
+        let consumer = self.metadata_client.consumer();
         let mut found = TopicPartitionList::new();
         for (topic, partition, _) in offsets.iter() {
             found.add_partition(topic, partition);
         }
-        let found = consumer.committed_offsets(found, QUESTION_TIMEOUT)?;
+        let found = consumer.committed_offsets(found, QUERY_TIMEOUT)?;
         let mut behind = TopicPartitionList::new();
         for (topic, partition, offset) in offsets.iter() {
-            let told = found.find_partition(topic, partition).map(|told| told.offset());
-            if matches!(told, Some(KafkaOffset::Offset(told)) if told >= offset) {
+            let committed = found.find_partition(topic, partition).map(|committed| committed.offset());
+            if matches!(committed, Some(KafkaOffset::Offset(committed)) if committed >= offset) {
                 continue;
             }
             // Numbers from the checkpoint: none is below zero.

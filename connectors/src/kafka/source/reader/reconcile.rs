@@ -8,7 +8,7 @@ use tidewater::source::OffsetRange;
 
 use super::{DELETED_AFTER_MS, KafkaReader, There};
 use crate::kafka::offsets::PartitionOffsets;
-use crate::kafka::source::discover::{Partitions, Place, Questions};
+use crate::kafka::source::discover::{MetadataQueries, OffsetSpec, Partitions};
 use crate::kafka::source::identity::TopicIds;
 use crate::kafka::source::scan::{LOSS_HINT, MADE_AGAIN_HINT};
 use crate::kafka::source::split::Slice;
@@ -50,16 +50,16 @@ impl KafkaReader {
             }
         }
         if !added.is_empty() {
-            let earliest = self.questions().offsets(&added, Place::Earliest);
+            let earliest = self.queries().offsets(&added, OffsetSpec::Earliest);
             let earliest = match earliest {
                 Ok(earliest) => earliest,
-                Err(silence) => return self.wait_for_broker(silence).map(Err),
+                Err(error) => return self.wait_for_broker(error).map(Err),
             };
             for (topic, partition, first) in earliest.iter() {
                 tracing::info!(topic, partition, first, "a new partition");
                 if first > 0 {
                     // They are counted where the batch is split, which may be in a later run.
-                    self.lose(0, new_and_cut(topic, partition, first))?;
+                    self.report_data_loss(0, new_and_cut(topic, partition, first))?;
                 }
                 from.set(topic, partition, first);
             }
@@ -67,7 +67,7 @@ impl KafkaReader {
         let missing = self.find_gone(&mut from, &mut there, ids)?;
         for (topic, partition, offset) in from.iter() {
             if let Some(end) = there.ends.get(topic, partition).filter(|end| *end < offset) {
-                self.lose(
+                self.report_data_loss(
                     0,
                     format!(
                         "partition {partition} of topic `{topic}` ends at offset {end}, and was read up to {offset}: it was \
@@ -98,7 +98,7 @@ impl KafkaReader {
         let since_ms = *self.missing_since_ms.get_or_insert(now_ms);
         // Whoever is to end has waited for them already.
         if self.ends || now_ms - since_ms >= DELETED_AFTER_MS {
-            self.lose(
+            self.report_data_loss(
                 0,
                 format!(
                     "topics that the query reads, or partitions of them, are gone: {named} (partition {partition} of `{topic}` \
@@ -115,7 +115,7 @@ impl KafkaReader {
             there.ends.set(&topic, partition, offset);
         }
         let hint = "a broker that is starting knows its topics a little later; see whether they were deleted";
-        Ok(Some(Error::new(ErrorKind::Unavailable, why).hint(hint)))
+        Ok(Some(Error::new(ErrorKind::Unavailable, why).with_hint(hint)))
     }
 
     /// What there is to read of a range, and the ids that the topics must still have when it has been read.
@@ -131,11 +131,11 @@ impl KafkaReader {
                 // A partition that is new in this batch, or was made again: from its beginning.
                 _ => {
                     let place: Partitions = [(topic.to_owned(), [partition].into())].into();
-                    let ask = |questions: &Questions<'_>| questions.offsets(&place, Place::Earliest);
+                    let ask = |queries: &MetadataQueries<'_>| queries.offsets(&place, OffsetSpec::Earliest);
                     let earliest = self.ask(self.settings.patience_ms, ask)?;
                     let first = earliest.get(topic, partition).unwrap_or(to);
                     if first > 0 && start.get(topic, partition).is_none() {
-                        self.lose(first.min(to).unsigned_abs(), new_and_cut(topic, partition, first))?;
+                        self.report_data_loss(first.min(to).unsigned_abs(), new_and_cut(topic, partition, first))?;
                     }
                     first.min(to)
                 }
@@ -149,8 +149,8 @@ impl KafkaReader {
             Some((_, found)) => found.ids.only(read),
             // As a batch that is run again is split before anything was asked.
             None => {
-                let ask = |questions: &Questions<'_>| questions.describe(read.iter().copied());
-                TopicIds::told(self.ask(self.settings.patience_ms, ask)?)
+                let ask = |queries: &MetadataQueries<'_>| queries.describe(read.iter().copied());
+                TopicIds::described(self.ask(self.settings.patience_ms, ask)?)
             }
         };
         // In the meantime they were made again: what the batch was to read is no more.
@@ -168,19 +168,19 @@ impl KafkaReader {
 
     /// Topics are not those that were read: an error, or a line in the log.
     fn made_again(&self, topics: &BTreeSet<String>, before: &TopicIds, now: &TopicIds) -> Result<()> {
-        let told: Vec<String> = topics.iter().map(|topic| before.tell(topic, now)).collect();
-        let what = told.join("; ");
+        let changes: Vec<String> = topics.iter().map(|topic| before.describe_change(topic, now)).collect();
+        let what = changes.join("; ");
         if self.settings.fail_on_data_loss {
-            return Err(Error::new(ErrorKind::SourceLostData, what).hint(MADE_AGAIN_HINT));
+            return Err(Error::new(ErrorKind::SourceLostData, what).with_hint(MADE_AGAIN_HINT));
         }
         tracing::warn!("{what}; going on with the new one, from its beginning");
         Ok(())
     }
 
     /// Records are gone: an error, or a line in the log.
-    fn lose(&self, offsets: u64, what: String) -> Result<()> {
+    fn report_data_loss(&self, offsets: u64, what: String) -> Result<()> {
         if self.settings.fail_on_data_loss {
-            return Err(Error::new(ErrorKind::SourceLostData, what).hint(LOSS_HINT));
+            return Err(Error::new(ErrorKind::SourceLostData, what).with_hint(LOSS_HINT));
         }
         tracing::warn!("{what}; going on with what is left");
         self.lost.fetch_add(offsets, Ordering::Relaxed);

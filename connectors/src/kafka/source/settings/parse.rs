@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use tidewater::config::parse_interval_ms;
 use tidewater::error::{Error, Result};
 
-use super::{BadRecords, NoOffsetForTime, Refused, Settings, StartingOffsets, Topics, WHAT, no_brokers, refused};
+use super::{
+    BadRecordPolicy, NoOffsetForTime, Refused, SOURCE_NAME, Settings, StartingOffsets, Topics, no_brokers, refused,
+};
 use crate::kafka::client::ClientSettings;
 use crate::kafka::offsets::PartitionOffsets;
 use crate::options::Options;
@@ -58,13 +60,15 @@ pub(super) fn settings(given: impl IntoIterator<Item = (String, String)>) -> Res
             }
             None => {
                 if let Some((why, instead)) = refused(REFUSED_OPTIONS, &name) {
-                    return Err(Error::unsupported(format!("option `{name}` of {WHAT}: {why}")).hint(instead));
+                    return Err(
+                        Error::unsupported(format!("option `{name}` of {SOURCE_NAME}: {why}")).with_hint(instead)
+                    );
                 }
                 others.push((name, value));
             }
         }
     }
-    let options = Options::new(WHAT, OPTIONS, others)?;
+    let options = Options::new(SOURCE_NAME, OPTIONS, others)?;
     let mut settings = Settings::new(client(properties)?, topics(&options)?);
     settings.starting = starting(&options)?;
     let strategy = options.parsed("startingOffsetsByTimestampStrategy", "`error` or `latest`", no_offset_for_time)?;
@@ -97,7 +101,7 @@ fn client(properties: BTreeMap<String, String>) -> Result<ClientSettings> {
     let bootstrap = properties.get(BOOTSTRAP).ok_or_else(no_brokers)?;
     if bootstrap.contains('@') {
         return Err(Error::invalid("`kafka.bootstrap.servers` has a user or a password in it")
-            .hint("write `host:port`, and set `kafka.sasl.username` and `kafka.sasl.password`"));
+            .with_hint("write `host:port`, and set `kafka.sasl.username` and `kafka.sasl.password`"));
     }
     let mut client = ClientSettings::new(bootstrap);
     for (name, value) in properties.iter().filter(|(name, _)| *name != BOOTSTRAP) {
@@ -116,8 +120,11 @@ fn topics(options: &Options) -> Result<Topics> {
         (Some(topics), None, None) => Ok(Topics::Subscribe(topics)),
         (None, Some(pattern), None) => Ok(Topics::Pattern(pattern)),
         (None, None, Some(topics)) => Ok(Topics::Assign(topics)),
-        (None, None, None) => Err(Error::invalid(format!("{WHAT} does not know what to read")).hint(hint)),
-        _ => Err(Error::invalid(format!("{WHAT} is told in more than one way what to read")).hint(hint)),
+        (None, None, None) => Err(Error::invalid(format!("{SOURCE_NAME} does not know what to read")).with_hint(hint)),
+        _ => {
+            Err(Error::invalid(format!("{SOURCE_NAME} is given more than one way to choose what to read"))
+                .with_hint(hint))
+        }
     }
 }
 
@@ -140,7 +147,7 @@ fn starting(options: &Options) -> Result<StartingOffsets> {
     }
     let by_partition = |name: &str, json: &str, hint: &str| {
         PartitionOffsets::from_json(json.trim())
-            .map_err(|e| Error::invalid(format!("option `{name}` of {WHAT}: {}", e.message())).hint(hint))
+            .map_err(|e| Error::invalid(format!("option `{name}` of {SOURCE_NAME}: {}", e.message())).with_hint(hint))
     };
     if let Some(json) = options.get("startingOffsetsByTimestamp") {
         let hint = r#"write milliseconds since 1970, like `{"topicA":{"0":1767225600000,"1":1767225600000}}`"#;
@@ -165,11 +172,11 @@ fn no_offset_for_time(value: &str) -> Option<NoOffsetForTime> {
     }
 }
 
-fn bad_records(value: &str) -> Option<BadRecords> {
+fn bad_records(value: &str) -> Option<BadRecordPolicy> {
     match value.trim().to_ascii_lowercase().as_str() {
-        "fail" => Some(BadRecords::Fail),
-        "null" => Some(BadRecords::Null),
-        "deadletter" => Some(BadRecords::DeadLetter),
+        "fail" => Some(BadRecordPolicy::Fail),
+        "null" => Some(BadRecordPolicy::Null),
+        "deadletter" => Some(BadRecordPolicy::DeadLetter),
         _ => None,
     }
 }

@@ -36,7 +36,7 @@ fn defaults_are_spark_s() {
     assert_eq!((settings.min_partitions, settings.max_records_per_partition), (None, None));
     assert!(settings.fail_on_data_loss && !settings.topics_moved && !settings.include_headers);
     assert_eq!(settings.patience_ms, 120_000);
-    assert_eq!((settings.commit_group, settings.bad_records), (None, BadRecords::Fail));
+    assert_eq!((settings.commit_group, settings.bad_records), (None, BadRecordPolicy::Fail));
     assert!(settings.key_format.is_none() && settings.value_format.is_none());
 }
 
@@ -69,7 +69,7 @@ fn names_are_of_any_case() {
         assert_eq!(settings.starting, StartingOffsets::Earliest);
         assert_eq!(settings.no_offset_for_time, NoOffsetForTime::Latest);
         assert_eq!(settings.commit_group.as_deref(), Some("lag"));
-        assert_eq!(settings.bad_records, BadRecords::DeadLetter);
+        assert_eq!(settings.bad_records, BadRecordPolicy::DeadLetter);
         assert_eq!(settings.client.get("metadata.max.age.ms"), Some("1"), "librdkafka's names are in lower case");
     }
 }
@@ -166,12 +166,12 @@ fn what_to_read_and_where_must_be_told() {
     }
     let several = with(&[("subscribePattern", "t.*")]).unwrap_err();
     assert!(several.message().contains("more than one way"), "{several}");
-    assert!(with(&[("assign", r#"{"a":[0]}"#)]).unwrap_err().hint_text().unwrap().contains("set one of"));
+    assert!(with(&[("assign", r#"{"a":[0]}"#)]).unwrap_err().hint().unwrap().contains("set one of"));
     let none = only(&[("kafka.bootstrap.servers", "b")]).unwrap_err();
-    assert!(none.hint_text().unwrap().contains("`subscribe`, `subscribePattern` and `assign`"), "{none}");
+    assert!(none.hint().unwrap().contains("`subscribe`, `subscribePattern` and `assign`"), "{none}");
     for given in [&[("subscribe", "t")][..], &[("subscribe", "t"), ("kafka.bootstrap.servers", " , ")]] {
         let error = only(given).unwrap_err();
-        assert!(error.hint_text().unwrap().contains("`kafka.bootstrap.servers`"), "{error}");
+        assert!(error.hint().unwrap().contains("`kafka.bootstrap.servers`"), "{error}");
     }
     let error = with(&[("kafka.bootstrap.servers", "alice:hunter2@b:1")]).unwrap_err();
     assert!(error.message().contains("`kafka.bootstrap.servers`") && !error.to_string().contains("hunter2"), "{error}");
@@ -195,14 +195,14 @@ fn properties_that_the_source_sets_itself_are_refused() {
         let error = with(&[(spelled.as_str(), value)]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
         assert!(error.message().contains(&format!("`{name}` is `{value}`")), "{error}");
-        assert!(error.hint_text().is_some(), "{error}");
+        assert!(error.hint().is_some(), "{error}");
         // In Rust, too.
         let mut settings = with(&[]).unwrap();
         settings.client.set(name, value);
         assert!(settings.check().is_err());
     }
     let error = with(&[("kafka.sasl.jaas.config", "… required password=\"hunter2\";")]).unwrap_err();
-    assert!(error.hint_text().unwrap().contains("`sasl.username`"), "{error}");
+    assert!(error.hint().unwrap().contains("`sasl.username`"), "{error}");
     assert!(!error.to_string().contains("hunter2"), "{error}");
 }
 
@@ -258,6 +258,6 @@ fn dead_letters_need_a_format() {
     assert!(!settings.sends_dead_letters(), "bytes are never bad");
     settings.value_format = Some(Format::json(vec![Field::new("a", DataType::Int32, true)]));
     assert!(settings.sends_dead_letters());
-    settings.bad_records = BadRecords::Null;
+    settings.bad_records = BadRecordPolicy::Null;
     assert!(!settings.sends_dead_letters());
 }

@@ -19,7 +19,7 @@ use datafusion::scalar::ScalarValue;
 use hashbrown::HashTable;
 use twox_hash::XxHash64;
 
-use crate::state::spelling::{one_spelling, plain_type};
+use crate::state::spelling::{normalize_keys, plain_type};
 
 /// An argument of the aggregate.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -55,7 +55,7 @@ fn struct_fields(kept: &[DataType]) -> Fields {
     kept.iter().enumerate().map(|(place, of_type)| Field::new(format!("c{place}"), of_type.clone(), true)).collect()
 }
 
-/// See the [module](self).
+/// The accumulator of distinct values.
 #[derive(Debug)]
 pub(super) struct DistinctAccumulator {
     plain: Box<dyn Accumulator>,
@@ -88,7 +88,7 @@ impl DistinctAccumulator {
 
     /// Adds values, a column per argument that is kept.
     fn add(&mut self, columns: &[ArrayRef]) -> Result<()> {
-        let new = self.converter.convert_columns(&one_spelling(columns)?)?;
+        let new = self.converter.convert_columns(&normalize_keys(columns)?)?;
         let hash_of = |bytes: &[u8]| XxHash64::oneshot(0, bytes);
         for row in &new {
             let hash = hash_of(row.as_ref());
@@ -166,7 +166,7 @@ impl Accumulator for DistinctAccumulator {
 
     fn merge_batch(&mut self, states: &[ArrayRef]) -> Result<()> {
         let Some(sets) = states.first().and_then(|sets| sets.as_list_opt::<i32>()) else {
-            return internal_err!("the state of distinct values is no list");
+            return internal_err!("the state of distinct values is not a list");
         };
         for set in sets.iter().flatten() {
             match self.kept.len() {

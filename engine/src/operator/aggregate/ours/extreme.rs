@@ -12,7 +12,7 @@ use datafusion::error::Result;
 use datafusion::logical_expr::{Accumulator, EmitTo, GroupsAccumulator};
 use datafusion::scalar::ScalarValue;
 
-use crate::state::spelling::{one_spelling, plain_type};
+use crate::state::spelling::{normalize_keys, plain_type};
 
 /// Whether values of this type are compared here.
 pub(super) fn takes(of_type: &DataType) -> bool {
@@ -92,7 +92,7 @@ impl GroupsAccumulator for Extreme {
             }
             Best::Rows(BestRows { converter, best, held, .. }) => {
                 best.resize(total.max(best.len()), None);
-                let rows = converter.convert_columns(&one_spelling(std::slice::from_ref(values))?)?;
+                let rows = converter.convert_columns(&normalize_keys(std::slice::from_ref(values))?)?;
                 for (row, &group) in groups.iter().enumerate().filter(|(row, _)| counts(*row)) {
                     let new = rows.row(row);
                     let better = best[group]

@@ -24,7 +24,7 @@ impl KeepRest {
 }
 
 /// Splits `files`, which are in order, into those of the next batch and those to keep for later.
-pub(super) fn admit(
+pub(super) fn apply_read_limit(
     mut files: Vec<ListedFile>,
     limit: Option<Limit>,
     keep: Option<KeepRest>,
@@ -43,7 +43,7 @@ pub(super) fn admit(
     (files, rest)
 }
 
-/// How many of `files` fit. One always does, or a file larger than the limit would stop the query for ever.
+/// How many of `files` fit. One always does: a file larger than the limit would block the query forever.
 fn fitting(files: &[ListedFile], limit: Limit) -> usize {
     match limit {
         Limit::Files(max) => files.len().min(usize::try_from(max).unwrap_or(usize::MAX)),
@@ -68,7 +68,7 @@ mod tests {
     }
 
     fn counts(sizes: &[u64], limit: Option<Limit>, keep: Option<KeepRest>) -> (usize, usize) {
-        let (now, later) = admit(files(sizes), limit, keep);
+        let (now, later) = apply_read_limit(files(sizes), limit, keep);
         (now.len(), later.len())
     }
 

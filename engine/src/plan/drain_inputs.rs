@@ -1,8 +1,8 @@
 //! What must see its whole batch does, where a node above may stop reading before its input has ended.
 //!
-//! Such a node is a limit, or a join one side of which has no rows. Operators that remember something must see all, those that
-//! note event times, and sources that tell of records they cannot read: they get an exchange, which runs to its end before the
-//! node above asks. What stands between the two is evaluated only as far as that node asks for it.
+//! Such a node is a limit, or a join one side of which has no rows. Operators that remember something must see all,
+//! those that note event times, and sources that emit dead letters: they get an exchange, which runs to its end before
+//! the node above asks. What stands between the two is evaluated only as far as that node asks for it.
 
 use std::sync::Arc;
 
@@ -22,11 +22,11 @@ use crate::operator::limit::FirstRowsExec;
 use crate::operator::stateful;
 use crate::source::StreamScanExec;
 
-/// See the [module](self).
+/// The rule that runs inputs which must see their whole batch to the end, below nodes that may stop reading early.
 #[derive(Debug)]
-pub(super) struct RunToTheEnd;
+pub(super) struct DrainInputsRule;
 
-impl PhysicalOptimizerRule for RunToTheEnd {
+impl PhysicalOptimizerRule for DrainInputsRule {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
         plan.transform_up(|plan| {
             let is_limit = plan.is::<LocalLimitExec>() || plan.is::<GlobalLimitExec>() || plan.is::<FirstRowsExec>();
@@ -41,7 +41,7 @@ impl PhysicalOptimizerRule for RunToTheEnd {
     }
 
     fn name(&self) -> &str {
-        "run_to_the_end"
+        "drain_inputs"
     }
 
     fn schema_check(&self) -> bool {
@@ -73,5 +73,5 @@ fn must_finish(plan: &Arc<dyn ExecutionPlan>) -> bool {
 fn must_finish_itself(plan: &Arc<dyn ExecutionPlan>) -> bool {
     plan.is::<EventTimeExec>()
         || stateful(plan.as_ref()).is_some()
-        || plan.downcast_ref::<StreamScanExec>().is_some_and(StreamScanExec::has_dead_letters)
+        || plan.downcast_ref::<StreamScanExec>().is_some_and(StreamScanExec::emits_dead_letters)
 }

@@ -1,17 +1,17 @@
-//! What a [`Sender`] says of what went wrong.
+//! The errors of a [`KafkaProducer`].
 
 use rdkafka::error::KafkaError;
 use rdkafka::producer::Producer;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tidewater::error::{Error, ErrorKind, Result};
 
-use super::transaction::{Remedy, Stage, remedy};
-use super::{Lost, Place, Sender};
-use crate::kafka::patience::is_fenced;
-use crate::kafka::problem;
+use super::transaction::{ErrorAction, TxnState, error_action};
+use super::{FailedDelivery, KafkaProducer, Lost};
+use crate::kafka::errors as kafka_errors;
+use crate::kafka::retry::is_fenced;
 use crate::kafka::sink::record::no_partition;
 
-impl Sender {
+impl KafkaProducer {
     /// An error if rows were lost, or nothing more can be sent.
     pub(super) fn check(&self) -> Result<()> {
         match self.fatal().or_else(|| self.lost()) {
@@ -23,33 +23,33 @@ impl Sender {
     fn fatal(&self) -> Option<Error> {
         let (code, reason) = self.producer.client().fatal_error()?;
         tracing::warn!(%code, %reason, "the Kafka producer can do no more");
-        *self.stage.lock() = Stage::Over;
-        Some(self.told("write the rows of the batch", &KafkaError::Global(code)))
+        *self.txn_state.lock() = TxnState::Over;
+        Some(self.to_error("write the rows of the batch", &KafkaError::Global(code)))
     }
 
     fn lost(&self) -> Option<Error> {
         let Lost { rows, first } = self.producer.context().lost.lock().clone();
-        let Place { topic, partition, error } = first?;
-        Some(self.lost_at(&topic, Some(partition), rows, &error))
+        let FailedDelivery { topic, partition, error } = first?;
+        Some(self.row_error(&topic, Some(partition), rows, &error))
     }
 
-    /// What is behind an error: often one that was not the answer to any call.
-    pub(super) fn why(&self, action: &str, error: &KafkaError) -> Error {
-        if let Some(told) = self.fatal().or_else(|| self.lost()) {
-            return told;
+    /// The root cause of an error: often one that was not the answer to any call.
+    pub(super) fn root_cause(&self, action: &str, error: &KafkaError) -> Error {
+        if let Some(error) = self.fatal().or_else(|| self.lost()) {
+            return error;
         }
         // A transaction that failed says why only if something is asked of it.
         if self.transactional
             && error.rdkafka_error_code() == Some(Code::State)
             && let Err(cause @ KafkaError::Transaction(_)) = self.producer.begin_transaction()
-            && remedy(&cause) == Remedy::Abort
+            && error_action(&cause) == ErrorAction::Abort
         {
-            return self.told(action, &cause);
+            return self.to_error(action, &cause);
         }
-        self.told(action, error)
+        self.to_error(action, error)
     }
 
-    pub(super) fn lost_at(&self, topic: &str, partition: Option<i32>, rows: u64, error: &KafkaError) -> Error {
+    pub(super) fn row_error(&self, topic: &str, partition: Option<i32>, rows: u64, error: &KafkaError) -> Error {
         // A row that is not assigned yet has none.
         let partition = partition.filter(|partition| *partition >= 0);
         let place = match partition {
@@ -59,19 +59,19 @@ impl Sender {
         match (error.rdkafka_error_code(), partition) {
             (Some(Code::UnknownPartition), Some(partition)) => no_partition(topic, partition),
             (Some(Code::MessageSizeTooLarge), _) => {
-                Error::new(ErrorKind::BadInput, format!("a row for {place} is larger than Kafka takes")).hint(
+                Error::new(ErrorKind::BadInput, format!("a row for {place} is larger than Kafka takes")).with_hint(
                     "raise `message.max.bytes` here and `max.message.bytes` of the topic, or make the rows smaller",
                 )
             }
-            _ if rows > 1 => self.told(&format!("write {rows} rows, the first of them to {place}"), error),
-            _ => self.told(&format!("write to {place}"), error),
+            _ if rows > 1 => self.to_error(&format!("write {rows} rows, the first of them to {place}"), error),
+            _ => self.to_error(&format!("write to {place}"), error),
         }
     }
 
-    pub(super) fn told(&self, action: &str, error: &KafkaError) -> Error {
+    pub(super) fn to_error(&self, action: &str, error: &KafkaError) -> Error {
         match error.rdkafka_error_code() {
             Some(code) if self.transactional && is_fenced(code) => self.fenced(),
-            _ => problem::failed(action, &self.settings, &self.heard, error),
+            _ => kafka_errors::to_error(action, &self.settings, &self.events, error),
         }
     }
 
@@ -86,16 +86,15 @@ impl Sender {
                  none of its rows can be read",
                 limit.as_secs()
             );
-            return Error::new(ErrorKind::Unavailable, message).hint(
-                "raise the property `transaction.timeout.ms` of the sink (clusters allow 15 minutes unless told \
-                 otherwise), or make the batches smaller",
+            return Error::new(ErrorKind::Unavailable, message).with_hint(
+                "raise the property `transaction.timeout.ms` of the sink (clusters allow 15 minutes unless configured otherwise), or make the batches smaller",
             );
         }
         Error::new(ErrorKind::Fenced, "another run of this query took over: Kafka takes nothing more from this one")
-            .hint("see that only one run of the query is active, then start it again if none is")
+            .with_hint("see that only one run of the query is active, then start it again if none is")
     }
 
-    pub(super) fn too_slow(&self) -> Error {
+    pub(super) fn delivery_timeout(&self) -> Error {
         let rows = self.producer.in_flight_count();
         Error::new(
             ErrorKind::Unavailable,
@@ -105,14 +104,18 @@ impl Sender {
                 self.timeouts.delivery.as_secs()
             ),
         )
-        .hint("see whether all brokers are up, then start the query again; `message.timeout.ms` gives them more time")
+        .with_hint(
+            "see whether all brokers are up, then start the query again; `message.timeout.ms` gives them more time",
+        )
     }
 
-    pub(super) fn undecided(&self) -> Error {
+    pub(super) fn commit_outcome_unknown(&self) -> Error {
         Error::new(
             ErrorKind::Unavailable,
             format!("the Kafka cluster at {} has not said whether it committed the batch", self.settings.bootstrap()),
         )
-        .hint("start the query again when the cluster answers: it asks, and writes the batch again only if it must")
+        .with_hint(
+            "start the query again when the cluster answers: it asks, and writes the batch again only if it must",
+        )
     }
 }

@@ -5,7 +5,7 @@
 //! kept, as the join is not reset between batches. It claims to be tiny, so that the planner always makes it the side to
 //! build, whatever the table's own statistics say or do not say.
 //!
-//! Of a side that [depends on the batch](crate::plan::static_sides), through `now()` say, only what lies below that is kept;
+//! Of a side that [depends on the batch](crate::plan::static_inputs), through `now()` say, only what lies below that is kept;
 //! the operator on top of the side then keeps nothing, and only makes it the side to build.
 //!
 //! Rows come in one partition, in the order of the input's: a batch that is repeated must see them as it saw them first.
@@ -31,23 +31,23 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::OnceCell;
 
 use super::event_time::only_child;
-use crate::state::spelling::rows_without_slack;
+use crate::state::spelling::shrink_rows_to_fit;
 
 /// The kept rows.
-type Kept = OnceCell<Vec<RecordBatch>>;
+type CachedRows = OnceCell<Vec<RecordBatch>>;
 
-/// See the [module](self).
+/// The physical node that keeps the rows of a static input for all batches.
 #[derive(Debug, Clone)]
-pub(crate) struct StaticSideExec {
+pub(crate) struct CachedInputExec {
     input: Arc<dyn ExecutionPlan>,
     /// None where rows are computed anew by every batch.
-    kept: Option<Arc<Kept>>,
+    kept: Option<Arc<CachedRows>>,
     /// Which of the plan's static sides it is, counted before DataFusion changes the sides of joins.
     number: usize,
     properties: Arc<PlanProperties>,
 }
 
-impl StaticSideExec {
+impl CachedInputExec {
     /// Keeps the rows of `input`.
     pub(crate) fn keeping(input: Arc<dyn ExecutionPlan>) -> Self {
         Self::new(input, Some(Arc::default()), 0)
@@ -60,7 +60,7 @@ impl StaticSideExec {
 
     /// The same, with its number.
     pub(crate) fn numbered(self, number: usize) -> Self {
-        StaticSideExec { number, ..self }
+        CachedInputExec { number, ..self }
     }
 
     /// Which of the plan's static sides it is.
@@ -68,14 +68,14 @@ impl StaticSideExec {
         self.number
     }
 
-    fn new(input: Arc<dyn ExecutionPlan>, kept: Option<Arc<Kept>>, number: usize) -> Self {
+    fn new(input: Arc<dyn ExecutionPlan>, kept: Option<Arc<CachedRows>>, number: usize) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(input.schema()),
             Partitioning::UnknownPartitioning(1),
             input.pipeline_behavior(),
             input.boundedness(),
         );
-        StaticSideExec { input, kept, number, properties: Arc::new(properties) }
+        CachedInputExec { input, kept, number, properties: Arc::new(properties) }
     }
 
     /// Whether the rows are the same in every batch.
@@ -92,7 +92,7 @@ async fn read(input: Arc<dyn ExecutionPlan>, context: Arc<TaskContext>) -> Resul
             let (input, context) = (Arc::clone(&input), Arc::clone(&context));
             SpawnedTask::spawn(async move {
                 let rows = input.execute(partition, context)?;
-                rows.and_then(|rows| std::future::ready(rows_without_slack(&rows))).try_collect::<Vec<_>>().await
+                rows.and_then(|rows| std::future::ready(shrink_rows_to_fit(&rows))).try_collect::<Vec<_>>().await
             })
         })
         .collect();
@@ -104,15 +104,15 @@ async fn read(input: Arc<dyn ExecutionPlan>, context: Arc<TaskContext>) -> Resul
     Ok(rows)
 }
 
-impl DisplayAs for StaticSideExec {
+impl DisplayAs for CachedInputExec {
     fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "StaticSideExec: {}", if self.keeps() { "kept" } else { "of the batch" })
+        write!(f, "CachedInputExec: {}", if self.keeps() { "kept" } else { "of the batch" })
     }
 }
 
-impl ExecutionPlan for StaticSideExec {
+impl ExecutionPlan for CachedInputExec {
     fn name(&self) -> &'static str {
-        "StaticSideExec"
+        "CachedInputExec"
     }
 
     fn properties(&self) -> &Arc<PlanProperties> {
@@ -140,7 +140,7 @@ impl ExecutionPlan for StaticSideExec {
         _options: ReplaceChildrenOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         // A reset between batches rebuilds the nodes above and below: what is kept belongs to the table, not to them.
-        Ok(Arc::new(StaticSideExec::new(only_child(children)?, self.kept.clone(), self.number)))
+        Ok(Arc::new(CachedInputExec::new(only_child(children)?, self.kept.clone(), self.number)))
     }
 
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {

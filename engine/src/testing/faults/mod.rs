@@ -1,13 +1,13 @@
 //! Die at the k-th boundary call, start again, compare.
 //!
 //! Everything a query does to the world crosses one of three boundaries: its source, its sink, its checkpoint. The
-//! wrappers here count those calls, each twice: once before it has an effect and once after. [`Falls::at`]`(k)` lets the
+//! wrappers here count those calls, each twice: once before it has an effect and once after. [`FaultInjector::at`]`(k)` lets the
 //! k-th of these moments be the death of the process: that call and all later ones fail, so nothing more reaches
-//! storage. The next run, with [`Falls::quiet`] wrappers around the same storage, is the restart.
+//! storage. The next run, with [`FaultInjector::disarmed`] wrappers around the same storage, is the restart.
 //!
-//! [`every_fall`] tries them all: one quiet run counts the moments, then each moment has its own world and its own death.
+//! [`crash_at_every_call`] tries them all: one quiet run counts the moments, then each moment has its own world and its own death.
 //!
-//! [`Falls::paused_at`]`(k)` lets the process sleep at the k-th moment instead: see [`super::overtaken`].
+//! [`FaultInjector::paused_at`]`(k)` lets the process sleep at the k-th moment instead: see [`super::overtaken`].
 
 use std::sync::Arc;
 
@@ -16,12 +16,12 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::checkpoint::{CheckpointStore, Created};
+use crate::checkpoint::{CreateOutcome, MetadataStore};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Counts boundary calls for all wrappers of one run, and knows when to die or to sleep. Clones share the count.
 #[derive(Debug, Clone, Default)]
-pub struct Falls(Arc<Watch>);
+pub struct FaultInjector(Arc<Watch>);
 
 #[derive(Debug, Default)]
 struct Watch {
@@ -48,22 +48,22 @@ enum Sleep {
     Over,
 }
 
-impl Falls {
+impl FaultInjector {
     /// Never dies; only counts.
-    pub fn quiet() -> Self {
+    pub fn disarmed() -> Self {
         Self::default()
     }
 
     /// Dies at moment `k`, counted from 1.
     pub fn at(k: u64) -> Self {
-        let falls = Falls::quiet();
+        let falls = FaultInjector::disarmed();
         falls.0.count.lock().die_at = Some(k);
         falls
     }
 
     /// Falls asleep at moment `k`, counted from 1, until [`go_on`](Self::go_on). Only that one call waits.
     pub fn paused_at(k: u64) -> Self {
-        let falls = Falls::quiet();
+        let falls = FaultInjector::disarmed();
         falls.0.count.lock().pause_at = Some(k);
         falls
     }
@@ -137,27 +137,27 @@ mod sink;
 
 mod source;
 
-pub use self::sink::FallingSink;
-pub use self::source::FallingSource;
+pub use self::sink::FaultySink;
+pub use self::source::FaultySource;
 
 /// A checkpoint whose calls are counted, those that a source makes to its own log too.
 #[derive(Debug)]
-pub struct FallingStore {
-    inner: Arc<dyn CheckpointStore>,
-    falls: Falls,
+pub struct FaultyStore {
+    inner: Arc<dyn MetadataStore>,
+    falls: FaultInjector,
 }
 
-impl FallingStore {
+impl FaultyStore {
     /// Counts the calls to `inner`.
-    pub fn new(inner: Arc<dyn CheckpointStore>, falls: &Falls) -> Self {
-        FallingStore { inner, falls: falls.clone() }
+    pub fn new(inner: Arc<dyn MetadataStore>, falls: &FaultInjector) -> Self {
+        FaultyStore { inner, falls: falls.clone() }
     }
 }
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
-impl CheckpointStore for FallingStore {
-    async fn create(&self, name: &str, contents: Bytes) -> Result<Created> {
+impl MetadataStore for FaultyStore {
+    async fn create(&self, name: &str, contents: Bytes) -> Result<CreateOutcome> {
         around!(self.falls, "checkpoint.create", self.inner.create(name, contents).await)
     }
 
@@ -189,7 +189,7 @@ impl CheckpointStore for FallingStore {
 /// Falls at every moment of `run`, each time in a new `world`, starts again, and asks `check` whether the world is as if
 /// nothing had happened. Returns how many falls were tried.
 ///
-/// `run` is the whole job, from opening the checkpoint to its end; the [`Falls`] it is given belong around its source,
+/// `run` is the whole job, from opening the checkpoint to its end; the [`FaultInjector`] it is given belong around its source,
 /// sink and checkpoint. A job that reads all there is and ends (a trigger that ends by itself) has as many moments every
 /// time it runs.
 ///
@@ -197,19 +197,19 @@ impl CheckpointStore for FallingStore {
 ///
 /// An error names the moment of the fall and says what went wrong after it: the quiet run failed, the run failed of
 /// itself, the restart failed, or the check did.
-pub async fn every_fall<W, E: std::fmt::Display>(
+pub async fn crash_at_every_call<W, E: std::fmt::Display>(
     new_world: impl Fn() -> W,
-    run: impl AsyncFn(&W, &Falls) -> Result<()>,
+    run: impl AsyncFn(&W, &FaultInjector) -> Result<()>,
     check: impl AsyncFn(&W) -> std::result::Result<(), E>,
 ) -> std::result::Result<u64, String> {
-    let quiet = Falls::quiet();
+    let quiet = FaultInjector::disarmed();
     let world = new_world();
     run(&world, &quiet).await.map_err(|e| format!("without any fall: {e}"))?;
     check(&world).await.map_err(|e| format!("without any fall: {e}"))?;
     let mut fallen = 0;
-    for k in 1..=quiet.moments() {
+    for k in 1..=quiet.call_sites() {
         let world = new_world();
-        let falls = Falls::at(k);
+        let falls = FaultInjector::at(k);
         let ended = run(&world, &falls).await;
         match (falls.died(), ended) {
             // Fewer moments than in the quiet run: background work may not have come to its last calls.
@@ -217,7 +217,7 @@ pub async fn every_fall<W, E: std::fmt::Display>(
             (None, Err(e)) => return Err(format!("before moment {k}, of itself: {e}")),
             (Some(died), _) => {
                 fallen += 1;
-                let restarted = run(&world, &Falls::quiet()).await;
+                let restarted = run(&world, &FaultInjector::disarmed()).await;
                 restarted.map_err(|e| format!("restarted after {died}: {e}"))?;
                 check(&world).await.map_err(|e| format!("after {died}: {e}"))?;
             }
@@ -232,8 +232,8 @@ mod tests {
     use crate::checkpoint::memory_store;
 
     /// A job of two steps that forgets to look whether the first was done.
-    async fn adds_twice(store: &Arc<dyn CheckpointStore>, falls: &Falls, careful: bool) -> Result<()> {
-        let store = FallingStore::new(Arc::clone(store), falls);
+    async fn adds_twice(store: &Arc<dyn MetadataStore>, falls: &FaultInjector, careful: bool) -> Result<()> {
+        let store = FaultyStore::new(Arc::clone(store), falls);
         let done = store.list("").await?.len();
         if !(careful && done > 0) {
             store.create(&format!("row-{done}"), Bytes::new()).await?;
@@ -241,27 +241,30 @@ mod tests {
         store.create("done", Bytes::new()).await.map(|_| ())
     }
 
-    async fn one_row(store: &Arc<dyn CheckpointStore>) -> std::result::Result<(), String> {
+    async fn one_row(store: &Arc<dyn MetadataStore>) -> std::result::Result<(), String> {
         let rows = store.list("").await.map_err(|e| e.to_string())?.iter().filter(|n| n.starts_with("row")).count();
         if rows == 1 { Ok(()) } else { Err(format!("{rows} rows")) }
     }
 
     #[tokio::test]
     async fn every_moment_is_tried() {
-        let tried = every_fall(memory_store, async |store, falls| adds_twice(store, falls, true).await, one_row).await;
+        let tried =
+            crash_at_every_call(memory_store, async |store, falls| adds_twice(store, falls, true).await, one_row).await;
         assert_eq!(tried, Ok(6));
     }
 
     #[tokio::test]
     async fn the_moment_of_a_wrong_answer_is_named() {
-        let tried = every_fall(memory_store, async |store, falls| adds_twice(store, falls, false).await, one_row).await;
+        let tried =
+            crash_at_every_call(memory_store, async |store, falls| adds_twice(store, falls, false).await, one_row)
+                .await;
         assert_eq!(tried, Err("after moment 4, after checkpoint.create: 2 rows".to_owned()));
     }
 
     #[tokio::test]
     async fn the_dead_do_nothing_more() {
-        let (inner, falls) = (memory_store(), Falls::at(1));
-        let store = FallingStore::new(Arc::clone(&inner), &falls);
+        let (inner, falls) = (memory_store(), FaultInjector::at(1));
+        let store = FaultyStore::new(Arc::clone(&inner), &falls);
         assert!(store.create("a", Bytes::new()).await.is_err());
         assert!(store.create("b", Bytes::new()).await.is_err());
         assert!(inner.list("").await.unwrap().is_empty());

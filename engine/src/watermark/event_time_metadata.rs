@@ -14,14 +14,14 @@ pub(crate) fn is_event_time(field: &Field) -> bool {
     field.metadata().contains_key(EVENT_TIME)
 }
 
-/// The marks of an event-time column.
-pub(crate) fn marks() -> HashMap<String, String> {
+/// The metadata of an event-time column.
+pub(crate) fn event_time_marker() -> HashMap<String, String> {
     HashMap::from([(EVENT_TIME.to_owned(), "true".to_owned())])
 }
 
-/// The marks that a column computed from an event-time column takes over; none if it is none.
+/// The event-time metadata of a column computed from `field`: that of `field`, empty if `field` is not event time.
 pub(crate) fn marks_of(field: &Field) -> HashMap<String, String> {
-    if is_event_time(field) { marks() } else { HashMap::new() }
+    if is_event_time(field) { event_time_marker() } else { HashMap::new() }
 }
 
 /// The field without marks.
@@ -34,7 +34,7 @@ pub(crate) fn without_marks(field: &FieldRef) -> FieldRef {
 /// The field, marked as event time and nothing more.
 pub(crate) fn plainly_marked(field: &FieldRef) -> FieldRef {
     let mut metadata = without_marks(field).metadata().clone();
-    metadata.extend(marks());
+    metadata.extend(event_time_marker());
     Arc::new(field.as_ref().clone().with_metadata(metadata))
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn window_us(field: &Field) -> Option<i64> {
     field.metadata().get(WINDOW_US)?.parse().ok()
 }
 
-/// The key of a further mark: the column is a window of so many µs. Its time is its end; this tells what the start is worth
+/// The key of a further mark: the column is a window of so many µs. Its time is its end; this says what the start is worth
 /// by itself.
 pub(crate) const SIZE_US: &str = "tidewater.event_time.size_us";
 

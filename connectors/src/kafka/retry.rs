@@ -1,4 +1,4 @@
-//! How long to wait for the network, and when not to.
+//! Deadlines, and which errors are worth a retry.
 
 use std::time::{Duration, Instant};
 
@@ -10,25 +10,25 @@ const STEPS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// The shortest and the longest pause between two looks at what is on its way.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(5));
 
-/// Until when it makes sense to go on asking.
+/// A point in time until which a call is retried.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadline {
     since: Instant,
-    patience: Duration,
+    timeout: Duration,
 }
 
 impl Deadline {
-    pub(crate) fn after(patience: Duration) -> Self {
-        Deadline { since: now(), patience }
+    pub(crate) fn after(timeout: Duration) -> Self {
+        Deadline { since: now(), timeout }
     }
 
     pub(crate) fn has_passed(&self) -> bool {
-        self.since.elapsed() >= self.patience
+        self.since.elapsed() >= self.timeout
     }
 
     /// What is left of it; never nothing, so that the last question is asked too.
     pub(crate) fn left(&self) -> Duration {
-        self.patience.saturating_sub(self.since.elapsed()).max(Duration::from_millis(1))
+        self.timeout.saturating_sub(self.since.elapsed()).max(Duration::from_millis(1))
     }
 
     /// How long the next question may take: short ones first, for what is wrong at once is heard between two questions.
@@ -56,8 +56,8 @@ pub(crate) fn wait(time: Duration) {
     std::thread::sleep(time);
 }
 
-/// Whether the same question may be answered a little later.
-pub(crate) fn may_pass(error: &KafkaError) -> bool {
+/// Whether the same request may succeed a little later.
+pub(crate) fn is_retriable(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(
@@ -88,15 +88,16 @@ pub(crate) fn may_pass(error: &KafkaError) -> bool {
 }
 
 /// Whether the cluster does not know the topic. One that is created on first use is known a moment later.
-pub(crate) fn is_no_topic(error: &KafkaError) -> bool {
+pub(crate) fn is_unknown_topic(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::LeaderNotAvailable)
     )
 }
 
-/// Whether librdkafka's complaint says that waiting is no use: it goes on trying with a password that was refused.
-pub(crate) fn is_hopeless(complaint: Option<(Code, String)>) -> bool {
+/// Whether the last client error is a failed authentication, so that waiting is useless: librdkafka goes on trying with
+/// a password that was refused.
+pub(crate) fn is_auth_failure(complaint: Option<(Code, String)>) -> bool {
     matches!(
         complaint,
         Some((
@@ -131,12 +132,12 @@ mod tests {
 
     #[test]
     fn what_passes_is_told_from_what_does_not() {
-        assert!(may_pass(&KafkaError::MetadataFetch(Code::OperationTimedOut)));
-        assert!(!may_pass(&KafkaError::MetadataFetch(Code::GroupAuthorizationFailed)));
-        assert!(!may_pass(&KafkaError::Canceled));
-        assert!(is_no_topic(&KafkaError::MetadataFetch(Code::UnknownTopicOrPartition)));
-        assert!(is_hopeless(Some((Code::Authentication, String::new()))));
-        assert!(!is_hopeless(Some((Code::AllBrokersDown, String::new()))) && !is_hopeless(None));
+        assert!(is_retriable(&KafkaError::MetadataFetch(Code::OperationTimedOut)));
+        assert!(!is_retriable(&KafkaError::MetadataFetch(Code::GroupAuthorizationFailed)));
+        assert!(!is_retriable(&KafkaError::Canceled));
+        assert!(is_unknown_topic(&KafkaError::MetadataFetch(Code::UnknownTopicOrPartition)));
+        assert!(is_auth_failure(Some((Code::Authentication, String::new()))));
+        assert!(!is_auth_failure(Some((Code::AllBrokersDown, String::new()))) && !is_auth_failure(None));
         assert!(is_fenced(Code::ProducerFenced) && !is_fenced(Code::FencedInstanceId));
     }
 }

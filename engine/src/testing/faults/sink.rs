@@ -5,32 +5,32 @@ use std::sync::Arc;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 
-use super::Falls;
+use super::FaultInjector;
 use crate::error::{Error, Result};
 use crate::id::{BatchId, PartitionId};
 use crate::identity::Identity;
 use crate::query::OutputMode;
 use crate::sink::{
-    Begin, Guarantee, PartitionWriter, Receipt, Sink, SinkContext, SinkWriter, WriterContext, WriterFactory,
+    BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, StreamingWrite, WriterContext, WriterFactory,
 };
 
 /// A sink whose calls are counted, those of its partition writers too.
 #[derive(Debug)]
-pub struct FallingSink {
+pub struct FaultySink {
     inner: Arc<dyn Sink>,
-    falls: Falls,
+    falls: FaultInjector,
 }
 
-impl FallingSink {
+impl FaultySink {
     /// Counts the calls to `inner`.
-    pub fn new(inner: impl Sink + 'static, falls: &Falls) -> Self {
-        FallingSink { inner: Arc::new(inner), falls: falls.clone() }
+    pub fn new(inner: impl Sink + 'static, falls: &FaultInjector) -> Self {
+        FaultySink { inner: Arc::new(inner), falls: falls.clone() }
     }
 }
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
-impl Sink for FallingSink {
+impl Sink for FaultySink {
     fn identity(&self) -> Option<Identity> {
         self.inner.identity()
     }
@@ -43,41 +43,41 @@ impl Sink for FallingSink {
         self.inner.guarantee()
     }
 
-    fn supports(&self, mode: OutputMode) -> bool {
-        self.inner.supports(mode)
+    fn supports_output_mode(&self, mode: OutputMode) -> bool {
+        self.inner.supports_output_mode(mode)
     }
 
     fn has_time_limit(&self) -> bool {
         self.inner.has_time_limit()
     }
 
-    async fn open(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         let inner = around!(self.falls, "sink.open", self.inner.open(context).await)?;
-        Ok(Box::new(FallingSinkWriter { inner: Arc::from(inner), falls: self.falls.clone() }))
+        Ok(Box::new(FaultyStreamingWrite { inner: Arc::from(inner), falls: self.falls.clone() }))
     }
 
     fn writer_factory(&self, context: WriterContext) -> Result<Option<Arc<dyn WriterFactory>>> {
         let inner = self.inner.writer_factory(context)?;
-        Ok(inner.map(|inner| Arc::new(FallingFactory { inner, falls: self.falls.clone() }) as _))
+        Ok(inner.map(|inner| Arc::new(FaultyFactory { inner, falls: self.falls.clone() }) as _))
     }
 }
 
 #[derive(Debug)]
-struct FallingSinkWriter {
-    inner: Arc<dyn SinkWriter>,
-    falls: Falls,
+struct FaultyStreamingWrite {
+    inner: Arc<dyn StreamingWrite>,
+    falls: FaultInjector,
 }
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
-impl SinkWriter for FallingSinkWriter {
-    async fn begin(&self, batch: BatchId) -> Result<Begin> {
+impl StreamingWrite for FaultyStreamingWrite {
+    async fn begin(&self, batch: BatchId) -> Result<BatchStatus> {
         around!(self.falls, "sink.begin", self.inner.begin(batch).await)
     }
 
-    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+    fn partition(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         let (sink, falls) = (Arc::clone(&self.inner), self.falls.clone());
-        Ok(Box::new(FallingPartition::new(move || sink.partition(batch, partition), falls)))
+        Ok(Box::new(FaultyDataWriter::new(move || sink.partition(batch, partition), falls)))
     }
 
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
@@ -86,33 +86,33 @@ impl SinkWriter for FallingSinkWriter {
 }
 
 #[derive(Debug)]
-struct FallingFactory {
+struct FaultyFactory {
     inner: Arc<dyn WriterFactory>,
-    falls: Falls,
+    falls: FaultInjector,
 }
 
-impl WriterFactory for FallingFactory {
-    fn writer(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn PartitionWriter>> {
+impl WriterFactory for FaultyFactory {
+    fn writer(&self, batch: BatchId, partition: PartitionId) -> Result<Box<dyn DataWriter>> {
         let (factory, falls) = (Arc::clone(&self.inner), self.falls.clone());
-        Ok(Box::new(FallingPartition::new(move || factory.writer(batch, partition), falls)))
+        Ok(Box::new(FaultyDataWriter::new(move || factory.writer(batch, partition), falls)))
     }
 }
 
-type MakesWriter = Box<dyn Fn() -> Result<Box<dyn PartitionWriter>> + Send + Sync>;
+type MakesWriter = Box<dyn Fn() -> Result<Box<dyn DataWriter>> + Send + Sync>;
 
 /// Opens what it wraps at the first write, where it can wait: who sleeps keeps no thread from others.
-struct FallingPartition {
+struct FaultyDataWriter {
     make: MakesWriter,
-    opened: Option<Box<dyn PartitionWriter>>,
-    falls: Falls,
+    opened: Option<Box<dyn DataWriter>>,
+    falls: FaultInjector,
 }
 
-impl FallingPartition {
-    fn new(make: impl Fn() -> Result<Box<dyn PartitionWriter>> + Send + Sync + 'static, falls: Falls) -> Self {
-        FallingPartition { make: Box::new(make), opened: None, falls }
+impl FaultyDataWriter {
+    fn new(make: impl Fn() -> Result<Box<dyn DataWriter>> + Send + Sync + 'static, falls: FaultInjector) -> Self {
+        FaultyDataWriter { make: Box::new(make), opened: None, falls }
     }
 
-    async fn open(&mut self) -> Result<&mut Box<dyn PartitionWriter>> {
+    async fn open(&mut self) -> Result<&mut Box<dyn DataWriter>> {
         let writer = match self.opened.take() {
             Some(writer) => writer,
             None => around!(self.falls, "sink.partition", (self.make)())?,
@@ -123,7 +123,7 @@ impl FallingPartition {
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
-impl PartitionWriter for FallingPartition {
+impl DataWriter for FaultyDataWriter {
     async fn write(&mut self, rows: RecordBatch) -> Result<()> {
         self.open().await?;
         around!(self.falls, "partition.write", self.open().await?.write(rows).await)
@@ -132,7 +132,7 @@ impl PartitionWriter for FallingPartition {
     async fn finish(self: Box<Self>) -> Result<Receipt> {
         let mut own = *self;
         own.open().await?;
-        let FallingPartition { opened, falls, .. } = own;
+        let FaultyDataWriter { opened, falls, .. } = own;
         match opened {
             Some(inner) => around!(falls, "partition.finish", inner.finish().await),
             None => Err(Error::internal("a writer that was opened is not there")),

@@ -1,4 +1,4 @@
-//! The rows that exchanges have dealt out and nobody has taken yet.
+//! The rows that were written into exchanges and not read yet.
 //!
 //! They are in memory, on account of the session's memory pool. What the pool does not give, or what is more than a
 //! [share](EXCHANGES_MAY_HOLD_ONE_IN) of it, goes to spill files by DataFusion's disk manager: files of their own per exchange,
@@ -30,15 +30,15 @@ const EXCHANGES_MAY_HOLD_ONE_IN: usize = 4;
 /// A spill file that has grown to this is closed, and deleted once it was read.
 const SPILL_FILE_BYTES: usize = 128 << 20;
 
-/// What exchanges may hold in memory.
+/// The memory budget of all exchanges of a batch.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct ExchangeMemory {
     runtime: Arc<RuntimeEnv>,
     reservation: MemoryReservation,
     max_bytes: usize,
 }
 
-impl Room {
+impl ExchangeMemory {
     /// Room in the pool of `runtime`.
     pub(super) fn new(runtime: Arc<RuntimeEnv>) -> Self {
         let pool = &runtime.memory_pool;
@@ -47,7 +47,7 @@ impl Room {
             MemoryLimit::Infinite | MemoryLimit::Unknown => usize::MAX,
         };
         let reservation = MemoryConsumer::new("tidewater exchange").with_can_spill(true).register(pool);
-        Room { runtime, reservation, max_bytes }
+        ExchangeMemory { runtime, reservation, max_bytes }
     }
 
     fn takes(&self, bytes: usize) -> bool {
@@ -55,25 +55,25 @@ impl Room {
     }
 }
 
-/// The rows that an exchange has dealt out: by target partition, what each producer gave.
+/// The rows in an exchange: by target partition, what each producer wrote.
 #[derive(Debug)]
-pub(super) struct Dealt {
-    partitions: Vec<Mutex<BTreeMap<usize, Rows>>>,
+pub(super) struct ExchangeBuffer {
+    partitions: Vec<Mutex<BTreeMap<usize, ProducerRows>>>,
 }
 
-impl Dealt {
+impl ExchangeBuffer {
     pub(super) fn new(partitions: usize) -> Self {
-        Dealt { partitions: (0..partitions).map(|_| Mutex::default()).collect() }
+        ExchangeBuffer { partitions: (0..partitions).map(|_| Mutex::default()).collect() }
     }
 
-    pub(super) fn partition(&self, partition: usize) -> Option<&Mutex<BTreeMap<usize, Rows>>> {
+    pub(super) fn partition(&self, partition: usize) -> Option<&Mutex<BTreeMap<usize, ProducerRows>>> {
         self.partitions.get(partition)
     }
 }
 
 /// The rows of one producer for one target.
 #[derive(Default)]
-pub(super) struct Rows {
+pub(super) struct ProducerRows {
     in_memory: Vec<RecordBatch>,
     /// Those that came later.
     spilled: Option<Spilled>,
@@ -85,16 +85,19 @@ struct Spilled {
     rows: usize,
 }
 
-impl fmt::Debug for Rows {
+impl fmt::Debug for ProducerRows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let is_spilled = self.spilled.is_some();
-        f.debug_struct("Rows").field("in_memory", &self.in_memory.len()).field("is_spilled", &is_spilled).finish()
+        f.debug_struct("ProducerRows")
+            .field("in_memory", &self.in_memory.len())
+            .field("is_spilled", &is_spilled)
+            .finish()
     }
 }
 
-impl Rows {
+impl ProducerRows {
     /// Adds rows that hold nothing else in memory.
-    pub(super) fn push(&mut self, rows: RecordBatch, room: &Room) -> Result<()> {
+    pub(super) fn push(&mut self, rows: RecordBatch, room: &ExchangeMemory) -> Result<()> {
         if self.spilled.is_none() && room.takes(rows.get_array_memory_size()) {
             self.in_memory.push(rows);
             return Ok(());
@@ -107,7 +110,7 @@ impl Rows {
     }
 
     /// The rows in the order in which they came. What is in memory is given back to the pool as it is read.
-    pub(super) fn into_stream(mut self, schema: SchemaRef, room: Arc<Room>) -> SendableRecordBatchStream {
+    pub(super) fn into_stream(mut self, schema: SchemaRef, room: Arc<ExchangeMemory>) -> SendableRecordBatchStream {
         let spilled = self.spilled.take().map(Spilled::into_stream);
         let in_memory = stream::iter(self.in_memory.into_iter().enumerate()).then(move |(number, rows)| {
             room.reservation.shrink(rows.get_array_memory_size());
@@ -124,12 +127,12 @@ impl Rows {
 }
 
 impl Spilled {
-    fn new(schema: SchemaRef, room: &Room) -> Result<Self> {
+    fn new(schema: SchemaRef, room: &ExchangeMemory) -> Result<Self> {
         if !room.runtime.disk_manager.tmp_files_enabled() {
             let held = room.reservation.size();
             let error = format!("an exchange holds {held} bytes, may not hold more, and has no disk to spill to");
             return Err(Error::new(ErrorKind::OutOfMemory, error)
-                .hint("enable DataFusion's disk manager, give the memory pool more, or read less per batch")
+                .with_hint("enable DataFusion's disk manager, give the memory pool more, or read less per batch")
                 .into());
         }
         let metrics = SpillMetrics::new(&ExecutionPlanMetricsSet::new(), 0);
@@ -143,7 +146,7 @@ impl Spilled {
         self.sink.push_batch(rows).map_err(|e| failed("write", e))
     }
 
-    /// The rows, all of them: a file that could not be written to its end is no end of the rows.
+    /// The rows, all of them: the end of a file that could not be completed is not the end of the rows.
     fn into_stream(self) -> impl Stream<Item = Result<RecordBatch>> + Send {
         let Spilled { sink, stream, rows } = self;
         // Dropping it writes what it still holds, and gives the stream its end.
@@ -156,7 +159,7 @@ impl Spilled {
                 }
                 None if missing > 0 => {
                     Err(Error::new(ErrorKind::Unavailable, format!("{missing} rows of a spill file did not come back"))
-                        .hint("look whether the disk of the temporary folder is full or failing, then start again")
+                        .with_hint("look whether the disk of the temporary folder is full or failing, then start again")
                         .into())
                 }
                 None => Ok(None),
@@ -169,8 +172,8 @@ fn failed(what: &str, error: DataFusionError) -> DataFusionError {
     let error = Error::from(error);
     DataFusionError::from(
         Error::new(error.kind(), format!("cannot {what} rows that an exchange spilled to disk: {}", error.message()))
-            .hint("make room in the temporary folder (DataFusion's disk manager names it), then start again")
-            .caused_by(error),
+            .with_hint("make room in the temporary folder (DataFusion's disk manager names it), then start again")
+            .with_source(error),
     )
 }
 
@@ -192,11 +195,11 @@ mod tests {
         RecordBatch::try_new(Arc::new(Schema::new(fields)), vec![Arc::new(numbers), Arc::new(text)]).unwrap()
     }
 
-    fn room(bytes: usize, mode: DiskManagerMode) -> Arc<Room> {
+    fn room(bytes: usize, mode: DiskManagerMode) -> Arc<ExchangeMemory> {
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(GreedyMemoryPool::new(bytes)))
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(mode));
-        Arc::new(Room::new(runtime.build_arc().unwrap()))
+        Arc::new(ExchangeMemory::new(runtime.build_arc().unwrap()))
     }
 
     #[tokio::test]
@@ -204,7 +207,7 @@ mod tests {
         let one = rows(0).get_array_memory_size();
         for fit in [0, 1, 3, 100] {
             let room = room(EXCHANGES_MAY_HOLD_ONE_IN * (fit * one + one / 2), DiskManagerMode::OsTmpDirectory);
-            let mut dealt = [Rows::default(), Rows::default()];
+            let mut dealt = [ProducerRows::default(), ProducerRows::default()];
             for number in 0..10 {
                 dealt[number % 2].push(rows(number as i64 * 100), &room).unwrap();
             }
@@ -224,7 +227,7 @@ mod tests {
     #[test]
     fn without_a_disk_the_error_says_what_is_held_and_what_to_do() {
         let room = room(64, DiskManagerMode::Disabled);
-        let error = Error::from(Rows::default().push(rows(0), &room).unwrap_err());
+        let error = Error::from(ProducerRows::default().push(rows(0), &room).unwrap_err());
         assert_eq!(error.kind(), ErrorKind::OutOfMemory);
         assert!(error.message().contains("an exchange holds 0 bytes"), "{error}");
     }

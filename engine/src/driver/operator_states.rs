@@ -7,7 +7,7 @@ use bytes::Bytes;
 use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::physical_plan::ExecutionPlan;
 
-use crate::checkpoint::{BatchLog, CheckpointStore, CommitEntry, Created, check_version, sub_store, with_version};
+use crate::checkpoint::{BatchLog, CommitEntry, CreateOutcome, MetadataStore, check_version, sub_store, with_version};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::{OperatorOutcome, OperatorWatermarks};
@@ -16,30 +16,30 @@ use crate::id::{BatchId, RunId};
 use crate::plan::stateful::operators;
 use crate::progress::StateOperatorProgress;
 use crate::state::{
-    ChangeFiles, FileEntry, Limits, OperatorId, OperatorState, Resources, StateCommit, StateFiles, ToldSpec,
-    differences, load, other_versions, path,
+    ChangeFiles, FileEntry, Limits, OperatorId, OperatorState, PersistedStateSchema, Resources, StateChangelog,
+    StateCommit, differences, load, other_versions, path,
 };
-use crate::watermark::{WatermarkTree, is_due, propagate};
+use crate::watermark::{WatermarkTree, needs_no_data_batch, propagate};
 
-/// See the [module](self).
+/// The state of all operators of one run.
 #[derive(Debug)]
-pub(super) struct StateKeeper {
+pub(super) struct OperatorStates {
     tree: WatermarkTree,
     operators: Vec<Arc<OperatorState>>,
-    files: Vec<StateFiles>,
-    store: Arc<dyn CheckpointStore>,
+    files: Vec<StateChangelog>,
+    store: Arc<dyn MetadataStore>,
     run: RunId,
-    /// The file that tells what each operator keeps, and what it says.
+    /// The file that describes what each operator keeps, and what it says.
     schema: Option<String>,
-    specs: Vec<ToldSpec>,
+    specs: Vec<PersistedStateSchema>,
 }
 
-impl StateKeeper {
+impl OperatorStates {
     /// Loads what the newest commit names; refuses a checkpoint whose state is not that of this plan.
     pub(super) async fn open(
         (plan, meanings): (&Arc<dyn ExecutionPlan>, &[Vec<String>]),
         tree: WatermarkTree,
-        checkpoint: &Arc<dyn CheckpointStore>,
+        checkpoint: &Arc<dyn MetadataStore>,
         commit: Option<&CommitEntry>,
         run: RunId,
         (limits, pool): (Limits, &Arc<dyn MemoryPool>),
@@ -47,8 +47,8 @@ impl StateKeeper {
     ) -> Result<Self> {
         let store = sub_store(checkpoint, "state");
         let found = operators(plan);
-        let specs = found.iter().zip(meanings).map(|(operator, meaning)| operator.spec().told(meaning));
-        let specs: Vec<ToldSpec> = specs.collect();
+        let specs = found.iter().zip(meanings).map(|(operator, meaning)| operator.spec().to_persisted(meaning));
+        let specs: Vec<PersistedStateSchema> = specs.collect();
         let mut tells_all = true;
         let known = commit.and_then(|commit| commit.state.as_ref());
         if let Some(commit) = commit {
@@ -68,8 +68,8 @@ impl StateKeeper {
                 known.operators.len(),
                 found.len()
             ))
-            .file("commits")
-            .hint("restore the folder `commits` from a backup, or start with a new checkpoint"));
+            .with_file("commits")
+            .with_hint("restore the folder `commits` from a backup, or start with a new checkpoint"));
         }
         let mut states = vec![];
         let mut files = vec![];
@@ -83,10 +83,10 @@ impl StateKeeper {
             let now = known.and_then(|known| known.operators.get(number)).cloned().unwrap_or_default();
             load(id, &state, &now, &store, &resources, executor).await?;
             let store = Arc::clone(&store);
-            files.push(StateFiles::new((id, operator.spec()), executor.clone(), store, resources, run, now));
+            files.push(StateChangelog::new((id, operator.spec()), executor.clone(), store, resources, run, now));
             states.push(state);
         }
-        Ok(StateKeeper {
+        Ok(OperatorStates {
             tree,
             operators: states,
             files,
@@ -108,15 +108,21 @@ impl StateKeeper {
     }
 
     /// Whether the watermark moved so that a batch without rows has something to do.
-    pub(super) fn is_due(&self, ran_ms: i64, next_ms: i64) -> bool {
-        is_due(&self.tree, self.operators.len(), ran_ms, next_ms)
+    pub(super) fn needs_no_data_batch(&self, ran_ms: i64, next_ms: i64) -> bool {
+        needs_no_data_batch(&self.tree, self.operators.len(), ran_ms, next_ms)
     }
 
     /// What each operator goes by in a batch whose watermark is `watermark_ms`, after one whose was `previous_ms`.
     pub(super) fn watermarks(&self, previous_ms: i64, watermark_ms: i64) -> Vec<OperatorWatermarks> {
         let count = self.operators.len();
         let (late, evict) = (propagate(&self.tree, count, previous_ms), propagate(&self.tree, count, watermark_ms));
-        late.into_iter().zip(evict).map(|(late_ms, evict_ms)| OperatorWatermarks { late_ms, evict_ms }).collect()
+        late.into_iter()
+            .zip(evict)
+            .map(|(late_watermark_ms, eviction_watermark_ms)| OperatorWatermarks {
+                late_watermark_ms,
+                eviction_watermark_ms,
+            })
+            .collect()
     }
 
     /// The state of each operator.
@@ -135,7 +141,7 @@ impl StateKeeper {
 
     /// What the tasks of a batch write their changes with, by operator.
     pub(super) fn changes(&self) -> Vec<ChangeFiles> {
-        self.files.iter().map(StateFiles::changes).collect()
+        self.files.iter().map(StateChangelog::changes).collect()
     }
 
     /// Takes in what the tasks of a batch have written of its changes. What is returned becomes part of its commit.
@@ -149,16 +155,16 @@ impl StateKeeper {
                 name
             }
         };
-        let add = |(files, outcome): (&mut StateFiles, &OperatorOutcome)| {
+        let add = |(files, outcome): (&mut StateChangelog, &OperatorOutcome)| {
             files.add(batch, outcome.changes.clone(), &outcome.evicted_us)
         };
         Ok(StateCommit { schema, operators: self.files.iter_mut().zip(outcomes).map(add).collect() })
     }
 
     /// Cuts off what is being merged in the background: once this returns, the run writes no more state.
-    pub(super) async fn cut_off_merges(&mut self, clock: &dyn Clock) {
+    pub(super) async fn cancel_compactions(&mut self, clock: &dyn Clock) {
         for files in &mut self.files {
-            files.cut_off_merges(clock).await;
+            files.cancel_compactions(clock).await;
         }
     }
 
@@ -169,7 +175,7 @@ impl StateKeeper {
         outcomes: &[OperatorOutcome],
         commit_ms: f64,
     ) -> Vec<StateOperatorProgress> {
-        let told = |(number, (watermarks, outcome)): (usize, (&OperatorWatermarks, &OperatorOutcome))| {
+        let report = |(number, (watermarks, outcome)): (usize, (&OperatorWatermarks, &OperatorOutcome))| {
             let (state, files) = (self.operators.get(number)?, self.files.get(number)?);
             let counts = outcome.counts;
             let (changes, merges) = files.written();
@@ -184,20 +190,21 @@ impl StateKeeper {
                 memory_used_bytes: outcome.bytes,
                 commit_time_ms: commit_ms,
                 num_shuffle_partitions: state.partitions() as u64,
-                late_watermark_ms: (watermarks.late_ms != i64::MIN).then_some(watermarks.late_ms),
-                watermark_ms: (watermarks.evict_ms != i64::MIN).then_some(watermarks.evict_ms),
-                change_bytes_written: changes,
-                merge_bytes_written: merges,
+                late_watermark_ms: (watermarks.late_watermark_ms != i64::MIN).then_some(watermarks.late_watermark_ms),
+                watermark_ms: (watermarks.eviction_watermark_ms != i64::MIN)
+                    .then_some(watermarks.eviction_watermark_ms),
+                state_bytes_written: changes,
+                compaction_bytes_written: merges,
                 files: files.now().files.len() as u64,
                 merges_waited_for: files.waited(),
             })
         };
-        watermarks.iter().zip(outcomes).enumerate().filter_map(told).collect()
+        watermarks.iter().zip(outcomes).enumerate().filter_map(report).collect()
     }
 
     /// Deletes the files that the commit of batch `old` names, and neither the next one nor what this run has now: once a
     /// file is no longer named, no later commit names it again.
-    pub(super) async fn forget(&self, commits: &BatchLog, old: BatchId) -> Result<()> {
+    pub(super) async fn expire_batch(&self, commits: &BatchLog, old: BatchId) -> Result<()> {
         if self.is_empty() {
             return Ok(());
         }
@@ -213,7 +220,7 @@ impl StateKeeper {
     /// Deletes files that no kept commit names: what a crash left behind. Those of this run may yet be named, and so may
     /// those of a later one that has taken over unnoticed. It began behind batch `committed`, the last that this run
     /// committed, or not at all; so what it writes is of later batches, and what it takes over this commit names.
-    pub(super) async fn tidy(&self, commits: &BatchLog, committed: BatchId) -> Result<()> {
+    pub(super) async fn delete_orphans(&self, commits: &BatchLog, committed: BatchId) -> Result<()> {
         if self.is_empty() {
             return Ok(());
         }
@@ -253,7 +260,7 @@ fn names(state: &StateCommit) -> Vec<String> {
     files.chain([state.schema.clone()]).collect()
 }
 
-/// The batch that a file of state is of, as its name tells; none if it is not one of ours.
+/// The batch that a file of state belongs to, by its name; none if it is not one of ours.
 fn batch_of(name: &str) -> Option<BatchId> {
     let name = name.rsplit('/').next().unwrap_or(name);
     let name = name.strip_prefix("operators.").unwrap_or(name);
@@ -261,7 +268,7 @@ fn batch_of(name: &str) -> Option<BatchId> {
     name[..digits].parse().ok().map(BatchId)
 }
 
-fn check_specs(old: &[ToldSpec], new: &[ToldSpec]) -> Result<()> {
+fn check_specs(old: &[PersistedStateSchema], new: &[PersistedStateSchema]) -> Result<()> {
     let found = differences(old, new);
     if found.is_empty() {
         return Ok(());
@@ -270,33 +277,35 @@ fn check_specs(old: &[ToldSpec], new: &[ToldSpec]) -> Result<()> {
         ErrorKind::IncompatibleCheckpoint,
         format!("the state in the checkpoint is not that of this query: {}", found.join("; ")),
     )
-    .hint(
+    .with_hint(
         "put the query back as it was, or start the changed one with a new checkpoint; output columns may be renamed, and delays, \
          filters and the number of partitions may change",
     ))
 }
 
-async fn write_specs(store: &dyn CheckpointStore, name: &str, specs: &[ToldSpec]) -> Result<()> {
+async fn write_specs(store: &dyn MetadataStore, name: &str, specs: &[PersistedStateSchema]) -> Result<()> {
     let lines = specs.iter().map(|spec| serde_json::json!(spec).to_string());
     match store.create(name, Bytes::from(with_version(lines))).await? {
-        Created::New => Ok(()),
-        Created::Exists => Err(Error::damaged("a file that only this run could have written is there already")
-            .file(store.full_name(name))
-            .hint("something else writes to the checkpoint: give each query a folder of its own")),
+        CreateOutcome::Created => Ok(()),
+        CreateOutcome::AlreadyExists => {
+            Err(Error::damaged("a file that only this run could have written is there already")
+                .with_file(store.full_name(name))
+                .with_hint("something else writes to the checkpoint: give each query a folder of its own"))
+        }
     }
 }
 
-async fn read_specs(store: &dyn CheckpointStore, name: &str) -> Result<Vec<ToldSpec>> {
+async fn read_specs(store: &dyn MetadataStore, name: &str) -> Result<Vec<PersistedStateSchema>> {
     let file = store.full_name(name);
     let torn = |what: String| {
-        Error::damaged(what).file(&file).hint("restore it from a backup, or start with a new checkpoint")
+        Error::damaged(what).with_file(&file).with_hint("restore it from a backup, or start with a new checkpoint")
     };
     let contents =
         store.read(name).await?.ok_or_else(|| torn("the newest commit names it, and it is not there".into()))?;
     let text = std::str::from_utf8(&contents).map_err(|e| torn(format!("the file is not text: {e}")))?;
     let lines = check_version(text, &file)?;
     lines
-        .map(|line| serde_json::from_str(line).map_err(|e| torn(format!("a line tells of no operator: {e}"))))
+        .map(|line| serde_json::from_str(line).map_err(|e| torn(format!("a line does not describe an operator: {e}"))))
         .collect()
 }
 

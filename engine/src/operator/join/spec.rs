@@ -14,9 +14,9 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::cast;
 
 use crate::error::Error;
-use crate::operator::output::rows_of;
+use crate::operator::output::record_batch_with_schema;
 use crate::plan::node::join::StreamJoinNode;
-use crate::state::StateSpec;
+use crate::state::StateSchema;
 use crate::state::key_hash::can_be_key;
 use crate::watermark::{JoinBounds, KeyTime, SideBound};
 
@@ -45,7 +45,7 @@ impl Side {
 
 /// What rows come out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Gives {
+pub(super) enum JoinOutput {
     /// Every pair that matches; and of sides that keep unmatched rows, these, padded with NULL.
     Pairs,
     /// Rows of one side: those that have a match, at the first one; or (anti) those that have none, at last.
@@ -54,7 +54,7 @@ pub(super) enum Gives {
 
 /// When a row of a side is due.
 #[derive(Debug, Clone)]
-pub(super) enum Due {
+pub(super) enum Expiry {
     Never,
     /// At the time that a key holds.
     Key(usize, FieldRef),
@@ -62,41 +62,41 @@ pub(super) enum Due {
     Column(usize),
 }
 
-impl Due {
+impl Expiry {
     pub(super) fn column(&self) -> Option<usize> {
         match self {
-            Due::Column(column) => Some(*column),
-            Due::Never | Due::Key(..) => None,
+            Expiry::Column(column) => Some(*column),
+            Expiry::Never | Expiry::Key(..) => None,
         }
     }
 }
 
 /// One side of a join.
 #[derive(Debug)]
-pub(super) struct SideShape {
+pub(super) struct SideSpec {
     pub(super) schema: SchemaRef,
     pub(super) keys: Vec<Arc<dyn PhysicalExpr>>,
     /// The column by which rows are late.
     pub(super) event_time: Option<usize>,
-    /// The key by which rows are late, if it is no event time of theirs: what they could match is gone.
+    /// The key by which rows are late, if it is not their event time: what they could match is gone.
     pub(super) late_by_key: Option<(usize, FieldRef)>,
-    pub(super) due: Due,
+    pub(super) expiry: Expiry,
     pub(super) bound: SideBound,
     /// Those conditions that speak of this side only: a row that fails them matches nothing.
-    pub(super) gate: Option<Arc<dyn PhysicalExpr>>,
+    pub(super) local_predicate: Option<Arc<dyn PhysicalExpr>>,
     /// A row with NULL in one of these columns fails the condition on pairs, whatever it meets.
     pub(super) not_null: Vec<usize>,
     /// Rows that never find a match come out, too.
     pub(super) keeps_unmatched: bool,
 }
 
-/// See the [module](self).
+/// A join of two streams as it was planned.
 #[derive(Debug)]
-pub(super) struct Shape {
+pub(super) struct JoinSpec {
     pub(super) join_type: JoinType,
-    pub(super) gives: Gives,
-    pub(super) left: SideShape,
-    pub(super) right: SideShape,
+    pub(super) emits: JoinOutput,
+    pub(super) left: SideSpec,
+    pub(super) right: SideSpec,
     /// The same for both sides.
     pub(super) key_fields: Vec<FieldRef>,
     pub(super) nulls_match: bool,
@@ -111,13 +111,13 @@ pub(super) struct Shape {
 /// Makes an expression of one side physical.
 type Planned<'a> = &'a dyn Fn(&Expr, &DFSchema) -> Result<Arc<dyn PhysicalExpr>>;
 
-impl Shape {
+impl JoinSpec {
     /// `physical` makes a physical expression over the columns of a schema.
     pub(super) fn try_new(
         node: &StreamJoinNode,
         (left, right): (SchemaRef, SchemaRef),
         physical: Planned<'_>,
-    ) -> Result<Shape> {
+    ) -> Result<JoinSpec> {
         let StreamJoinNode { join, bounds } = node;
         let (left_schema, right_schema) = (join.left.schema(), join.right.schema());
         let (mut left_keys, mut right_keys, mut key_fields) = (vec![], vec![], vec![]);
@@ -127,7 +127,7 @@ impl Shape {
             let of_type = left_key.data_type(&left)?;
             if !can_be_key(&of_type) {
                 return Err(Error::unsupported(format!("streams cannot be joined on `{name}`, of type {of_type}"))
-                    .hint("cast it to a text or number on both sides")
+                    .with_hint("cast it to a text or number on both sides")
                     .into());
             }
             let same = right_key.data_type(&right)? == of_type;
@@ -136,14 +136,14 @@ impl Shape {
             key_fields.push(Arc::new(Field::new(name, of_type, true)));
         }
 
-        let (mut left_gate, mut right_gate, mut of_pairs) = (vec![], vec![], vec![]);
+        let (mut left_local, mut right_local, mut of_pairs) = (vec![], vec![], vec![]);
         for condition in join.filter.iter().flat_map(split_conjunction) {
             let speaks_of = |schema: &DFSchema| {
                 condition.column_refs().into_iter().any(|c| schema.maybe_index_of_column(c).is_some())
             };
             match (speaks_of(left_schema), speaks_of(right_schema)) {
-                (true, false) if !condition.is_volatile() => left_gate.push(condition.clone()),
-                (false, true) if !condition.is_volatile() => right_gate.push(condition.clone()),
+                (true, false) if !condition.is_volatile() => left_local.push(condition.clone()),
+                (false, true) if !condition.is_volatile() => right_local.push(condition.clone()),
                 _ => of_pairs.push(condition.clone()),
             }
         }
@@ -157,34 +157,34 @@ impl Shape {
             columns.dedup();
             columns
         };
-        let due = |bound: SideBound| match (bound, &bounds.key_time) {
-            (SideBound::Range { column, .. }, _) => Due::Column(column),
-            (SideBound::KeyTime, Some(time)) => Due::Key(time.key, Arc::clone(&time.field)),
-            _ => Due::Never,
+        let expiry = |bound: SideBound| match (bound, &bounds.key_time) {
+            (SideBound::Range { column, .. }, _) => Expiry::Column(column),
+            (SideBound::KeyTime, Some(time)) => Expiry::Key(time.key, Arc::clone(&time.field)),
+            _ => Expiry::Never,
         };
         let late_by_key = |marked: fn(&KeyTime) -> bool| {
             let key = bounds.key_time.as_ref().filter(|key| !marked(key))?;
             Some((key.key, Arc::clone(&key.field)))
         };
         use JoinType::{Full, Left, LeftAnti, LeftSemi, Right, RightAnti, RightSemi};
-        let of_left = SideShape {
+        let of_left = SideSpec {
             keys: left_keys,
             event_time: bounds.left_time,
             late_by_key: late_by_key(|key| key.left_marked),
-            due: due(bounds.left),
+            expiry: expiry(bounds.left),
             bound: bounds.left,
-            gate: optional(left_gate, left_schema)?,
+            local_predicate: optional(left_local, left_schema)?,
             not_null: not_null(left_schema),
             keeps_unmatched: matches!(join.join_type, Left | Full | LeftAnti),
             schema: left,
         };
-        let of_right = SideShape {
+        let of_right = SideSpec {
             keys: right_keys,
             event_time: bounds.right_time,
             late_by_key: late_by_key(|key| key.right_marked),
-            due: due(bounds.right),
+            expiry: expiry(bounds.right),
             bound: bounds.right,
-            gate: optional(right_gate, right_schema)?,
+            local_predicate: optional(right_local, right_schema)?,
             not_null: not_null(right_schema),
             keeps_unmatched: matches!(join.join_type, Right | Full | RightAnti),
             schema: right,
@@ -195,14 +195,14 @@ impl Shape {
             true => None,
             false => optional(of_pairs, &left_schema.join(right_schema)?)?,
         };
-        Ok(Shape {
+        Ok(JoinSpec {
             join_type: join.join_type,
-            gives: match join.join_type {
-                LeftSemi => Gives::Rows { of: Side::Left, matched: true },
-                LeftAnti => Gives::Rows { of: Side::Left, matched: false },
-                RightSemi => Gives::Rows { of: Side::Right, matched: true },
-                RightAnti => Gives::Rows { of: Side::Right, matched: false },
-                _ => Gives::Pairs,
+            emits: match join.join_type {
+                LeftSemi => JoinOutput::Rows { of: Side::Left, matched: true },
+                LeftAnti => JoinOutput::Rows { of: Side::Left, matched: false },
+                RightSemi => JoinOutput::Rows { of: Side::Right, matched: true },
+                RightAnti => JoinOutput::Rows { of: Side::Right, matched: false },
+                _ => JoinOutput::Pairs,
             },
             left: of_left,
             right: of_right,
@@ -215,7 +215,7 @@ impl Shape {
         })
     }
 
-    pub(super) fn side(&self, side: Side) -> &SideShape {
+    pub(super) fn side(&self, side: Side) -> &SideSpec {
         match side {
             Side::Left => &self.left,
             Side::Right => &self.right,
@@ -223,14 +223,14 @@ impl Shape {
     }
 
     /// What is kept: rows of both sides in one file, each in the column of its side.
-    pub(super) fn spec(&self) -> StateSpec {
+    pub(super) fn spec(&self) -> StateSchema {
         let field = |name: &str, of_type| -> FieldRef { Arc::new(Field::new(name, of_type, true)) };
-        let time = |side: &SideShape| match &side.due {
-            Due::Never => "never".to_owned(),
-            Due::Key(key, _) => format!("key {key}"),
-            Due::Column(column) => side.schema.field(*column).name().clone(),
+        let time = |side: &SideSpec| match &side.expiry {
+            Expiry::Never => "never".to_owned(),
+            Expiry::Key(key, _) => format!("key {key}"),
+            Expiry::Column(column) => side.schema.field(*column).name().clone(),
         };
-        StateSpec {
+        StateSchema {
             operator: "join",
             keys: self.key_fields.clone(),
             id: vec![field("side", DataType::UInt8), field("row", DataType::UInt64)],
@@ -239,13 +239,13 @@ impl Shape {
                 field("right", DataType::Struct(kept_fields(&self.right.schema))),
                 field("matched", DataType::Boolean),
             ],
-            describe: vec![
+            description: vec![
                 format!("{} join", name_of(self.join_type)),
                 format!("left rows by {}", time(&self.left)),
                 format!("right rows by {}", time(&self.right)),
             ],
             wrong_before: vec![],
-            sides: 2,
+            eviction_bounds: 2,
         }
     }
 
@@ -261,15 +261,15 @@ impl Shape {
 
     /// Rows of one side without a match, as they come out.
     pub(super) fn unmatched(&self, side: Side, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
-        let columns = match self.gives {
-            Gives::Rows { .. } => columns,
-            Gives::Pairs => {
+        let columns = match self.emits {
+            JoinOutput::Rows { .. } => columns,
+            JoinOutput::Pairs => {
                 let absent = self.side(side.other()).schema.fields().iter();
                 let nulls = absent.map(|field| new_null_array(field.data_type(), rows)).collect();
                 self.in_order(side, columns, nulls)
             }
         };
-        rows_of(&self.output, columns, rows)
+        record_batch_with_schema(&self.output, columns, rows)
     }
 }
 
@@ -282,12 +282,12 @@ pub(super) fn kept_fields(schema: &SchemaRef) -> Fields {
 pub(super) fn holds(condition: &Arc<dyn PhysicalExpr>, rows: &RecordBatch) -> Result<BooleanArray> {
     let holds = condition.evaluate(rows)?.into_array(rows.num_rows())?;
     let Some(holds) = holds.as_boolean_opt() else {
-        return Err(Error::internal(format!("the condition {condition} is no condition")).into());
+        return Err(Error::internal(format!("the join condition {condition} is not boolean")).into());
     };
     Ok(if holds.null_count() == 0 { holds.clone() } else { prep_null_mask_filter(holds) })
 }
 
-/// The columns without which a condition cannot be true, as far as that is easily told.
+/// The columns without which a condition cannot be true, as far as that is easily seen.
 fn columns_that_must_be(condition: &Expr) -> Vec<&Column> {
     let mut columns = vec![];
     let known = match condition {

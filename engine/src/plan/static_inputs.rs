@@ -1,6 +1,6 @@
 //! Finds the static sides of a physical plan and keeps of them, for all batches, what does not depend on the batch.
 //!
-//! A side depends on the batch where it tells the time, draws a random number or calls any other function whose answers
+//! A side depends on the batch where it reads the time, draws a random number or calls any other function whose answers
 //! change: `… JOIN d ON … WHERE d.till > now()`. Such a side is computed anew by every batch from what is kept below.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceC
 use datafusion::physical_plan::joins::HashJoinExec;
 
 use super::random::Drawn;
-use crate::operator::static_side::StaticSideExec;
+use crate::operator::cached_input::CachedInputExec;
 use crate::source::StreamScanExec;
 
 /// Whether any leaf below is a stream.
@@ -27,7 +27,7 @@ pub(super) fn is_streaming(plan: &Arc<dyn ExecutionPlan>) -> bool {
 
 /// Whether the rows of a static plan may be others in another batch.
 fn depends_on_batch(plan: &Arc<dyn ExecutionPlan>) -> bool {
-    if let Some(side) = plan.downcast_ref::<StaticSideExec>()
+    if let Some(side) = plan.downcast_ref::<CachedInputExec>()
         && side.keeps()
     {
         return false;
@@ -58,7 +58,7 @@ fn keep_below(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
     let children = children
         .map(|child| match depends_on_batch(&child) {
             true => keep_below(child),
-            false => Ok(Arc::new(StaticSideExec::keeping(child)) as _),
+            false => Ok(Arc::new(CachedInputExec::keeping(child)) as _),
         })
         .collect::<Result<Vec<_>>>()?;
     match children.is_empty() {
@@ -67,12 +67,12 @@ fn keep_below(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
     }
 }
 
-/// Where a node has inputs of both kinds, puts a [`StaticSideExec`] on each static one. Runs before DataFusion's own rules,
+/// Where a node has inputs of both kinds, puts a [`CachedInputExec`] on each static one. Runs before DataFusion's own rules,
 /// so that these see its size.
 #[derive(Debug)]
-pub(super) struct KeepStaticSides;
+pub(super) struct CacheStaticInputsRule;
 
-impl PhysicalOptimizerRule for KeepStaticSides {
+impl PhysicalOptimizerRule for CacheStaticInputsRule {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
         let mut numbers = 0..;
         plan.transform_up(|plan| {
@@ -85,8 +85,8 @@ impl PhysicalOptimizerRule for KeepStaticSides {
                 .map(|child| {
                     let side = match (is_streaming(&child), depends_on_batch(&child)) {
                         (true, _) => return Ok(child),
-                        (false, false) => StaticSideExec::keeping(child),
-                        (false, true) => StaticSideExec::of_batch(keep_below(child)?),
+                        (false, false) => CachedInputExec::keeping(child),
+                        (false, true) => CachedInputExec::of_batch(keep_below(child)?),
                     };
                     Ok(Arc::new(side.numbered(numbers.next().unwrap_or_default())) as _)
                 })
@@ -98,7 +98,7 @@ impl PhysicalOptimizerRule for KeepStaticSides {
     }
 
     fn name(&self) -> &str {
-        "keep_static_sides"
+        "cache_static_inputs"
     }
 
     fn schema_check(&self) -> bool {

@@ -1,18 +1,18 @@
 //! librdkafka's errors in words a person can act on.
 //!
-//! A call that fails often only says that nobody answered. The reason, a refused password say, is something librdkafka
-//! complained of before, so [`failed`] looks at that, too.
+//! A call that fails often only says that nobody answered. The reason, a refused password say, is in an error that the
+//! client reported before, so [`to_error`] looks at that, too.
 
 use rdkafka::error::KafkaError;
 use rdkafka::types::{RDKafkaConfRes, RDKafkaErrorCode};
 use tidewater::error::{Error, ErrorKind};
 
-use super::client::{ClientSettings, Context, is_secret, says_no_reason, without_secrets};
+use super::client::{ClientEvents, ClientSettings, is_secret, says_no_reason, without_secrets};
 
 const BUILD_WITH_SSL: &str = "build with the feature `kafka-ssl`: this program has neither TLS nor SASL";
 
 /// An error that says why. `action` completes "cannot …": "ask for the offsets of topic `x`".
-pub(crate) fn failed(action: &str, settings: &ClientSettings, context: &Context, error: &KafkaError) -> Error {
+pub(crate) fn to_error(action: &str, settings: &ClientSettings, context: &ClientEvents, error: &KafkaError) -> Error {
     match error {
         KafkaError::ClientConfig(result, description, name, _) => property(action, *result, description, name),
         KafkaError::ClientCreation(why) => creation(action, without_secrets(why)),
@@ -21,24 +21,24 @@ pub(crate) fn failed(action: &str, settings: &ClientSettings, context: &Context,
             let (code, text) = reason(context, error);
             let (kind, what, hint) = explain(code, settings.bootstrap());
             let what = if what.is_empty() { String::new() } else { format!("{what}: ") };
-            Error::new(kind, format!("cannot {action}: {what}{text}")).hint(hint).caused_by(error.clone())
+            Error::new(kind, format!("cannot {action}: {what}{text}")).with_hint(hint).with_source(error.clone())
         }
     }
 }
 
 /// The code that explains most, and what librdkafka says of it.
-fn reason(context: &Context, error: &KafkaError) -> (Option<RDKafkaErrorCode>, String) {
+fn root_cause(context: &ClientEvents, error: &KafkaError) -> (Option<RDKafkaErrorCode>, String) {
     let own = match error {
         // The crate knows no code of this one, though there is one.
         KafkaError::AdminOp(code) => Some(*code),
         KafkaError::NoMessageReceived => Some(RDKafkaErrorCode::OperationTimedOut),
         _ => error.rdkafka_error_code(),
     };
-    let (code, text) = match (own, context.complaint()) {
+    let (code, text) = match (own, context.last_error()) {
         (Some(own), Some((code, text))) if own == code || says_no_reason(own) => (Some(code), text),
         _ => (own, own_words(error)),
     };
-    // A client that gave up tells why in words alone.
+    // A client that gave up says why only in its text.
     if code == Some(RDKafkaErrorCode::Fatal) && (text.contains("fence") || text.contains("old epoch")) {
         return (Some(RDKafkaErrorCode::ProducerFenced), text);
     }
@@ -54,7 +54,7 @@ fn own_words(error: &KafkaError) -> String {
 }
 
 /// What a code means: what reaction it asks for, what happened, and what to do.
-fn explain(code: Option<RDKafkaErrorCode>, brokers: &str) -> (ErrorKind, String, &'static str) {
+fn classify(code: Option<RDKafkaErrorCode>, brokers: &str) -> (ErrorKind, String, &'static str) {
     use ErrorKind::{Fenced, InvalidQuery, SourceLostData, Unavailable};
     use RDKafkaErrorCode as Code;
     let Some(code) = code else { return (Unavailable, String::new(), START_AGAIN) };
@@ -173,18 +173,18 @@ fn property(action: &str, result: RDKafkaConfRes, description: &str, name: &str)
     if result == RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN {
         let hint = "names of properties are those of librdkafka: see its CONFIGURATION.md";
         return Error::invalid(format!("cannot {action}: librdkafka has no property `{name}`"))
-            .hint(instead_of_java(name, "").unwrap_or(hint));
+            .with_hint(java_property_advice(name, "").unwrap_or(hint));
     }
     let why = if is_secret(name) { "its value is not accepted" } else { description.trim() };
     let hint =
         if lacks_ssl(description) { BUILD_WITH_SSL } else { "CONFIGURATION.md of librdkafka says what it takes" };
-    Error::invalid(format!("cannot {action}: property `{name}` cannot be set: {why}")).hint(hint)
+    Error::invalid(format!("cannot {action}: property `{name}` cannot be set: {why}")).with_hint(hint)
 }
 
 /// librdkafka does not take properties together.
 fn creation(action: &str, why: &str) -> Error {
     let hint = if lacks_ssl(why) { BUILD_WITH_SSL } else { "check the properties that are set for Kafka" };
-    Error::invalid(format!("cannot {action}: librdkafka does not accept its configuration: {why}")).hint(hint)
+    Error::invalid(format!("cannot {action}: librdkafka does not accept its configuration: {why}")).with_hint(hint)
 }
 
 fn lacks_ssl(text: &str) -> bool {
@@ -218,7 +218,7 @@ const KEY: &str = "set `ssl.key.location` and `ssl.certificate.location` to PEM 
                    `ssl.keystore.location` to a PKCS#12 file, and `ssl.keystore.password`";
 
 /// What to do instead of setting this property, if only the Java client has it.
-pub(crate) fn instead_of_java(name: &str, value: &str) -> Option<&'static str> {
+pub(crate) fn java_property_advice(name: &str, value: &str) -> Option<&'static str> {
     if name == "ssl.keystore.location" && value.to_ascii_lowercase().ends_with(".jks") {
         return Some(KEY);
     }
@@ -240,15 +240,15 @@ mod tests {
         settings
     }
 
-    fn told(error: &KafkaError, complaint: Option<(Code, &str)>) -> Error {
-        let context = Context::default();
+    fn explained(error: &KafkaError, complaint: Option<(Code, &str)>) -> Error {
+        let context = ClientEvents::default();
         if let Some((code, reason)) = complaint {
             context.error(KafkaError::Global(code), reason);
         }
-        let told = failed("ask for the offsets of topic `x`", &settings(&[]), &context, error);
-        assert!(told.message().starts_with("cannot ask for the offsets of topic `x`: "), "{told}");
-        assert!(!told.message().ends_with('.') && told.hint_text().is_some(), "{told}");
-        told
+        let error = to_error("ask for the offsets of topic `x`", &settings(&[]), &context, error);
+        assert!(error.message().starts_with("cannot ask for the offsets of topic `x`: "), "{error}");
+        assert!(!error.message().ends_with('.') && error.hint().is_some(), "{error}");
+        error
     }
 
     #[test]
@@ -284,11 +284,11 @@ mod tests {
             (Code::NotEnoughReplicas, ErrorKind::Unavailable, "not ready", "broker is down"),
             (Code::InvalidRecord, ErrorKind::Unavailable, "InvalidRecord", "log of the broker"),
         ] {
-            let error = told(&KafkaError::MetadataFetch(code), None);
+            let error = explained(&KafkaError::MetadataFetch(code), None);
             assert_eq!(error.kind(), kind, "{error}");
             assert!(error.message().contains(message), "{error}");
             assert!(error.message().contains(&format!("{code:?}")), "{error}");
-            assert!(error.hint_text().unwrap().contains(hint), "{error}");
+            assert!(error.hint().unwrap().contains(hint), "{error}");
             assert!(std::error::Error::source(&error).is_some(), "{error}");
         }
     }
@@ -302,27 +302,28 @@ mod tests {
             KafkaError::NoMessageReceived,
             KafkaError::AdminOp(Code::AllBrokersDown),
         ] {
-            let error = told(&error, Some((Code::Authentication, complaint)));
+            let error = explained(&error, Some((Code::Authentication, complaint)));
             assert!(error.message().contains("refused the user or the password"), "{error}");
             assert!(error.message().contains(complaint), "{error}");
-            assert!(error.hint_text().unwrap().contains("`sasl.username`"), "{error}");
+            assert!(error.hint().unwrap().contains("`sasl.username`"), "{error}");
         }
         let refused = "kafka-1:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 failed: Connection refused";
         let away = Some((Code::BrokerTransportFailure, refused));
-        let error = told(&KafkaError::MetadataFetch(Code::OperationTimedOut), away);
+        let error = explained(&KafkaError::MetadataFetch(Code::OperationTimedOut), away);
         assert!(error.message().ends_with(&format!("no broker of kafka-1:9092 answers: {refused}")), "{error}");
-        let error = told(&KafkaError::MetadataFetch(Code::OperationTimedOut), Some((Code::SSL, "handshake failed")));
+        let error =
+            explained(&KafkaError::MetadataFetch(Code::OperationTimedOut), Some((Code::SSL, "handshake failed")));
         assert!(error.message().contains("no secure connection to the broker: handshake failed"), "{error}");
     }
 
     #[test]
     fn an_error_with_a_reason_needs_no_other() {
         let complaint = Some((Code::Authentication, "an hour ago"));
-        let error = told(&KafkaError::MetadataFetch(Code::TopicAuthorizationFailed), complaint);
+        let error = explained(&KafkaError::MetadataFetch(Code::TopicAuthorizationFailed), complaint);
         assert!(error.message().contains("may not use the topic"), "{error}");
-        let error = told(&KafkaError::Seek("Local: Erroneous state".to_owned()), complaint);
+        let error = explained(&KafkaError::Seek("Local: Erroneous state".to_owned()), complaint);
         assert!(error.message().contains("Erroneous state"), "{error}");
-        assert_eq!(told(&KafkaError::Canceled, complaint).kind(), ErrorKind::Unavailable);
+        assert_eq!(explained(&KafkaError::Canceled, complaint).kind(), ErrorKind::Unavailable);
     }
 
     #[test]
@@ -332,7 +333,7 @@ mod tests {
             ("Fatal error: Broker: Producer attempted an operation with an old epoch: x", ErrorKind::Fenced),
             ("Fatal error: Broker: Broker received an out of order sequence number: x", ErrorKind::Unavailable),
         ] {
-            let error = told(&KafkaError::MessageProduction(Code::Fatal), Some((Code::Fatal, complaint)));
+            let error = explained(&KafkaError::MessageProduction(Code::Fatal), Some((Code::Fatal, complaint)));
             assert_eq!(error.kind(), kind, "{error}");
             assert!(error.message().contains(complaint), "{error}");
         }
@@ -342,7 +343,7 @@ mod tests {
     fn refused(name: &str, value: &str) -> Error {
         let settings = settings(&[(name, value)]);
         let error = settings.config().create_native_config().err().unwrap();
-        failed("open the Kafka source", &settings, &Context::default(), &error)
+        to_error("open the Kafka source", &settings, &ClientEvents::default(), &error)
     }
 
     #[test]
@@ -350,15 +351,15 @@ mod tests {
         let error = refused("lingr.ms", "5");
         assert_eq!(error.kind(), ErrorKind::InvalidQuery);
         assert_eq!(error.message(), "cannot open the Kafka source: librdkafka has no property `lingr.ms`");
-        assert!(error.hint_text().unwrap().contains("those of librdkafka"), "{error}");
-        assert!(refused("max.poll.records", "5").hint_text().unwrap().contains("`maxOffsetsPerTrigger`"));
+        assert!(error.hint().unwrap().contains("those of librdkafka"), "{error}");
+        assert!(refused("max.poll.records", "5").hint().unwrap().contains("`maxOffsetsPerTrigger`"));
         let error = refused("socket.timeout.ms", "soon");
         assert!(error.message().contains("property `socket.timeout.ms` cannot be set: Invalid value"), "{error}");
         assert!(refused("socket.timeout.ms", "1").message().ends_with("10..300000"));
         let missing = "Unsupported value \"ssl\" for configuration property: OpenSSL not available at build time";
         let result = RDKafkaConfRes::RD_KAFKA_CONF_INVALID;
         let error = property("begin", result, missing, "security.protocol");
-        assert!(error.hint_text().unwrap().contains("`kafka-ssl`"), "{error}");
+        assert!(error.hint().unwrap().contains("`kafka-ssl`"), "{error}");
         let error = creation("begin", "`sasl.username` and `sasl.password` must be set");
         assert!(error.message().contains("must be set"), "{error}");
     }
@@ -369,7 +370,7 @@ mod tests {
         let result = RDKafkaConfRes::RD_KAFKA_CONF_INVALID;
         let (says, name) = ("Invalid value: hunter2".to_owned(), "ssl.key.pem".to_owned());
         let error = KafkaError::ClientConfig(result, says, name, "hunter2".to_owned());
-        let error = failed("begin", &settings, &Context::default(), &error);
+        let error = to_error("begin", &settings, &ClientEvents::default(), &error);
         assert!(error.message().contains("`ssl.key.pem`"), "{error}");
         assert!(!error.to_string().contains("hunter2"), "{error}");
         assert!(std::error::Error::source(&error).is_none(), "{error}");
@@ -387,7 +388,7 @@ mod tests {
         ] {
             let error = settings(&[("acks", "all"), (name, value)]).refuse_java_names().unwrap_err();
             assert!(error.message().contains(name), "{error}");
-            assert!(error.hint_text().unwrap().contains(instead), "{error}");
+            assert!(error.hint().unwrap().contains(instead), "{error}");
             assert!(!error.to_string().contains("hunter2"), "{error}");
         }
         let fine = [("ssl.keystore.location", "/key.p12"), ("ssl.keystore.password", "x"), ("request.timeout.ms", "1")];

@@ -8,31 +8,31 @@ use async_trait::async_trait;
 use datafusion::physical_plan::ExecutionPlan;
 use futures::future::BoxFuture;
 
-use super::Falls;
+use super::FaultInjector;
 use crate::error::Result;
 use crate::identity::Identity;
 use crate::source::{
-    Latest, Offset, OffsetRange, ReadLimit, ScanContext, ScanRequest, Source, SourceContext, SourceReader,
+    LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanContext, ScanRequest, Source, SourceContext,
     SourceScanner, Split,
 };
 
 /// A source whose calls are counted.
 #[derive(Debug)]
-pub struct FallingSource {
+pub struct FaultySource {
     inner: Arc<dyn Source>,
-    falls: Falls,
+    falls: FaultInjector,
 }
 
-impl FallingSource {
+impl FaultySource {
     /// Counts the calls to `inner`.
-    pub fn new(inner: impl Source + 'static, falls: &Falls) -> Self {
-        FallingSource { inner: Arc::new(inner), falls: falls.clone() }
+    pub fn new(inner: impl Source + 'static, falls: &FaultInjector) -> Self {
+        FaultySource { inner: Arc::new(inner), falls: falls.clone() }
     }
 }
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
-impl Source for FallingSource {
+impl Source for FaultySource {
     fn identity(&self) -> Option<Identity> {
         self.inner.identity()
     }
@@ -49,17 +49,17 @@ impl Source for FallingSource {
         self.inner.schema()
     }
 
-    fn has_dead_letters(&self) -> bool {
-        self.inner.has_dead_letters()
+    fn emits_dead_letters(&self) -> bool {
+        self.inner.emits_dead_letters()
     }
 
     fn knows_file_names(&self) -> bool {
         self.inner.knows_file_names()
     }
 
-    async fn open(&self, context: SourceContext) -> Result<Box<dyn SourceReader>> {
+    async fn open(&self, context: SourceContext) -> Result<Box<dyn MicroBatchStream>> {
         let inner = around!(self.falls, "source.open", self.inner.open(context).await)?;
-        Ok(Box::new(FallingReader { inner, falls: self.falls.clone() }))
+        Ok(Box::new(FaultyStream { inner, falls: self.falls.clone() }))
     }
 
     /// A scan reads nothing yet: it is no call to count.
@@ -69,19 +69,19 @@ impl Source for FallingSource {
 }
 
 #[derive(Debug)]
-struct FallingReader {
-    inner: Box<dyn SourceReader>,
-    falls: Falls,
+struct FaultyStream {
+    inner: Box<dyn MicroBatchStream>,
+    falls: FaultInjector,
 }
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
-impl SourceReader for FallingReader {
-    async fn freeze(&mut self) -> Result<()> {
-        around!(self.falls, "source.freeze", self.inner.freeze().await)
+impl MicroBatchStream for FaultyStream {
+    async fn prepare_for_available_now(&mut self) -> Result<()> {
+        around!(self.falls, "source.prepare_for_available_now", self.inner.prepare_for_available_now().await)
     }
 
-    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<Latest> {
+    async fn latest_offset(&mut self, after: Option<&Offset>, limit: ReadLimit) -> Result<LatestOffset> {
         around!(self.falls, "source.latest_offset", self.inner.latest_offset(after, limit).await)
     }
 
