@@ -74,7 +74,7 @@ pub fn source(
                     "name a folder, and write the columns down: files that come later may not look like the first",
                 ));
             };
-            Ok(Arc::new(crate::file::FileSource::from_options(name, path, options)?.schema(schema)))
+            Ok(Arc::new(crate::file::FileSource::from_options(name, path, options)?.with_schema(schema)))
         }
         #[cfg(feature = "kafka")]
         "kafka" => Ok(Arc::new(crate::kafka::KafkaSource::from_options(options)?)),

@@ -272,7 +272,7 @@ async fn every_record_is_in_one_of_both_sinks() {
 async fn every_fall_leaves_both_sinks_whole() {
     let outcome = crash_at_every_call(
         World::new,
-        async |world: &World, falls: &Falls| world.run(falls).await.map(|_| ()),
+        async |world: &World, falls: &FaultInjector| world.run(falls).await.map(|_| ()),
         async |world: &World| world.check(),
     )
     .await;

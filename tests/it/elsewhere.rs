@@ -72,7 +72,7 @@ async fn what_tasks_do_needs_no_driver() {
         put_file(&input, name, lines.as_bytes()).unwrap();
     }
     let schema = table::schema(&[("n", "long"), ("s", "string")]).unwrap();
-    let source = FileSource::csv(text(&input)).with_schema(schema.clone()).mode(ParseMode::DropMalformed);
+    let source = FileSource::csv(text(&input)).with_schema(schema.clone()).parse_mode(ParseMode::DropMalformed);
     let ctx = session();
     let rows = ctx.read_stream(source).await.unwrap();
     let twice = rows.clone().filter(col("n").gt(lit(1))).unwrap().union(rows).unwrap();

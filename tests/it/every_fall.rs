@@ -156,7 +156,7 @@ impl Events {
 async fn parquet_files_over_a_compaction_of_their_log() {
     let outcome = crash_at_every_call(
         || Events::new(12),
-        async |world: &Events, falls: &Falls| world.run(FileSink::parquet(text(&world.out())), falls).await,
+        async |world: &Events, falls: &FaultInjector| world.run(FileSink::parquet(text(&world.out())), falls).await,
         async |world: &Events| world.files_hold_the_answer(Format::Parquet).await,
     )
     .await;
@@ -167,7 +167,7 @@ async fn parquet_files_over_a_compaction_of_their_log() {
 async fn csv_files() {
     let outcome = crash_at_every_call(
         || Events::new(4),
-        async |world: &Events, falls: &Falls| world.run(FileSink::csv(text(&world.out())), falls).await,
+        async |world: &Events, falls: &FaultInjector| world.run(FileSink::csv(text(&world.out())), falls).await,
         async |world: &Events| world.files_hold_the_answer(Format::Csv).await,
     )
     .await;
@@ -178,7 +178,7 @@ async fn csv_files() {
 async fn json_files_partitioned() {
     let outcome = crash_at_every_call(
         || Events::new(4),
-        async |world: &Events, falls: &Falls| {
+        async |world: &Events, falls: &FaultInjector| {
             world.run(FileSink::json(text(&world.out())).partition_by(["k"]), falls).await
         },
         async |world: &Events| world.files_hold_the_answer(Format::Json).await,
@@ -200,7 +200,7 @@ async fn input_files_that_are_deleted() {
     }
     let outcome = crash_at_every_call(
         new_world,
-        async |world: &Events, falls: &Falls| {
+        async |world: &Events, falls: &FaultInjector| {
             let source =
                 json_events(&world.dir.path().join("in")).max_files_per_trigger(2).clean_source(CleanSource::Delete);
             let job = async |_: &SessionContext, events| doubled(events);
@@ -216,7 +216,7 @@ async fn input_files_that_are_deleted() {
 async fn the_memory_sink() {
     let outcome = crash_at_every_call(
         || (Events::new(5), MemorySink::new()),
-        async |(world, sink): &(Events, MemorySink), falls: &Falls| world.run(sink.clone(), falls).await,
+        async |(world, sink): &(Events, MemorySink), falls: &FaultInjector| world.run(sink.clone(), falls).await,
         async |(world, sink): &(Events, MemorySink)| same(&doubled_answer(&world.rows).await, &sink.batches()),
     )
     .await;
@@ -258,7 +258,7 @@ async fn foreach_batch() {
     }
     let outcome = crash_at_every_call(
         || (Events::new(5), Calls::default()),
-        async |(world, calls): &(Events, Calls), falls: &Falls| world.run(remember(calls), falls).await,
+        async |(world, calls): &(Events, Calls), falls: &FaultInjector| world.run(remember(calls), falls).await,
         check,
     )
     .await;
@@ -284,7 +284,9 @@ impl Write for Page {
 async fn the_console() {
     let outcome = crash_at_every_call(
         || (Events::new(4), Page::default()),
-        async |(world, page): &(Events, Page), falls: &Falls| world.run(ConsoleSink::to(page.clone()), falls).await,
+        async |(world, page): &(Events, Page), falls: &FaultInjector| {
+            world.run(ConsoleSink::to(page.clone()), falls).await
+        },
         async |(world, page): &(Events, Page)| {
             let printed = String::from_utf8(page.0.lock().unwrap().clone()).map_err(|e| e.to_string())?;
             for batch in 0..world.rows.len() {
@@ -303,7 +305,7 @@ async fn the_console() {
 async fn the_discard_sink() {
     let outcome = crash_at_every_call(
         || Events::new(4),
-        async |world: &Events, falls: &Falls| world.run(DiscardSink::new(), falls).await,
+        async |world: &Events, falls: &FaultInjector| world.run(DiscardSink::new(), falls).await,
         async |world: &Events| {
             // Nothing is left to do: all that can be seen of a sink that keeps nothing.
             let commits = world.checkpoint.list("commits").await.map_err(|e| e.to_string())?;
@@ -322,7 +324,7 @@ async fn a_fall_while_getting_up() {
     Events::new(3).run(MemorySink::new(), &quiet).await.unwrap();
     let outcome = crash_at_every_call(
         || (Events::new(3), MemorySink::new()),
-        async |(world, sink): &(Events, MemorySink), falls: &Falls| {
+        async |(world, sink): &(Events, MemorySink), falls: &FaultInjector| {
             let first = FaultInjector::at(quiet.call_sites() / 2);
             let _ = world.run(sink.clone(), &first).await;
             world.run(sink.clone(), falls).await

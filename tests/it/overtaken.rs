@@ -101,7 +101,7 @@ async fn drive(
 async fn files(name: &str, clean: fn(&Files) -> CleanSource) {
     let outcome = overtaken_at_every_moment(
         Files::new,
-        async |files: &Files, falls: &Falls| files.run(clean(files), falls).await,
+        async |files: &Files, falls: &FaultInjector| files.run(clean(files), falls).await,
         async |files: &Files| files.put(EARLY..ALL),
         Files::check,
     )
@@ -153,7 +153,7 @@ impl Events {
 async fn parquet_files_over_a_compaction_of_their_log() {
     let outcome = overtaken_at_every_moment(
         || Events::new(10, 2),
-        async |world: &Events, falls: &Falls| {
+        async |world: &Events, falls: &FaultInjector| {
             let sink = FileSink::parquet(text(&world.out()));
             drive(world.source.clone(), sink, Arc::clone(&world.checkpoint), falls).await
         },
@@ -172,7 +172,7 @@ async fn parquet_files_over_a_compaction_of_their_log() {
 async fn the_memory_sink() {
     let outcome = overtaken_at_every_moment(
         || Events::new(4, 2),
-        async |world: &Events, falls: &Falls| {
+        async |world: &Events, falls: &FaultInjector| {
             drive(world.source.clone(), world.sink.clone(), Arc::clone(&world.checkpoint), falls).await
         },
         async |world: &Events| world.rows[4..].iter().for_each(|rows| add(&world.source, rows)),
@@ -190,7 +190,7 @@ type Calls = Arc<std::sync::Mutex<BTreeMap<BatchId, Vec<Vec<RecordBatch>>>>>;
 async fn foreach_batch() {
     let outcome = overtaken_at_every_moment(
         || (Events::new(4, 1), Calls::default()),
-        async |(world, calls): &(Events, Calls), falls: &Falls| {
+        async |(world, calls): &(Events, Calls), falls: &FaultInjector| {
             let calls = Arc::clone(calls);
             let sink = ForeachBatchSink::new(move |rows: DataFrame, batch| {
                 let calls = Arc::clone(&calls);
@@ -251,7 +251,7 @@ async fn stateful(job: Job) {
             world.feed(0..early);
             world
         },
-        async |world: &World, falls: &Falls| world.run(PARTITIONS, falls).await,
+        async |world: &World, falls: &FaultInjector| world.run(PARTITIONS, falls).await,
         async |world: &World| world.feed(early..job.adds()),
         async |world: &World| world.check(&expected),
     )
@@ -309,7 +309,7 @@ async fn windows_over_merges_to_parquet_files() {
             world.feed(0..early);
             (world, tempfile::tempdir().unwrap())
         },
-        async |(world, dir): &(World, TempDir), falls: &Falls| {
+        async |(world, dir): &(World, TempDir), falls: &FaultInjector| {
             let sink = FileSink::parquet(text(&dir.path().join("out")));
             finish(world.writer(sink, PARTITIONS, falls).await?.durable(false)).await.map(|_| ())
         },

@@ -36,7 +36,7 @@ async fn survives(job: Job) {
     let expected: Vec<RecordBatch> = job.expected().await;
     let outcome = crash_at_every_call(
         || World::with_all_rows(&job).with_small_state(),
-        async |world: &World, falls: &Falls| world.run_alone(PARTITIONS, falls).await,
+        async |world: &World, falls: &FaultInjector| world.run_alone(PARTITIONS, falls).await,
         async |world: &World| world.check(&expected),
     )
     .await;
@@ -137,7 +137,7 @@ async fn windows_to_parquet_files() {
     let out = |dir: &TempDir| -> PathBuf { dir.path().join("out") };
     let outcome = crash_at_every_call(
         || (World::with_all_rows(&job), tempfile::tempdir().unwrap()),
-        async |(world, dir): &(World, TempDir), falls: &Falls| {
+        async |(world, dir): &(World, TempDir), falls: &FaultInjector| {
             let sink = FileSink::parquet(text(&out(dir)));
             finish(world.writer(sink, PARTITIONS, falls).await?.durable(false)).await.map(|_| ())
         },
@@ -159,7 +159,7 @@ async fn a_fall_while_the_state_is_loaded() {
     World::with_all_rows(&job).run(PARTITIONS, &quiet).await.unwrap();
     let outcome = crash_at_every_call(
         || World::with_all_rows(&job),
-        async |world: &World, falls: &Falls| {
+        async |world: &World, falls: &FaultInjector| {
             let first = FaultInjector::at(quiet.call_sites() * 2 / 3);
             let _ = world.run_alone(PARTITIONS, &first).await;
             world.run_alone(PARTITIONS, falls).await

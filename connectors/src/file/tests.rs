@@ -78,7 +78,7 @@ impl Stream {
 
     /// The next range, if there is anything new; moves on.
     async fn next(&mut self, reader: &mut Box<dyn MicroBatchStream>, limit: ReadLimit) -> Option<OffsetRange> {
-        let end = reader.latest_offset(self.at.as_ref(), limit).await.unwrap().end?;
+        let end = reader.latest_offset(self.at.as_ref(), limit).await.unwrap().batch_end?;
         let range = OffsetRange { start: self.at.replace(end.clone()), end };
         (!range.is_empty()).then_some(range)
     }

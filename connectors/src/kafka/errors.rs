@@ -18,8 +18,8 @@ pub(crate) fn to_error(action: &str, settings: &ClientSettings, context: &Client
         KafkaError::ClientCreation(why) => creation(action, without_secrets(why)),
         KafkaError::Nul(_) => Error::invalid(format!("cannot {action}: a name or a value holds a zero byte")),
         _ => {
-            let (code, text) = reason(context, error);
-            let (kind, what, hint) = explain(code, settings.bootstrap());
+            let (code, text) = root_cause(context, error);
+            let (kind, what, hint) = classify(code, settings.bootstrap());
             let what = if what.is_empty() { String::new() } else { format!("{what}: ") };
             Error::new(kind, format!("cannot {action}: {what}{text}")).with_hint(hint).with_source(error.clone())
         }

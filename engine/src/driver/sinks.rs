@@ -212,7 +212,7 @@ impl OpenSink {
             match written.begin {
                 BatchStatus::New => self.writers.driver.commit(batch, written.receipts).await,
                 BatchStatus::AlreadyCommitted => {
-                    tracing::info!(sink = %self.writers.name, "the sink had taken this batch before the restart");
+                    tracing::info!(sink = %self.writers.role, "the sink had committed this batch before the restart");
                     Ok(())
                 }
             }

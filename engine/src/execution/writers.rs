@@ -30,7 +30,7 @@ pub(crate) struct Writers {
     sink: Arc<dyn Sink>,
     /// The half of the sink that begins and commits batches, and makes the writers of a sink that has no factory.
     pub(crate) driver: Arc<dyn StreamingWrite>,
-    pub(crate) name: SinkRole,
+    pub(crate) role: SinkRole,
     /// The sink, in words, for the one whose code panics or hangs.
     pub(crate) whose: String,
     schema: SchemaRef,
@@ -48,8 +48,8 @@ impl Writers {
         whose: String,
         context: SinkContext,
     ) -> Self {
-        let SinkContext { name, schema, durable, session, .. } = context;
-        Writers { sink, driver, name, whose, schema, durable, session, factory: OnceLock::new() }
+        let SinkContext { role, schema, durable, session, .. } = context;
+        Writers { sink, driver, role, whose, schema, durable, session, factory: OnceLock::new() }
     }
 
     /// How the sink is called.
@@ -73,7 +73,7 @@ impl Writers {
             return Ok(opened.as_ref());
         }
         let opened = self.sink.writer_factory(WriterContext {
-            name: self.name,
+            role: self.role,
             schema: Arc::clone(&self.schema),
             query_id: batch.query_id,
             run_id: batch.attempt,

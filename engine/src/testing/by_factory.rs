@@ -12,7 +12,7 @@ use crate::sink::{BatchStatus, DataWriter, Receipt, Sink, SinkContext, Streaming
 /// [factory](Sink::writer_factory), if it has one: as if it were written in another process. For tests of a sink alone.
 pub async fn open_by_factory(sink: &dyn Sink, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
     let elsewhere = WriterContext {
-        name: context.role,
+        role: context.role,
         schema: Arc::clone(&context.schema),
         query_id: context.query_id,
         run_id: context.run_id,

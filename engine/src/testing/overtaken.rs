@@ -178,7 +178,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_moment_is_tried_and_counted() {
-        let run = async |world: &World, falls: &Falls| adds(world, falls, true).await;
+        let run = async |world: &World, falls: &FaultInjector| adds(world, falls, true).await;
         let came = overtaken_at_every_moment(new_world, run, async |_| {}, has_all).await.unwrap();
         assert_eq!(came.paused, 4);
         // Between listing and creating, its number is taken by the other one.
@@ -187,7 +187,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_careless_deletion_is_found() {
-        let run = async |world: &World, falls: &Falls| adds(world, falls, false).await;
+        let run = async |world: &World, falls: &FaultInjector| adds(world, falls, false).await;
         let found = overtaken_at_every_moment(new_world, run, async |_| {}, has_all).await.unwrap_err();
         assert!(found.starts_with("paused at moment") && found.contains("after the third run"), "{found}");
     }

@@ -222,7 +222,7 @@ async fn survives(
     let (input, expected) = (input(broker, events.iter().map(json_of)), answer(&events[..rows], job).await);
     let outcome = crash_at_every_call(
         || World::new(broker, &input, 1),
-        async |world: &World, falls: &Falls| run(world, falls).await.map(|_| ()),
+        async |world: &World, falls: &FaultInjector| run(world, falls).await.map(|_| ()),
         async |world: &World| world.check(&expected),
     )
     .await;
@@ -231,7 +231,7 @@ async fn survives(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kafka_to_kafka_without_state() {
-    survives("Kafka to Kafka", passed, ROWS + 1, async |world: &World, falls: &Falls| {
+    survives("Kafka to Kafka", passed, ROWS + 1, async |world: &World, falls: &FaultInjector| {
         world.run(passed, world.sink(), falls).await
     })
     .await;
@@ -240,7 +240,7 @@ async fn kafka_to_kafka_without_state() {
 /// The last event only closes the windows of the others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kafka_to_kafka_with_windows() {
-    survives("Kafka to Kafka, windows", by_window, ROWS, async |world: &World, falls: &Falls| {
+    survives("Kafka to Kafka, windows", by_window, ROWS, async |world: &World, falls: &FaultInjector| {
         world.run(by_window, world.sink(), falls).await
     })
     .await;
@@ -249,7 +249,7 @@ async fn kafka_to_kafka_with_windows() {
 /// As `kill -9` would: nothing is aborted by who dies, so the next run must fence what hangs before it goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_that_hang_are_fenced() {
-    survives("Kafka to Kafka, transactions hang", passed, ROWS + 1, async |world: &World, falls: &Falls| {
+    survives("Kafka to Kafka, transactions hang", passed, ROWS + 1, async |world: &World, falls: &FaultInjector| {
         world.run(passed, Killed::new(world.sink(), falls, &world.undead), falls).await
     })
     .await;
@@ -280,7 +280,7 @@ async fn kafka_to_parquet_files() {
     let (input, expected) = (input(broker, events.iter().map(json_of)), answer(&events, unchanged).await);
     let outcome = crash_at_every_call(
         || World::new(broker, &input, 0),
-        async |world: &World, falls: &Falls| {
+        async |world: &World, falls: &FaultInjector| {
             world.run(unchanged, FileSink::parquet(text(&world.files())), falls).await.map(|_| ())
         },
         async |world: &World| {
@@ -303,7 +303,7 @@ async fn kafka_to_kafka_with_dead_letters() {
     let (input, expected) = (input(broker, records), answer(&events, passed).await);
     let outcome = crash_at_every_call(
         || World::new(broker, &input, 2),
-        async |world: &World, falls: &Falls| world.run_with_letters(falls).await.map(|_| ()),
+        async |world: &World, falls: &FaultInjector| world.run_with_letters(falls).await.map(|_| ()),
         async |world: &World| {
             world.check(&expected)?;
             let letters = settled(broker, world.letters());

@@ -126,7 +126,7 @@ async fn kafka_to_kafka() {
     let began = Instant::now();
     let outcome = overtaken_at_every_moment(
         || World::new(broker),
-        async |world: &World, falls: &Falls| world.run(into(broker, &world.out), falls).await,
+        async |world: &World, falls: &FaultInjector| world.run(into(broker, &world.out), falls).await,
         async |world: &World| world.more(),
         async |world: &World| world.check(values(&settled(broker, &world.out))),
     )
@@ -140,7 +140,7 @@ async fn kafka_to_files() {
     let began = Instant::now();
     let outcome = overtaken_at_every_moment(
         || World::new(broker),
-        async |world: &World, falls: &Falls| world.run(FileSink::parquet(text(&world.files())), falls).await,
+        async |world: &World, falls: &FaultInjector| world.run(FileSink::parquet(text(&world.files())), falls).await,
         async |world: &World| world.more(),
         async |world: &World| {
             let schema = table::schema(&[("value", "string")]).map_err(|e| e.to_string())?;

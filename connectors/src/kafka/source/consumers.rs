@@ -77,7 +77,7 @@ impl Consumers {
             open.fetchers.clear();
             fetched = self.fetcher_in(open, 0)?.fetch(from.iter());
         }
-        fetched.map_err(|e| e.to_error(|e| failed("fetch the partitions", &self.settings.client, &self.context, e)))
+        fetched.map_err(|e| e.into_error(|e| to_error("fetch the partitions", &self.settings.client, &self.context, e)))
     }
 
     /// The one that reads one more piece of a partition.
@@ -111,7 +111,7 @@ impl Consumers {
     fn consumer(&self, config: &ClientConfig, claimed: String, partition_bytes: usize) -> Result<Fetcher> {
         let memory = Claim::new(&self.memory, claimed, read_ahead::HINT);
         Fetcher::new(config, self.context.clone(), memory, partition_bytes)
-            .map_err(|e| failed("open a consumer", &self.settings.client, &self.context, &e))
+            .map_err(|e| to_error("open a consumer", &self.settings.client, &self.context, &e))
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) enum NotFetched {
 
 impl NotFetched {
     /// As an error; `explain` makes one of librdkafka's.
-    pub(super) fn described(self, say: impl FnOnce(&KafkaError) -> Error) -> Error {
+    pub(super) fn into_error(self, explain: impl FnOnce(&KafkaError) -> Error) -> Error {
         match self {
             NotFetched::Kafka(error) => explain(&error),
             NotFetched::NoMemory(error) => error,

@@ -286,7 +286,7 @@ impl Reading {
         let fetcher = self.consumers.fetcher(consumer)?;
         let queue = fetcher.read_from(&slice.topic, slice.partition, slice.from).map_err(|e| {
             let action = format!("read {slice}");
-            e.to_error(|e| to_error(&action, &self.settings.client, self.consumers.context(), e))
+            e.into_error(|e| to_error(&action, &self.settings.client, self.consumers.context(), e))
         })?;
         let (deadline, next_check) = (self.deadline(), Deadline::after(CHECK_INTERVAL));
         Ok(Open { next: slice.from, slice, fetcher, queue, deadline, next_check, missing: 0, stopped: false })

@@ -69,7 +69,7 @@ impl FaultInjector {
     }
 
     /// How many moments have passed so far.
-    pub fn moments(&self) -> u64 {
+    pub fn call_sites(&self) -> u64 {
         self.0.count.lock().moments
     }
 
