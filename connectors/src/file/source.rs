@@ -174,7 +174,7 @@ impl FileSource {
     }
 
     /// Goes on without the rest of a file that turns out to be torn or damaged, and counts it (`corruptFilesIgnored`).
-    /// Default: the query stops. Rows that are malformed are not meant: see [`mode`](Self::mode).
+    /// Default: the query stops. Rows that are malformed are not meant: see [`parse_mode`](Self::parse_mode).
     #[must_use]
     pub fn ignore_corrupt_files(mut self, ignore: bool) -> Self {
         self.settings.ignored.corrupt_files = ignore;
