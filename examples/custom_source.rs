@@ -50,7 +50,7 @@ struct SquaresReader {
 
 #[async_trait::async_trait]
 impl MicroBatchStream for SquaresReader {
-    /// The end of the stream is fixed anyway, so there is nothing to freeze for a query that ends by itself.
+    /// The end of the stream is fixed anyway, so there is nothing to prepare for a query that ends by itself.
     async fn prepare_for_available_now(&mut self) -> Result<()> {
         Ok(())
     }
