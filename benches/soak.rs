@@ -1,6 +1,6 @@
-//! A long run in fast-forward: more than an hour of event time in 20,000 batches, through deduplication, a join of two
-//! streams and windows, with keys and values of text that are cut out of larger arrays, as a scan gives them. Memory, state, files and open handles must level off. Every 200 batches they are written to
-//! `soak.csv`, which `plot_soak.py` draws.
+//! A long run in fast-forward: more than an hour of event time in 20,000 batches, through deduplication, a join of two streams
+//! and windows, with keys and values of text that are cut out of larger arrays, as a scan gives them. Memory, state, files and
+//! open handles must level off. Every 200 batches they are written to `soak.csv`, which `plot_soak.py` draws.
 //!
 //! `TIDEWATER_SOAK_BATCHES=N` runs longer or shorter.
 

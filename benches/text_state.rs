@@ -107,7 +107,7 @@ pub(crate) async fn run_child(arguments: &[String]) -> Result<(), Failure> {
     let mut ms: Vec<f64> =
         progress.iter().filter_map(|batch| batch.duration_ms.get("triggerExecution").copied()).collect();
     ms.sort_by(f64::total_cmp);
-    let state = progress.last().and_then(|batch| batch.state_operators.first()).ok_or("no state was told of")?;
+    let state = progress.last().and_then(|batch| batch.state_operators.first()).ok_or("no state was reported")?;
     let figures = Figures {
         rows: state.num_rows_total,
         state_bytes: state.memory_used_bytes,

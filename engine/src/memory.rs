@@ -9,7 +9,7 @@
 //! | What grows with data | where it is accounted | when the pool refuses |
 //! |---|---|---|
 //! | rows that exchanges distribute | `batch/exchange_buffer.rs` | they go to spill files |
-//! | state, and what loading and merging it holds | `state/limits.rs` | the query fails |
+//! | state, what a batch changes in it, and what loading and merging it holds | `state/limits.rs` | the query fails |
 //! | dead letters | `batch/mod.rs` | the query fails |
 //! | rows that a Kafka source reads | its tasks | smaller record batches, then the query fails |
 //! | messages that librdkafka may fetch ahead, and those it has not sent yet | when it is opened | it may hold less, then the query fails |

@@ -60,7 +60,7 @@ async fn malformed(name: &str, good: &str, spoil: (&str, &str), source: fn(&Path
     assert!(failed.batch().is_some() && failed.hint().is_some(), "{failed}");
     assert_same_rows(&doubled_answer(std::slice::from_ref(&before)).await, &place.written().await);
 
-    // Mended, it goes on where it was.
+    // Fixed, it goes on where it was.
     put_file(&place.path("in"), &format!("2-{name}"), good.as_bytes()).unwrap();
     place.run(source(&place.path("in")).max_files_per_trigger(1)).await.unwrap();
     let schema = event_schema().unwrap();

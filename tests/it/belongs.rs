@@ -22,7 +22,20 @@ fn rows() -> arrow::record_batch::RecordBatch {
 
 /// Starts `sql` over the stream `t`, from which one more batch comes, in the checkpoint at `folder`, and runs it to its end.
 async fn run(folder: &Path, source: &MemorySource, sql: &str) -> Result<Vec<String>> {
+    run_with_tables(folder, source, sql, None).await
+}
+
+/// The same, with the table of `letters.csv` in `tables`.
+async fn run_with_tables(
+    folder: &Path,
+    source: &MemorySource,
+    sql: &str,
+    tables: Option<&Path>,
+) -> Result<Vec<String>> {
     let ctx = SessionContext::new();
+    if let Some(tables) = tables {
+        ctx.register_csv("letters", text(&tables.join("letters.csv")), CsvReadOptions::new()).await?;
+    }
     // Structs whose fields can be asked for by name.
     let stream = ctx.read_stream(source.clone()).await?;
     ctx.register_table("plain", stream.into_view())?;
@@ -176,6 +189,69 @@ async fn state_is_continued_by_what_it_means() {
             run(dir.path(), &source, same).await.unwrap_or_else(|e| panic!("{sql}, then {same}: {e}"));
         }
     }
+}
+
+/// What a node, a window function or the scan of a table computes is recorded in words of ours: how DataFusion names and
+/// displays them is not kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_that_datafusion_gives_are_not_on_disk() {
+    let tables = tempfile::tempdir().unwrap();
+    std::fs::write(tables.path().join("letters.csv"), "c\na\nA\nb\n").unwrap();
+    let joined = |number: &str| format!("SELECT n, sum(v) AS s FROM t JOIN ({number}) ON k = c GROUP BY n");
+    let over = |window: &str| joined(&format!("SELECT column1 AS c, {window} AS n FROM s1"));
+    let scanned = |name: &str| joined(&format!("SELECT c, {name} AS n FROM letters"));
+    for (sql, expected, other) in [
+        (
+            "SELECT x, sum(v) AS s FROM (SELECT unnest(va) AS x, v FROM t) GROUP BY x".to_owned(),
+            "by unnest(0 of make_array(source0.v, source0.id)",
+            "SELECT x, sum(v) AS s FROM (SELECT unnest(vb) AS x, v FROM t) GROUP BY x".to_owned(),
+        ),
+        (
+            over("row_number() OVER (ORDER BY column1)"),
+            "by row_number() over (order by table0.column1 range from unbounded preceding to current row)",
+            over("rank() OVER (ORDER BY column1)"),
+        ),
+        (
+            over("sum(column2) OVER (PARTITION BY column1 ORDER BY column2 DESC ROWS 1 PRECEDING)"),
+            "by sum(table0.column2) over (partition by table0.column1 order by table0.column2 desc nulls first rows from \
+             1:uint64 preceding to current row)",
+            over("sum(column2) OVER (PARTITION BY column1 ORDER BY column2 DESC ROWS 2 PRECEDING)"),
+        ),
+        (
+            over("lag(column2, 1) OVER (ORDER BY column1)"),
+            "by lag(table0.column2, 1:int64) over (order by table0.column1 range from unbounded preceding to current row)",
+            over("lag(column2, 2) OVER (ORDER BY column1)"),
+        ),
+        (scanned("upper(c)"), "by upper(table0.c)", scanned("lower(c)")),
+        (scanned("c"), "by table0.c", scanned("c || 'x'")),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let source = MemorySource::new(rows().schema());
+        let run = async |sql: &str| {
+            source.add(vec![rows()]).unwrap();
+            run_with_tables(dir.path(), &source, sql, Some(tables.path())).await
+        };
+        run(&sql).await.unwrap_or_else(|e| panic!("{sql}: {e}"));
+        let files = std::fs::read_dir(dir.path().join("state")).unwrap().map(|file| file.unwrap().path());
+        let schema = files.filter(|path| path.is_file()).map(|path| std::fs::read_to_string(path).unwrap());
+        let lines: Vec<String> = schema.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+        let operators = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let meanings: Vec<String> = operators
+            .filter_map(|operator| Some(operator["meaning"].as_array()?.iter().map(text_of).collect::<Vec<_>>()))
+            .flatten()
+            .collect();
+        assert!(meanings.iter().any(|meaning| meaning.starts_with(expected)), "{sql}: {meanings:?}");
+        for made_up in ["Exec", "ASC NULLS", "BETWEEN", "UNBOUNDED"] {
+            assert!(!meanings.iter().any(|meaning| meaning.contains(made_up)), "{sql}: {meanings:?}");
+        }
+        run(&sql).await.unwrap_or_else(|e| panic!("{sql}, again: {e}"));
+        let error = run(&other).await.map(|_| ()).expect_err(&other);
+        assert!(error.to_string().contains("is to compute"), "{other}: {error}");
+    }
+}
+
+fn text_of(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 /// Rows with times that are told by text, too.

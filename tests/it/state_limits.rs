@@ -79,8 +79,8 @@ async fn greatest(
     Ok(writer.checkpoint_store(Arc::clone(checkpoint)).trigger(Trigger::AvailableNow))
 }
 
-/// State beyond the pool is an error in time, and not only in the first run: one that loads it hits it too. With a larger pool the
-/// query goes on.
+/// State beyond the pool is an error in time, and not only in the first run: one that loads it hits it too. With a larger pool
+/// the query goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn state_beyond_the_memory_pool_is_an_error_that_names_the_operator() {
     let pool = |bytes: usize| -> Arc<dyn MemoryPool> { Arc::new(GreedyMemoryPool::new(bytes)) };

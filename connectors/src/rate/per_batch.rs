@@ -135,7 +135,7 @@ struct PerBatchReader {
     first: Place,
     advance_ms: i64,
     partitions: usize,
-    /// Once frozen, where the one batch that is left ends: known when it is asked for.
+    /// After `prepare_for_available_now`, where the one batch that is left ends: known when it is asked for.
     frozen: Option<Option<Place>>,
 }
 

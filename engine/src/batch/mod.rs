@@ -39,7 +39,7 @@ pub struct BatchContext {
     event_times: Vec<Mutex<EventTimeStats>>,
     operators: Vec<Arc<OperatorBatch>>,
     exchanges: Vec<ExchangeBuffer>,
-    /// Where rows wait that were dealt out.
+    /// The memory budget of the exchanges.
     room: Arc<ExchangeMemory>,
     /// Kept until the plan has run; none if the query has no sink for them.
     dead_letters: Option<(Mutex<Vec<RecordBatch>>, MemoryReservation)>,
@@ -55,9 +55,9 @@ pub(crate) struct BatchParts {
     pub(crate) watermark_nodes: usize,
     /// By stateful operator.
     pub(crate) operators: Vec<Arc<OperatorBatch>>,
-    /// By exchange: into how many partitions it deals.
+    /// By exchange: into how many partitions it distributes rows.
     pub(crate) exchanges: Vec<usize>,
-    /// Its memory and disk are for the rows that exchanges have dealt out.
+    /// Its memory and disk are for the rows in exchanges.
     pub(crate) runtime: Arc<RuntimeEnv>,
     /// Whether the query has a sink for dead letters.
     pub(crate) takes_dead_letters: bool,

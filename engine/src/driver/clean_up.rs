@@ -6,8 +6,8 @@ use crate::id::BatchId;
 use crate::progress::{Between, Phase};
 
 impl Driver {
-    /// After batch `committed`: forgets the oldest batch and, after the first of a run, whatever earlier runs left behind. It ends
-    /// early when the query is asked to drop its batch, and when the store does not answer.
+    /// After batch `committed`: forgets the oldest batch and, after the first of a run, whatever earlier runs left behind. It
+    /// ends early when the query is asked to drop its batch, and when the store does not answer.
     pub(super) async fn clean_up(&mut self, committed: BatchId) {
         let began = self.clock.elapsed();
         let cleans = async {

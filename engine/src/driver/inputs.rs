@@ -80,7 +80,7 @@ impl Driver {
             scanners: Arc::clone(&self.scanners),
             bound,
             states: self.state.states(),
-            changes: self.state.changes(),
+            changes: self.state.changes.clone(),
             writers: self.sinks.writers(),
             executor: self.executor.clone(),
             calls: self.calls.clone(),

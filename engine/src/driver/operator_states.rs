@@ -27,6 +27,8 @@ pub(super) struct OperatorStates {
     tree: WatermarkTree,
     operators: Vec<Arc<OperatorState>>,
     files: Vec<StateChangelog>,
+    /// What the tasks of each batch write their changes with, by operator.
+    pub(super) changes: Vec<Arc<ChangeFiles>>,
     store: Arc<dyn MetadataStore>,
     run: RunId,
     /// The file that describes what each operator keeps, and what it says.
@@ -87,6 +89,7 @@ impl OperatorStates {
             states.push(state);
         }
         Ok(OperatorStates {
+            changes: files.iter().map(|files| Arc::new(files.changes())).collect(),
             tree,
             operators: states,
             files,
@@ -137,11 +140,6 @@ impl OperatorStates {
             files.make_room(batch, &waits).await?;
         }
         Ok(())
-    }
-
-    /// What the tasks of a batch write their changes with, by operator.
-    pub(super) fn changes(&self) -> Vec<ChangeFiles> {
-        self.files.iter().map(StateChangelog::changes).collect()
     }
 
     /// Takes in what the tasks of a batch have written of its changes. What is returned becomes part of its commit.

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 /// itself. All other errors end it at once, whatever the policy is: the same would happen again.
 ///
 /// A restart is one like any other: from the checkpoint, so a batch that was cut off is repeated and nothing is lost or
-/// doubled. Listeners hear of each ([`QueryEvent::Restarting`](crate::progress::QueryEvent::Restarting)). A batch that is
+/// doubled. Listeners are notified of each ([`QueryEvent::Restarting`](crate::progress::QueryEvent::Restarting)). A batch that is
 /// committed forgets the failures before it.
 ///
 /// ```

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A fall anywhere before `commits/N` repeats the batch for both, and each takes it once by its own promise: a sink that says
-//! `AlreadyCommitted` gets nothing more, though the plan runs all the same, for the other one. Dead letters are committed first, so
-//! that whoever misses a record among the rows of a batch finds it already where it went instead.
+//! `AlreadyCommitted` gets nothing more, though the plan runs all the same, for the other one. Dead letters are committed first,
+//! so that whoever misses a record among the rows of a batch finds it already where it went instead.
 //!
 //! A batch without dead letters is committed to their sink too: sinks that remember their batches refuse a gap.
 

@@ -14,17 +14,16 @@ use crate::state::{ChangeFiles, FileEntry, OperatorBatch};
 pub(super) async fn write_changes(
     run: &Run,
     operators: &[Arc<OperatorBatch>],
-    files: &[ChangeFiles],
+    files: &[Arc<ChangeFiles>],
 ) -> Result<Vec<Option<FileEntry>>> {
     let mut sorted = vec![];
     for (operator, files) in operators.iter().zip(files) {
-        // Taken out one by one: each is let go of as soon as it is sorted.
-        let mut changes: Vec<Option<Vec<RecordBatch>>> = operator.take_changes().into_iter().map(Some).collect();
-        let rows: usize = changes.iter().flatten().flatten().map(RecordBatch::num_rows).sum();
-        let partitions = changes.len();
-        let sort = |partition: usize| {
-            let changes = changes.get_mut(partition).and_then(Option::take).unwrap_or_default();
-            let files = files.clone();
+        // On account until they are sorted.
+        let (changes, _claimed) = operator.take_changes();
+        let rows: usize = changes.iter().flatten().map(RecordBatch::num_rows).sum();
+        let (partitions, mut changes) = (changes.len(), changes.into_iter());
+        let sort = |_partition| {
+            let (files, changes) = (Arc::clone(files), changes.next().unwrap_or_default());
             guarded_call(|| "the sorting of changes of state".to_owned(), async move { files.sort(&changes) })
         };
         sorted.push(each(run, partitions, rows >= ROWS_WORTH_A_THREAD, sort).await?);

@@ -8,8 +8,8 @@
 //!
 //! Work and outcome are data: numbers, times, splits of sources, rows. So the [`Runner`] is a boundary that tasks could cross to
 //! another process, which makes the query's plan by itself and opens its sources there. What cannot cross is part of the site:
-//! what a source bound that gives no splits, state, and writers that stay with the driver. Today there is the [`LocalRunner`]; the testing kit has one that serialises work and outcome, so that nothing in them
-//! comes to rely on shared memory.
+//! what a source bound that gives no splits, state, and writers that stay with the driver. Today there is the [`LocalRunner`];
+//! the testing kit has one that serialises work and outcome, so that nothing in them comes to rely on shared memory.
 
 mod at_work;
 

@@ -87,7 +87,7 @@ pub(crate) struct Site {
     /// By stateful operator.
     pub(crate) states: Vec<Arc<OperatorState>>,
     /// By stateful operator: what its changes are written with.
-    pub(crate) changes: Vec<ChangeFiles>,
+    pub(crate) changes: Vec<Arc<ChangeFiles>>,
     pub(crate) writers: Arc<Writers>,
     pub(crate) executor: Executor,
     pub(crate) calls: Calls,

@@ -42,7 +42,7 @@ pub(crate) struct CachedInputExec {
     input: Arc<dyn ExecutionPlan>,
     /// None where rows are computed anew by every batch.
     kept: Option<Arc<CachedRows>>,
-    /// Which of the plan's static sides it is, counted before DataFusion changes the sides of joins.
+    /// Which of the plan's static inputs it is, counted before DataFusion changes the sides of joins.
     number: usize,
     properties: Arc<PlanProperties>,
 }
@@ -63,7 +63,7 @@ impl CachedInputExec {
         CachedInputExec { number, ..self }
     }
 
-    /// Which of the plan's static sides it is.
+    /// Which of the plan's static inputs it is.
     pub(crate) fn number(&self) -> usize {
         self.number
     }

@@ -39,7 +39,7 @@ use crate::watermark::{OutputWatermark, WatermarkEffect};
 /// How long a key is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Retention {
-    /// For ever.
+    /// Never evicted.
     Forever,
     /// Until the watermark has passed its event time, this key.
     EventTime(usize),

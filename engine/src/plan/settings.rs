@@ -20,8 +20,9 @@ use crate::query::OutputMode;
 /// Switches off, for streams and for batches alike, what the planner gets wrong without a word.
 pub(crate) fn keep_answers_right(options: &mut ConfigOptions) {
     let optimizer = &mut options.optimizer;
-    // It takes parts of windows out before their marks are seen. It drops computed columns whose name is that of the column they are computed from, and calls functions twice:
-    // https://github.com/apache/datafusion/issues/25414, https://github.com/apache/datafusion/issues/25329.
+    // It takes parts of windows out before their marks are seen. It drops computed columns whose name is that of the column they
+    // are computed from, and calls functions twice: https://github.com/apache/datafusion/issues/25414,
+    // https://github.com/apache/datafusion/issues/25329.
     optimizer.enable_leaf_expression_pushdown = false;
     // It takes branches of a UNION for one another that differ in computed columns:
     // https://github.com/apache/datafusion/issues/25071.

@@ -87,8 +87,10 @@ pub struct StateOperatorProgress {
     /// State at or before this was final, in milliseconds since 1970; null without a watermark.
     pub watermark_ms: Option<i64>,
     /// Bytes of changes written since the run began.
+    #[serde(alias = "changeBytesWritten")]
     pub state_bytes_written: u64,
     /// Bytes written since the run began to merge small files into larger ones, in the background.
+    #[serde(alias = "mergeBytesWritten")]
     pub compaction_bytes_written: u64,
     /// How many entries the commit names that are its state: each has the changes of a batch, or of several that were merged.
     #[serde(default)]

@@ -13,7 +13,7 @@ pub(crate) enum Phase {
     LatestOffset,
     /// Writing `offsets/N`.
     WalCommit,
-    /// Binding the sources' ranges.
+    /// Splitting or binding the sources' ranges.
     GetBatch,
     /// Making the plan fit to run again.
     QueryPlanning,

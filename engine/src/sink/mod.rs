@@ -17,9 +17,9 @@
 //! ```
 //!
 //! A factory is made from data, [once per run](Sink::writer_factory) in each process, and shares no memory with the driver's
-//! half. A [`DataWriter`] is made when the first row of its partition comes and lives on one worker thread. Its receipt,
-//! which is data too, is all that reaches `commit`. A writer that is dropped without `finish` belongs to a failed batch: what it wrote must
-//! stay invisible.
+//! half. A [`DataWriter`] is made when the first row of its partition comes and lives on one worker thread. Its receipt, which is
+//! data too, is all that reaches `commit`. A writer that is dropped without `finish` belongs to a failed batch: what it wrote
+//! must stay invisible.
 //!
 //! A query may have a second sink, for [dead letters](DeadLetters): the records that its sources could not read. Its
 //! [role](SinkRole) says that it is the second. Both take part in every batch:
@@ -132,7 +132,7 @@ pub trait Sink: std::fmt::Debug + Send + Sync {
     fn supports_output_mode(&self, mode: OutputMode) -> bool;
 
     /// Identifies what is written to, for the checkpoint: a query that is started again must write to where it wrote
-    /// before. `None` is not compared.
+    /// before. A sink whose identity is `None` is not compared.
     fn identity(&self) -> Option<Identity> {
         None
     }

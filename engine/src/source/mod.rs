@@ -4,8 +4,9 @@
 //! [`MicroBatchStream`], which the driver alone talks to:
 //!
 //! ```text
-//! open ─ prepare_for_available_now? ─┬─ latest_offset ── (offsets/N is written) ── commit(end of N−1) ── splits | bind(range of N) ─┬─ …
-//!                                    └──────────────────────── once per trigger ────────────────────────────────────────────────────┘
+//! open ─ prepare_for_available_now?
+//!   ┌─▶ latest_offset ── (offsets/N is written) ── commit(end of N−1) ── splits | bind(range of N) ─┐
+//!   └──────────────────────────────────── once per trigger ─────────────────────────────────────────┘
 //! ```
 //!
 //! Who reads the rows is up to the source:
@@ -15,8 +16,8 @@
 //! one that splits      driver: splits(range) ──▶ data ──▶ where tasks run: SourceScanner::scan(splits) ──▶ a plan
 //! ```
 //!
-//! A simple source implements [`bind`](MicroBatchStream::bind) and is done. One that gives [splits](MicroBatchStream::splits) has a
-//! [`SourceScanner`], too, which a process makes [once per run](Source::scanner) and which holds what is kept from batch to
+//! A simple source implements [`bind`](MicroBatchStream::bind) and is done. One that gives [splits](MicroBatchStream::splits) has
+//! a [`SourceScanner`], too, which a process makes [once per run](Source::scanner) and which holds what is kept from batch to
 //! batch. The two share no memory: they may be in different processes.
 //!
 //! What every reader promises:
@@ -103,8 +104,8 @@ pub trait Source: std::fmt::Debug + Send + Sync {
         false
     }
 
-    /// Identifies what is read, for the checkpoint: a query that is started again must read what it read before. `None`
-    /// is not compared.
+    /// Identifies what is read, for the checkpoint: a query that is started again must read what it read before. A
+    /// source whose identity is `None` is not compared.
     fn identity(&self) -> Option<Identity> {
         None
     }

@@ -73,8 +73,8 @@ pub struct ScanContext {
 /// 2. [`scan`](Self::scan) reads nothing. Reading begins when its plan is executed; a plan that is only looked at leaves no
 ///    trace in [`metrics`](Self::metrics) of other scanners, and no connection.
 pub trait SourceScanner: fmt::Debug + Send + Sync {
-    /// A bounded plan over the rows of these splits, as [`MicroBatchStream::bind`](super::MicroBatchStream::bind) would give it. Each
-    /// place of the query's plan that reads the source has its own splits, and so its own call. A batch is never followed by
+    /// A bounded plan over the rows of these splits, as [`MicroBatchStream::bind`](super::MicroBatchStream::bind) would give it.
+    /// Each place of the query's plan that reads the source has its own splits, and so its own call. A batch is never followed by
     /// an earlier one.
     fn scan(&self, batch: BatchId, splits: &[Split], scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>>;
 

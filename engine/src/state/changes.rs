@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use arrow::record_batch::RecordBatch;
+use datafusion::execution::memory_pool::MemoryReservation;
 
 use super::entry::FileEntry;
 use super::file::FileKind;
@@ -16,7 +17,7 @@ use crate::error::Result;
 use crate::id::{BatchId, RunId};
 
 /// Writes the changes of one operator, batch by batch.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct ChangeFiles {
     pub(super) operator: OperatorId,
     pub(super) spec: StateSchema,
@@ -25,25 +26,35 @@ pub(crate) struct ChangeFiles {
     pub(super) run: RunId,
 }
 
+/// What a batch changed in one partition, sorted.
+#[derive(Debug)]
+pub(crate) struct SortedChanges {
+    pieces: Vec<SortedRows>,
+    /// Their memory.
+    _claimed: MemoryReservation,
+}
+
 impl ChangeFiles {
     /// Sorts the changes of one partition.
-    pub(crate) fn sort(&self, changes: &[RecordBatch]) -> Result<Vec<SortedRows>> {
-        sort(&self.spec, changes, (0, u8::MAX), self.resources.limits)
+    pub(crate) fn sort(&self, changes: &[RecordBatch]) -> Result<SortedChanges> {
+        let pieces = sort(&self.spec, changes, (0, u8::MAX), self.resources.limits)?;
+        let claimed = self.resources.reservation();
+        let bytes = pieces.iter().map(SortedRows::memory).sum();
+        claimed.try_resize(bytes).map_err(|e| self.resources.refused(bytes, e))?;
+        Ok(SortedChanges { pieces, _claimed: claimed })
     }
 
-    /// Writes what batch `batch` changed: the sorted rows of each partition, in the order of the partitions, which is that of
-    /// their key groups. Returns what a commit is to name; none if there are no rows.
-    pub(crate) async fn write(&self, batch: BatchId, partitions: &[Vec<SortedRows>]) -> Result<Option<FileEntry>> {
+    /// Writes what batch `batch` changed: the changes of each partition, in the order of the partitions, which is that of their
+    /// key groups. Returns what a commit is to name; none if there are no rows.
+    pub(crate) async fn write(&self, batch: BatchId, partitions: &[SortedChanges]) -> Result<Option<FileEntry>> {
         let claimed = self.resources.reservation();
-        let sorted = partitions.iter().flatten().map(SortedRows::memory).sum::<usize>();
-        claimed.try_resize(sorted).map_err(|e| self.resources.refused(sorted, e))?;
         let name = format!("{batch}.{}", self.run.short());
         let how = (FileKind::Changes, self.resources.limits.file_bytes);
-        let written = Arc::new(AtomicU64::new(0));
-        let mut writer = EntryWriter::new(&self.store, self.operator, &self.spec, name, how, &written);
-        for rows in partitions.iter().flatten() {
+        let mut writer =
+            EntryWriter::new(&self.store, self.operator, &self.spec, name, how, &Arc::new(AtomicU64::new(0)));
+        for rows in partitions.iter().flat_map(|changes| &changes.pieces) {
             writer.add(rows).await?;
-            let bytes = sorted + writer.memory();
+            let bytes = writer.memory();
             claimed.try_resize(bytes).map_err(|e| self.resources.refused(bytes, e))?;
         }
         writer.finish(0).await

@@ -14,13 +14,13 @@
 //! background into one of the next, so that each row is rewritten once per level, and a restart reads few files. A file
 //! whose rows are all behind the bound leaves the list without being read again.
 //!
-//! **A commit stays small however long a merge takes.** A merge of large files may last for thousands of batches. Each level
-//! has a merge of its own, so those of small files go on beside it, and of each level only those files wait that came since its
-//! merge began: the list grows with the number of levels. That is why it stands in each commit as a whole, and there is no
-//! manifest with edits to it, whose entries would have to be put together at each start and kept for each commit that is.
-//! Where merges cannot keep up at all and one level has [four times sixteen](Limits::most_entries_per_level), a batch waits for the merge before it is
-//! committed, and its progress says so; a merge that goes on failing ends the query then, rather than to let its commits
-//! grow.
+//! **A commit stays small however long a merge takes.** A merge of large files may last for thousands of batches. Each level has
+//! a merge of its own, so those of small files go on beside it, and of each level only those files wait that came since its merge
+//! began: the list grows with the number of levels. That is why it stands in each commit as a whole, and there is no manifest
+//! with edits to it, whose entries would have to be put together at each start and kept for each commit that is. Where merges
+//! cannot keep up at all and one level has [four times sixteen](Limits::most_entries_per_level), a batch waits for the merge
+//! before it is committed, and its progress says so; a merge that goes on failing ends the query then, rather than to let its
+//! commits grow.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -64,7 +64,7 @@ mod write;
 use std::fmt;
 
 pub(crate) use self::changes::ChangeFiles;
-pub(crate) use self::compare::{AGGREGATIONS, KEPT, differences, other_versions};
+pub(crate) use self::compare::{AGGREGATIONS, KEPT, NODE, UNNEST, differences, other_versions};
 pub(crate) use self::entry::{FileEntry, OperatorCommit, StateCommit};
 pub(crate) use self::files::StateChangelog;
 pub(crate) use self::limits::{Limits, Resources};

@@ -6,10 +6,9 @@ use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 use datafusion::error::Result;
+use datafusion::execution::memory_pool::MemoryReservation;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
-
-use datafusion::execution::memory_pool::MemoryReservation;
 
 use super::{Resources, StateSchema};
 use crate::error::Error;
@@ -170,11 +169,10 @@ impl OperatorBatch {
         counts.rows_without_session += more.rows_without_session;
     }
 
-    /// All changes, by partition. They are moved.
-    pub(crate) fn take_changes(&self) -> Vec<Vec<RecordBatch>> {
+    /// All changes, by partition, and the claim on their memory. They are moved.
+    pub(crate) fn take_changes(&self) -> (Vec<Vec<RecordBatch>>, MemoryReservation) {
         let mut effects = self.effects.lock();
-        effects.claimed.free();
-        std::mem::take(&mut effects.changes)
+        (std::mem::take(&mut effects.changes), effects.claimed.take())
     }
 
     /// By side: up to when rows were evicted, in µs; `i64::MIN` for not at all.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | a query | [`StreamTest`]: a test as a list of steps, with a clock that stands still; it fails like a report |
 //! | a query | [`oracle`]: the same function over all rows at once must give the same rows |
-//! | a source | [`source_suite`]: replay, order, freezing and commits, as every source must do them; [`open_by_splits`] |
+//! | a source | [`source_suite`]: replay, order, available now and commits, as every source must do them; [`open_by_splits`] |
 //! | a sink | [`sink_suite`]: every batch once, nothing visible before its commit, fenced by another run; [`open_by_factory`] |
 //! | a job that must survive | [`faults`]: die at every call that crosses a boundary, start again, compare; [`FullDisk`] |
 //! | a job with much state | [`small_state`]: state in pieces so small that few rows fill many |

@@ -42,8 +42,8 @@ impl fmt::Display for Overtaken {
 /// third                                                        ─── all there is ───▶ check
 /// ```
 ///
-/// `run` is the whole job, from opening the checkpoint to its end, as for [`crash_at_every_call`](super::crash_at_every_call); `more` lets more
-/// rows arrive; `check` asks whether the world is as if one run had done it all.
+/// `run` is the whole job, from opening the checkpoint to its end, as for [`crash_at_every_call`](super::crash_at_every_call);
+/// `more` lets more rows arrive; `check` asks whether the world is as if one run had done it all.
 ///
 /// # Errors
 ///

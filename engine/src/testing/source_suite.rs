@@ -217,9 +217,9 @@ pub async fn a_frozen_source_offers_no_more(subject: &dyn SourceUnderTest) {
     examined.add_rows().await;
     let end = examined.new_end(&mut reader, None).await;
     let frozen = examined.read_all(&mut reader, None, &end).await;
-    assert!(count(&frozen) > 0, "what was there before freezing must be offered");
+    assert!(count(&frozen) > 0, "what was there before `prepare_for_available_now` must be offered");
     let stays = examined.end(&mut reader, Some(&end)).await;
-    assert_eq!(stays.as_ref(), Some(&end), "what came after freezing must not be offered");
+    assert_eq!(stays.as_ref(), Some(&end), "what came after `prepare_for_available_now` must not be offered");
 
     let mut thawed = examined.open().await;
     let further = examined.new_end(&mut thawed, Some(&end)).await;

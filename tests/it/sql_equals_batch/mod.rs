@@ -402,8 +402,8 @@ async fn seed(seed: u64) -> Result<Tried, String> {
     let job = Arc::new(Job { name, mode, reading, inputs, query: query(sql.clone(), timed), equals_batch: true });
     let expected = match job.batch_answer().await {
         Ok(expected) => expected,
-        // DataFusion names a column twice where `avg` comes twice over one argument, or where it makes a join of IN within OR; such a
-        // statement has no answer to compare.
+        // DataFusion names a column twice where `avg` comes twice over one argument, or where it makes a join of IN within OR;
+        // such a statement has no answer to compare.
         Err(e) if ["duplicate", "unique expression names"].iter().any(|why| e.to_string().contains(why)) => {
             println!("{}", said(format!("not compared, the batch fails: {e}")));
             return Ok(Tried::NotCompared);

@@ -47,8 +47,8 @@ impl Slice {
 
 /// What each task of a batch reads: every offset of `ranges` once, no task nothing, no piece nothing.
 ///
-/// There are at most `target_partitions` tasks, or `min_partitions` if those are more. With `min_partitions` there are at least so many
-/// pieces, if there are so many offsets; with `max_records` no piece has more.
+/// There are at most `target_partitions` tasks, or `min_partitions` if those are more. With `min_partitions` there are at least
+/// so many pieces, if there are so many offsets; with `max_records` no piece has more.
 pub(super) fn split(
     ranges: &[Slice],
     target_partitions: usize,

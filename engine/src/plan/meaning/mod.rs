@@ -11,6 +11,7 @@
 //! Names that DataFusion makes up on the way (`__common_expr_1`) do not show, nor do names that the user gives columns and
 //! tables. The words are derived from the plan that runs; how they are [spelled](words) is ours alone.
 
+mod functions;
 mod words;
 
 use std::collections::HashMap;
@@ -19,15 +20,21 @@ use std::sync::Arc;
 use arrow::datatypes::FieldRef;
 use datafusion::common::JoinType;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::datasource::physical_plan::FileScanConfig;
+use datafusion::datasource::source::DataSourceExec;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
+use datafusion::physical_expr::window::WindowExpr;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec};
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::union::{InterleaveExec, UnionExec};
+use datafusion::physical_plan::unnest::UnnestExec;
+use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
 
+use self::functions::{aggregate_words, window_words};
 use self::words::{call, name, shortened, without_numbers, words};
 use crate::operator::aggregate::StatefulAggregateExec;
 use crate::operator::cached_input::CachedInputExec;
@@ -36,7 +43,7 @@ use crate::operator::join::StreamJoinExec;
 use crate::operator::session_window::SessionWindowExec;
 use crate::operator::stateful;
 use crate::source::scan_request;
-use crate::state::KEPT;
+use crate::state::{KEPT, NODE, UNNEST};
 
 /// By stateful operator, from the sink: what its state means. `leaf_sources` has the source of each leaf.
 pub(super) fn meanings(plan: &Arc<dyn ExecutionPlan>, leaf_sources: &[usize]) -> Vec<Vec<String>> {
@@ -150,21 +157,7 @@ impl Describer<'_> {
         filter: Option<&Arc<dyn PhysicalExpr>>,
         input: &Arc<dyn ExecutionPlan>,
     ) -> String {
-        let arguments: Vec<String> = aggregate.expressions().iter().map(|expr| self.expr(expr, input)).collect();
-        let distinct = if aggregate.is_distinct() { "distinct " } else { "" };
-        let mut described = format!("{}({distinct}{}", name(aggregate.fun().name()), arguments.join(", "));
-        for (place, by) in aggregate.order_bys().iter().enumerate() {
-            described.push_str(if place == 0 { " order by " } else { ", " });
-            described.push_str(&self.expr(&by.expr, input));
-            described.push_str(if by.options.descending { " desc" } else { "" });
-            described.push_str(if by.options.nulls_first { " nulls first" } else { "" });
-        }
-        described.push(')');
-        described.push_str(if aggregate.ignore_nulls() { " ignore nulls" } else { "" });
-        if let Some(filter) = filter {
-            described.push_str(&format!(" filter {}", self.expr(filter, input)));
-        }
-        described
+        aggregate_words(aggregate, filter, &mut |expr| self.expr(expr, input))
     }
 
     fn expr(&mut self, expr: &Arc<dyn PhysicalExpr>, input: &Arc<dyn ExecutionPlan>) -> String {
@@ -249,6 +242,15 @@ impl Describer<'_> {
                 .get(column)
                 .map_or_else(|| self.unknown(node, column), |described| key_or_value(described));
         }
+        if let Some(window) = window_function(node, column)
+            && let [input] = node.children()[..]
+            && let Some(described) = window_words(window, &mut |expr| self.expr(expr, input))
+        {
+            return described;
+        }
+        if let Some(described) = self.computed_by_scan(node, column) {
+            return described;
+        }
         // What is left lets columns through, moves them, or makes some of them new.
         let children = node.children();
         match children[..] {
@@ -258,6 +260,18 @@ impl Describer<'_> {
             },
             _ => self.unknown(node, column),
         }
+    }
+
+    /// A column of a static table whose scan computes it: DataFusion pushes projections into the scans of files.
+    fn computed_by_scan(&self, node: &Arc<dyn ExecutionPlan>, column: usize) -> Option<String> {
+        let scan = node.downcast_ref::<DataSourceExec>()?.data_source().downcast_ref::<FileScanConfig>()?;
+        let files = scan.file_source();
+        let computed = files.projection()?.as_ref().get(column)?;
+        let (table, schema) = (self.table(node), files.table_schema().table_schema());
+        Some(words(&computed.expr, &mut |column| {
+            let column = schema.fields().get(column).map_or("?", |field| field.name().as_str());
+            format!("{table}.{}", name(column))
+        }))
     }
 
     /// A column that a node makes of those of its input that it does not let through.
@@ -270,7 +284,7 @@ impl Describer<'_> {
         }
         let number = passing.iter().take(column).filter(|passed| passed.is_none()).count();
         let used: Vec<String> = used.into_iter().map(|column| self.column(input, column)).collect();
-        format!("{}({number} of {})", name(node.name()), used.join(", "))
+        format!("{}({number} of {})", kind_of(node), used.join(", "))
     }
 
     fn of_pair(&mut self, node: &Arc<dyn ExecutionPlan>, how: JoinType, column: usize) -> String {
@@ -319,24 +333,40 @@ impl Describer<'_> {
         }
     }
 
+    /// What a leaf that is no stream is called.
+    fn table(&self, leaf: &Arc<dyn ExecutionPlan>) -> String {
+        match self.tables.get(&Arc::as_ptr(leaf).cast()).copied().unwrap_or_default() {
+            (side, 0) => format!("table{side}"),
+            (side, number) => format!("table{side}_{number}"),
+        }
+    }
+
     /// A column of a table, or of a node that computes it in a way not described here: its name, unless that was made
     /// up.
     fn unknown(&mut self, node: &Arc<dyn ExecutionPlan>, column: usize) -> String {
         let schema = node.schema();
         let column = schema.fields().get(column).map_or("?", |field| field.name().as_str());
-        let inputs: Vec<String> = node.children().iter().map(|input| name(input.name())).collect();
-        match inputs.is_empty() {
-            true => {
-                let place = self.tables.get(&Arc::as_ptr(node).cast()).copied().unwrap_or_default();
-                let table = match place {
-                    (side, 0) => format!("table{side}"),
-                    (side, number) => format!("table{side}_{number}"),
-                };
-                format!("{table}.{}", name(&without_numbers(column)))
-            }
-            false => format!("{}.{}", name(node.name()), name(&without_numbers(column))),
+        match node.children().is_empty() {
+            true => format!("{}.{}", self.table(node), name(&without_numbers(column))),
+            false => format!("{}.{}", kind_of(node), name(&without_numbers(column))),
         }
     }
+}
+
+/// What kind of node it is, of those that compute columns in a way not described here. DataFusion's own names may change.
+fn kind_of(node: &Arc<dyn ExecutionPlan>) -> &'static str {
+    if node.is::<UnnestExec>() { UNNEST } else { NODE }
+}
+
+/// The function that computes a column, where a node adds those of window functions to the columns of its input.
+fn window_function(node: &Arc<dyn ExecutionPlan>, column: usize) -> Option<&Arc<dyn WindowExpr>> {
+    let bounded = node.downcast_ref::<BoundedWindowAggExec>();
+    let (functions, input) = match (node.downcast_ref::<WindowAggExec>(), bounded) {
+        (Some(all), _) => (all.window_expr(), all.input()),
+        (None, Some(bounded)) => (bounded.window_expr(), bounded.input()),
+        (None, None) => return None,
+    };
+    functions.get(column.checked_sub(input.schema().fields().len())?)
 }
 
 /// What a key or an aggregate is where it is a column.

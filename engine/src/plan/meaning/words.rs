@@ -9,18 +9,20 @@
 //! | CASE | `case(of x, when a then b, …, else c)` |
 //! | a cast | `cast(a as int64)` |
 //!
-//! What is not known here is spelled as DataFusion does, with what it consists of: so far that is nothing users write.
+//! What is not known here is an `expression` of its parts: so far that is nothing users write.
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, TimeUnit};
+use arrow::array::{Array, ArrayRef};
+use arrow::datatypes::{DataType, IntervalUnit, TimeUnit};
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::Operator;
+use datafusion::physical_expr::async_scalar_function::AsyncFuncExpr;
 use datafusion::physical_expr::expressions::{
-    BinaryExpr, CaseExpr, CastExpr, Column, InListExpr, IsNotNullExpr, IsNullExpr, LikeExpr, Literal, NegativeExpr,
-    NotExpr, TryCastExpr,
+    BinaryExpr, CaseExpr, CastExpr, Column, InListExpr, IsNotNullExpr, IsNullExpr, LambdaExpr, LambdaVariable,
+    LikeExpr, Literal, NegativeExpr, NotExpr, TryCastExpr,
 };
-use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
+use datafusion::physical_expr::{HigherOrderFunctionExpr, PhysicalExpr, ScalarFunctionExpr};
 use twox_hash::XxHash64;
 
 use crate::query::window::functions::{Kind, WindowFunction};
@@ -92,8 +94,16 @@ pub(super) fn words(expr: &Arc<dyn PhysicalExpr>, column: &mut dyn FnMut(usize) 
             }
             _ => described,
         }
+    } else if let Some(function) = known!(HigherOrderFunctionExpr) {
+        call(&name(function.name()), &all(&function.args().iter().collect::<Vec<_>>()))
+    } else if let Some(lambda) = known!(LambdaExpr) {
+        format!("({} -> {})", lambda.params().join(", "), all(&[lambda.body()]).concat())
+    } else if let Some(parameter) = known!(LambdaVariable) {
+        name(parameter.name())
+    } else if let Some(computed) = known!(AsyncFuncExpr) {
+        all(&[&computed.func]).concat()
     } else {
-        call(&name(&without_numbers(&expr.to_string())), &all(&expr.children()))
+        call("expression", &all(&expr.children()))
     };
     shortened(described)
 }
@@ -133,13 +143,15 @@ pub(super) fn shortened(described: String) -> String {
     format!("{begin}…#{:016x}", XxHash64::oneshot(0, described.as_bytes()))
 }
 
-fn operator(operator: Operator) -> String {
+fn operator(operator: Operator) -> &'static str {
     use Operator::{
-        And, BitwiseAnd, BitwiseOr, BitwiseShiftLeft, BitwiseShiftRight, BitwiseXor, Divide, Eq, Gt, GtEq,
-        IsDistinctFrom, IsNotDistinctFrom, Lt, LtEq, Minus, Modulo, Multiply, NotEq, Or, Plus, RegexIMatch, RegexMatch,
+        And, Arrow, ArrowAt, AtArrow, AtAt, AtQuestion, BitwiseAnd, BitwiseOr, BitwiseShiftLeft, BitwiseShiftRight,
+        BitwiseXor, Colon, Divide, Eq, Gt, GtEq, HashArrow, HashLongArrow, HashMinus, ILikeMatch, IntegerDivide,
+        IsDistinctFrom, IsNotDistinctFrom, LikeMatch, LongArrow, Lt, LtEq, Minus, Modulo, Multiply, NotEq,
+        NotILikeMatch, NotLikeMatch, Or, Plus, Question, QuestionAnd, QuestionPipe, RegexIMatch, RegexMatch,
         RegexNotIMatch, RegexNotMatch, StringConcat,
     };
-    let known = match operator {
+    match operator {
         Eq => "=",
         NotEq => "!=",
         Lt => "<",
@@ -165,13 +177,29 @@ fn operator(operator: Operator) -> String {
         BitwiseShiftRight => ">>",
         BitwiseShiftLeft => "<<",
         StringConcat => "||",
-        other => return other.to_string(),
-    };
-    known.to_owned()
+        LikeMatch => "~~",
+        ILikeMatch => "~~*",
+        NotLikeMatch => "!~~",
+        NotILikeMatch => "!~~*",
+        AtArrow => "@>",
+        ArrowAt => "<@",
+        Arrow => "->",
+        LongArrow => "->>",
+        HashArrow => "#>",
+        HashLongArrow => "#>>",
+        HashMinus => "#-",
+        AtAt => "@@",
+        AtQuestion => "@?",
+        Question => "?",
+        QuestionAnd => "?&",
+        QuestionPipe => "?|",
+        IntegerDivide => "DIV",
+        Colon => ":",
+    }
 }
 
 /// A value and its type.
-fn value(value: &ScalarValue) -> String {
+pub(super) fn value(value: &ScalarValue) -> String {
     use ScalarValue as V;
     let of_type = type_words(&value.data_type());
     if value.is_null() {
@@ -214,10 +242,30 @@ fn value(value: &ScalarValue) -> String {
         V::IntervalYearMonth(Some(v)) => format!("{v} months"),
         V::IntervalDayTime(Some(v)) => format!("{} days {} ms", v.days, v.milliseconds),
         V::IntervalMonthDayNano(Some(v)) => format!("{} months {} days {} ns", v.months, v.days, v.nanoseconds),
-        V::Dictionary(_, v) => return self::value(v),
-        other => other.to_string(),
+        V::Dictionary(_, v) | V::RunEndEncoded(_, _, v) => return self::value(v),
+        V::Union(Some((_, v)), ..) => self::value(v),
+        V::Float16(Some(v)) => format!("{:?}", v.to_f32()),
+        V::Decimal256(Some(v), ..) => v.to_string(),
+        V::List(one) => elements(&one.value(0)),
+        V::LargeList(one) => elements(&one.value(0)),
+        V::FixedSizeList(one) => elements(&one.value(0)),
+        V::ListView(one) => elements(&one.value(0)),
+        V::LargeListView(one) => elements(&one.value(0)),
+        V::Map(one) => elements(&(Arc::new(one.value(0)) as ArrayRef)),
+        V::Struct(one) => format!("{{{}}}", one.columns().iter().map(elements).collect::<Vec<_>>().join(", ")),
+        // All that are null are spelled above.
+        _ => String::new(),
     };
     format!("{text}:{of_type}")
+}
+
+/// The values of a list, of a map, or of a field of one struct.
+fn elements(values: &ArrayRef) -> String {
+    let spelled = (0..values.len()).map(|row| match ScalarValue::try_from_array(values, row) {
+        Ok(element) => value(&element),
+        Err(_) => "?".to_owned(),
+    });
+    format!("[{}]", spelled.collect::<Vec<_>>().join(", "))
 }
 
 /// A type. Texts of all widths are one, as are binaries: which of them a plan has is DataFusion's choice.
@@ -259,6 +307,7 @@ fn type_words(of_type: &DataType) -> String {
             format!("decimal({p}, {s})")
         }
         DataType::Dictionary(_, values) => type_words(values),
+        DataType::RunEndEncoded(_, values) => type_words(values.data_type()),
         DataType::List(item)
         | DataType::LargeList(item)
         | DataType::ListView(item)
@@ -270,7 +319,12 @@ fn type_words(of_type: &DataType) -> String {
             call("struct", &fields)
         }
         DataType::Map(entries, _) => format!("map({})", type_words(entries.data_type())),
-        other => other.to_string(),
+        DataType::Union(fields, _) => {
+            call("union", &fields.iter().map(|(_, f)| type_words(f.data_type())).collect::<Vec<_>>())
+        }
+        DataType::Interval(IntervalUnit::YearMonth) => "Interval(YearMonth)".to_owned(),
+        DataType::Interval(IntervalUnit::DayTime) => "Interval(DayTime)".to_owned(),
+        DataType::Interval(IntervalUnit::MonthDayNano) => "Interval(MonthDayNano)".to_owned(),
     }
 }
 
@@ -304,6 +358,18 @@ mod tests {
             ),
             (lit(ScalarValue::TimestampMillisecond(Some(5), Some("UTC".into()))), "5:timestamp(ms, UTC)"),
             (lit(ScalarValue::Decimal128(Some(150), 5, 2)), "150:decimal(5, 2)"),
+            (
+                lit(ScalarValue::List(ScalarValue::new_list_nullable(
+                    &[1_i64.into(), ScalarValue::Int64(None)],
+                    &DataType::Int64,
+                ))),
+                "[1:int64, null:int64]:list(int64)",
+            ),
+            (
+                lit(ScalarValue::from(vec![("a", ScalarValue::from(true)), ("b c", ScalarValue::from("x"))])),
+                "{[true:boolean], [\"x\":text]}:struct(a boolean, \"b c\" text)",
+            ),
+            (lit(ScalarValue::new_interval_mdn(1, 2, 3)), "1 months 2 days 3 ns:Interval(MonthDayNano)"),
         ] {
             let described = words(&expr, &mut |column| format!("source0.{}", name(schema.field(column).name())));
             assert_eq!(described, expected);

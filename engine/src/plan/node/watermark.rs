@@ -29,7 +29,8 @@ pub(crate) struct WatermarkNode {
 }
 
 impl WatermarkNode {
-    /// Checks what Spark checks: a top-level column, a timestamp (or a window), a delay that is not negative, no earlier watermark.
+    /// Checks what Spark checks: a top-level column, a timestamp (or a window), a delay that is not negative, no earlier
+    /// watermark.
     pub(crate) fn try_new(input: LogicalPlan, column: &str, delay: &str) -> Result<Self, Error> {
         let delay_ms = crate::config::parse_interval_ms(delay)?;
         if delay_ms < 0 {

@@ -5,7 +5,8 @@
 //! k-th of these moments be the death of the process: that call and all later ones fail, so nothing more reaches
 //! storage. The next run, with [`FaultInjector::disarmed`] wrappers around the same storage, is the restart.
 //!
-//! [`crash_at_every_call`] tries them all: one quiet run counts the moments, then each moment has its own world and its own death.
+//! [`crash_at_every_call`] tries them all: one quiet run counts the moments, then each moment has its own world and its own
+//! death.
 //!
 //! [`FaultInjector::paused_at`]`(k)` lets the process sleep at the k-th moment instead: see [`super::overtaken`].
 
@@ -189,7 +190,7 @@ impl MetadataStore for FaultyStore {
 /// Falls at every moment of `run`, each time in a new `world`, starts again, and asks `check` whether the world is as if
 /// nothing had happened. Returns how many falls were tried.
 ///
-/// `run` is the whole job, from opening the checkpoint to its end; the [`FaultInjector`] it is given belong around its source,
+/// `run` is the whole job, from opening the checkpoint to its end; the [`FaultInjector`] it is given belongs around its source,
 /// sink and checkpoint. A job that reads all there is and ends (a trigger that ends by itself) has as many moments every
 /// time it runs.
 ///
