@@ -40,6 +40,10 @@ impl fmt::Display for PartitionId {
     }
 }
 
+/// The number of a leaf: its place among the leaves of a plan, in the order DataFusion walks it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LeafId(pub(crate) usize);
+
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

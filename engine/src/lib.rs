@@ -101,6 +101,12 @@ pub mod checkpoint;
 
 pub mod progress;
 
+mod offset;
+
+mod output_mode;
+
+mod plan_node;
+
 mod calls;
 
 mod memory;

@@ -299,13 +299,14 @@ fn every_operator_is_here() {
 /// State that is merged in the background while the first run sleeps, to an output that outlives the process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn windows_over_merges_to_parquet_files() {
-    const ADDS: usize = 20;
+    // Two files become one: three merges, one of them of what was merged.
+    const ADDS: usize = 8;
     let job = Arc::new(jobs::tumbling(ADDS));
     let (expected, columns) = (job.expected().await, job.columns());
     let early = job.adds() - 2;
     let outcome = overtaken_at_every_moment(
         || {
-            let world = world(&job);
+            let world = world(&job).with_small_state();
             world.feed(0..early);
             (world, tempfile::tempdir().unwrap())
         },

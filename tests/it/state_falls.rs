@@ -18,8 +18,8 @@ use crate::stateful::{Job, World, jobs, settled};
 /// Two, so that rows meet from both and each has state of its own.
 const PARTITIONS: usize = 2;
 
-/// More batches than there are files of state before some are merged, and than a checkpoint here keeps.
-const MANY_ADDS: usize = 18;
+/// So many batches that files of state are merged three times over (here two become one), and more than a checkpoint here keeps.
+const MANY_ADDS: usize = 9;
 
 fn report(job: &str, outcome: Result<u64, String>) {
     match outcome {

@@ -18,9 +18,8 @@ use serde::{Deserialize, Serialize};
 use self::exchange_buffer::{ExchangeBuffer, ExchangeMemory, ProducerRows};
 use crate::calls::Calls;
 use crate::error::{Error, Result};
-use crate::id::BatchId;
+use crate::id::{BatchId, LeafId};
 use crate::sink::dead_letter_schema;
-use crate::source::LeafId;
 use crate::state::sizes::RowBytes;
 use crate::state::spelling::shrink_rows_to_fit;
 use crate::state::{OperatorBatch, OperatorId};
@@ -107,9 +106,7 @@ impl BatchContext {
     }
 
     pub(crate) fn count_rows(&self, leaf: LeafId, rows: usize) {
-        if let Some(leaf) = self.leaves.get(leaf.0) {
-            leaf.rows.fetch_add(rows as u64, Ordering::Relaxed);
-        }
+        self.leaves[leaf.0].rows.fetch_add(rows as u64, Ordering::Relaxed);
     }
 
     /// By leaf: rows that came in so far.
@@ -118,9 +115,7 @@ impl BatchContext {
     }
 
     pub(crate) fn observe_event_times(&self, node: usize, seen: &EventTimeStats) {
-        if let Some(stats) = self.event_times.get(node) {
-            stats.lock().merge(seen);
-        }
+        self.event_times[node].lock().merge(seen);
     }
 
     /// By `with_watermark` node: the event times it saw.

@@ -17,10 +17,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::batch_log::LogEntry;
+use super::state_commit::StateCommit;
 use super::{check_version, with_version};
 use crate::error::{Error, Result};
 use crate::id::RunId;
-use crate::state::StateCommit;
 
 /// The entry of a batch in the commit log.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -36,6 +36,8 @@ mod offset_log;
 
 mod query_metadata;
 
+mod state_commit;
+
 pub(crate) mod resume;
 
 mod store;
@@ -46,6 +48,7 @@ pub(crate) use self::epoch::{Epoch, FOLDER as EPOCHS};
 pub use self::format::{check_version, with_version};
 pub(crate) use self::offset_log::{Belongings, OffsetEntry, pinned_conf};
 pub(crate) use self::query_metadata::read_or_create_query_id;
+pub(crate) use self::state_commit::{FileEntry, FilePart, OperatorCommit, Part, StateCommit, part_name};
 pub(crate) use self::store::certain;
 pub use self::store::{
     CreateOutcome, MetadataStore, create_folders, local_path, memory_store, open_store, sub_store, sync_folder,

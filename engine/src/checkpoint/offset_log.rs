@@ -24,7 +24,7 @@ use super::{check_version, with_version};
 use crate::error::{Error, Result};
 use crate::id::RunId;
 use crate::identity::Identity;
-use crate::source::Offset;
+use crate::offset::Offset;
 use crate::watermark::WatermarkPolicy;
 
 /// What a query reads and writes, as the checkpoint records it.

@@ -4,8 +4,8 @@ use super::lifecycle::Start;
 use crate::checkpoint::Belongings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::Identity;
+use crate::output_mode::OutputMode;
 use crate::plan::QueryPlan;
-use crate::query::OutputMode;
 use crate::sink::{Sink, SinkRole};
 
 /// What the query reads and writes.

@@ -17,7 +17,7 @@ use super::belongings;
 use super::opening::{Logs, Opened, open};
 use super::restart::RestartPolicy;
 use super::silence::Silences;
-use super::{Driver, Shared, State, sinks};
+use super::{Driver, QueryStatus, Shared, State, sinks};
 use crate::calls::{Calls, Cancel};
 use crate::checkpoint::{Epoch, MetadataStore, OffsetEntry, certain, pinned_conf};
 use crate::clock::Clock;
@@ -26,9 +26,9 @@ use crate::error::{Error, ErrorKind, Result, guarded, guarded_call, words_of_pan
 use crate::execution::{AtWork, Runtimes, SessionRunner, at_work, runtime_is_gone};
 use crate::executor::Executor;
 use crate::id::RunId;
+use crate::output_mode::OutputMode;
 use crate::plan::{QueryPlan, plan_query};
 use crate::progress::{Between, EventQueue, Phase, QueryEvent, QueryListener, timestamp};
-use crate::query::{OutputMode, QueryStatus, Reservation};
 use crate::sink::Sink;
 use crate::trigger::Trigger;
 use crate::watermark::{WatermarkPolicy, WatermarkTracker};
@@ -57,7 +57,8 @@ pub(crate) struct Start {
 /// What a query has only one of, however often it restarts.
 pub(crate) struct Once {
     pub(crate) listeners: Vec<Arc<dyn QueryListener>>,
-    pub(crate) reservation: Reservation,
+    /// What is the query's as long as it lives, such as its name.
+    pub(crate) held: Box<dyn Send>,
 }
 
 /// What a run has opened, before it is anyone's.
@@ -120,7 +121,7 @@ async fn start_here(start: Start, once: Once, runtimes: Runtimes) -> Result<Arc<
 
     let driver = Driver::of(run, &start, Arc::clone(&shared), runtimes, events, (Phase::Loading, began));
     // The query runs on when every handle of it is dropped.
-    start.executor.clone().spawn(supervise(driver, start, once.reservation)).detach();
+    start.executor.clone().spawn(supervise(driver, start, once.held)).detach();
     Ok(shared)
 }
 
@@ -203,7 +204,7 @@ impl Driver {
 }
 
 /// The life of a query: drivers, one after the other, until one ends well or fails for good.
-async fn supervise(mut driver: Driver, start: Start, reservation: Reservation) {
+async fn supervise(mut driver: Driver, start: Start, held: Box<dyn Send>) {
     let shared = Arc::clone(&driver.shared);
     let (id, run_id) = (shared.id, shared.run_id);
     let mut failures = 0;
@@ -230,7 +231,7 @@ async fn supervise(mut driver: Driver, start: Start, reservation: Reservation) {
         None => tracing::info!(query = %id, "query ended"),
     }
     // Who hears of the end may start the query again.
-    drop(reservation);
+    drop(held);
     shared.end(error.clone());
     events.send(|| QueryEvent::Terminated { id, run_id, error });
     events.finish().await;

@@ -51,6 +51,7 @@ pub(crate) use self::lifecycle::{Once, Start, start};
 use self::opening::{Logs, is_from_moving};
 use self::operator_states::OperatorStates;
 pub use self::restart::RestartPolicy;
+pub use self::shared::QueryStatus;
 pub(crate) use self::shared::{Shared, State};
 use self::silence::Silences;
 use self::sinks::Sinks;

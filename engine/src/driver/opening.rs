@@ -92,6 +92,7 @@ pub(super) async fn open(start: &mut Start, plan: &mut QueryPlan, logs: &Logs, r
     let wanted_partitions = start.config.partitions;
     let epoch = Arc::new(OnceLock::new());
     loop {
+        // What is opened holds for these tails of the logs alone: they are compared again before anything is believed.
         let seen = logs.tails().await?;
         let opened = match open_at(start, plan, wanted_partitions, logs, seen, run, &epoch).await {
             Ok(opened) => opened,
@@ -112,6 +113,7 @@ pub(super) async fn open(start: &mut Start, plan: &mut QueryPlan, logs: &Logs, r
             },
             Err(error) => return Err(error),
         };
+        // From here on the run before is fenced: it commits nothing and deletes nothing any more.
         let held = match epoch.get() {
             Some(held) => held,
             None => {
@@ -121,6 +123,7 @@ pub(super) async fn open(start: &mut Start, plan: &mut QueryPlan, logs: &Logs, r
             }
         };
         held.check().await.map_err(|e| e.with_query(opened.id))?;
+        // The run before may have committed between the first look and the epoch: then all is read again.
         if logs.tails().await? == seen {
             return Ok((opened, held.clone()));
         }
@@ -219,12 +222,14 @@ async fn open_with(
     run: RunId,
     epoch: &Arc<OnceLock<Epoch>>,
 ) -> Result<Opened> {
+    // First whether the checkpoint is this query's at all: nothing is opened for another.
     let dead_letters = start.dead_letters.as_deref();
     let mut belongings = belongings::of(plan, start.output_mode, start.sink.as_ref(), dead_letters);
     if let Some(old) = recovery.logged.as_ref().and_then(|logged| logged.belongings.as_ref()) {
         belongings::compare(old, &mut belongings, &start.moved)?;
         belongings::check_mode(old, &belongings, !plan.watermark_delays_ms.is_empty())?;
     }
+    // State before sources: what cannot be continued is refused before anything outside is asked.
     let pool = &plan.session.runtime_env().memory_pool;
     let limits = plan.session.config().get_extension::<Limits>().map_or_else(Limits::default, |limits| *limits);
     let (tree, commit) = (plan.watermark_tree.clone(), recovery.commit.as_ref());
@@ -238,7 +243,7 @@ async fn open_with(
         .with_file("commits")
         .with_hint("restore the folder `commits` from a backup, or start with a new checkpoint"));
     }
-    // Nobody can ask a query to drop its batch that has none.
+    // Sources, each with a time limit. Nobody can ask a query to drop its batch that has none.
     let calls = Calls::new(Arc::clone(&start.clock), Cancel::default(), start.config.call_timeout_ms);
     let mut readers = vec![];
     for (number, source) in plan.sources.iter().enumerate() {
@@ -254,6 +259,7 @@ async fn open_with(
         };
         readers.push(calls.call(Phase::Loading, || whose(source.as_ref()), opens).await?);
     }
+    // Sinks last: they learn which batch may have been committed by the run before.
     let context = SinkContext {
         role: SinkRole::Output,
         schema: Arc::clone(&plan.schema),

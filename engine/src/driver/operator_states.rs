@@ -8,6 +8,7 @@ use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::physical_plan::ExecutionPlan;
 
 use crate::checkpoint::{BatchLog, CommitEntry, CreateOutcome, MetadataStore, check_version, sub_store, with_version};
+use crate::checkpoint::{FileEntry, StateCommit};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::{OperatorOutcome, OperatorWatermarks};
@@ -16,8 +17,8 @@ use crate::id::{BatchId, RunId};
 use crate::plan::stateful::operators;
 use crate::progress::StateOperatorProgress;
 use crate::state::{
-    ChangeFiles, FileEntry, Limits, OperatorId, OperatorState, PersistedStateSchema, Resources, StateChangelog,
-    StateCommit, differences, load, other_versions, path,
+    ChangeFiles, Limits, OperatorId, OperatorState, PersistedStateSchema, Resources, StateChangelog, differences, load,
+    other_versions, path,
 };
 use crate::watermark::{WatermarkTree, needs_no_data_batch, propagate};
 

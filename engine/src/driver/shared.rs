@@ -13,9 +13,19 @@ use crate::error::Error;
 use crate::execution::LeafInput;
 use crate::id::{BatchId, QueryId, RunId};
 use crate::progress::QueryProgress;
-use crate::query::QueryStatus;
 use crate::sink::Guarantee;
 use crate::source::Scanners;
+
+/// What a query is doing right now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QueryStatus {
+    /// The status in words.
+    pub message: String,
+    /// Whether the last look found data.
+    pub is_data_available: bool,
+    /// Whether a batch is running.
+    pub is_trigger_active: bool,
+}
 
 /// One run of one query, as seen from outside.
 #[derive(Debug)]

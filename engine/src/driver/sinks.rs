@@ -21,8 +21,8 @@ use crate::checkpoint::Epoch;
 use crate::error::{Error, Result};
 use crate::execution::{ToWrite, Writers};
 use crate::id::{BatchId, PartitionId, QueryId, RunId};
+use crate::output_mode::OutputMode;
 use crate::progress::Phase;
-use crate::query::OutputMode;
 use crate::sink::{BatchStatus, Guarantee, Receipt, Sink, SinkContext, SinkRole, dead_letter_schema};
 use crate::source::Source;
 

@@ -6,8 +6,9 @@ use arrow::record_batch::RecordBatch;
 use futures::future::try_join_all;
 
 use super::local::{ROWS_WORTH_A_THREAD, Run, each};
+use crate::checkpoint::FileEntry;
 use crate::error::{Result, guarded_call};
-use crate::state::{ChangeFiles, FileEntry, OperatorBatch};
+use crate::state::{ChangeFiles, OperatorBatch};
 
 /// Writes the changes of all operators: sorted by partition, each partition by a task of its own, then written at the same time.
 /// By operator: the file; none if nothing changed.

@@ -7,9 +7,10 @@ use arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{BatchContext, EventTimeStats};
+use crate::checkpoint::FileEntry;
+use crate::id::LeafId;
 use crate::sink::{Receipt, rows_as_ipc};
-use crate::source::LeafId;
-use crate::state::{Counts, FileEntry, OperatorBatch};
+use crate::state::{Counts, OperatorBatch};
 
 /// What came of a batch, as data.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -71,7 +72,7 @@ impl Outcome {
 
     /// Rows that came in at a leaf.
     pub(crate) fn rows_read(&self, leaf: LeafId) -> u64 {
-        self.rows_read.get(leaf.0).copied().unwrap_or(0)
+        self.rows_read[leaf.0]
     }
 
     /// The metrics of a source's scanner.

@@ -17,11 +17,9 @@ use arrow::record_batch::RecordBatch;
 use datafusion::common::Statistics;
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::stats::Precision;
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
+use datafusion::physical_expr::EquivalenceProperties;
 use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
@@ -30,7 +28,7 @@ use datafusion::physical_plan::{
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::OnceCell;
 
-use super::event_time::only_child;
+use crate::plan_node::{no_expressions, one_input};
 use crate::state::spelling::shrink_rows_to_fit;
 
 /// The kept rows.
@@ -110,41 +108,19 @@ impl DisplayAs for CachedInputExec {
     }
 }
 
-impl ExecutionPlan for CachedInputExec {
-    fn name(&self) -> &'static str {
-        "CachedInputExec"
+impl CachedInputExec {
+    fn with_input(&self, input: Arc<dyn ExecutionPlan>) -> Self {
+        // A reset between batches rebuilds the nodes above and below: what is kept belongs to the table, not to them.
+        CachedInputExec::new(input, self.kept.clone(), self.number)
     }
+}
+
+impl ExecutionPlan for CachedInputExec {
+    one_input!(CachedInputExec);
+    no_expressions!();
 
     fn properties(&self) -> &Arc<PlanProperties> {
         &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
-    }
-
-    fn apply_expressions(
-        &self,
-        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-        _options: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        // A reset between batches rebuilds the nodes above and below: what is kept belongs to the table, not to them.
-        Ok(Arc::new(CachedInputExec::new(only_child(children)?, self.kept.clone(), self.number)))
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
     fn reset_state(self: Arc<Self>) -> Result<Arc<dyn ExecutionPlan>> {

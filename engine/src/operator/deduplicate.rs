@@ -16,20 +16,18 @@ use arrow::array::{ArrayRef, AsArray, BooleanArray, UInt32Array};
 use arrow::compute::{filter_record_batch, take};
 use arrow::datatypes::{Int64Type, SchemaRef};
 use arrow::record_batch::RecordBatch;
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::Result;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::TryStreamExt;
 use hashbrown::HashTable;
 
 use super::StatefulOperator;
-use super::event_time::{only_child, times_us};
+use super::event_time::times_us;
 use super::late_rows::drop_late;
 use super::output::stream_once;
 use crate::batch::BatchContext;
+use crate::plan_node::{no_expressions, one_input};
 use crate::state::key_hash::hash_keys;
 use crate::state::{
     Counts, NEVER, NewRows, OperatorBatch, OperatorId, PartitionState, Resources, StateSchema, StateStore,
@@ -225,10 +223,15 @@ impl DisplayAs for DeduplicateExec {
     }
 }
 
-impl ExecutionPlan for DeduplicateExec {
-    fn name(&self) -> &'static str {
-        "DeduplicateExec"
+impl DeduplicateExec {
+    fn with_input(&self, input: Arc<dyn ExecutionPlan>) -> Self {
+        DeduplicateExec { input, ..self.clone() }
     }
+}
+
+impl ExecutionPlan for DeduplicateExec {
+    one_input!(DeduplicateExec);
+    no_expressions!();
 
     fn properties(&self) -> &Arc<PlanProperties> {
         self.input.properties()
@@ -236,33 +239,6 @@ impl ExecutionPlan for DeduplicateExec {
 
     fn schema(&self) -> SchemaRef {
         self.input.schema()
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
-    }
-
-    fn apply_expressions(
-        &self,
-        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-        _options: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(Arc::new(DeduplicateExec { input: only_child(children)?, ..self.as_ref().clone() }))
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

@@ -12,17 +12,16 @@ use arrow::buffer::NullBuffer;
 use arrow::compute::kernels::cast::cast;
 use arrow::datatypes::{DataType, Field, SchemaRef, TimeUnit, TimestampMicrosecondType};
 use datafusion::common::Statistics;
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
+use datafusion::physical_expr::EquivalenceProperties;
 use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties};
 use futures::StreamExt;
 
 use crate::batch::{BatchContext, EventTimeStats, with_schema};
+use crate::plan_node::{no_expressions, one_input};
 use crate::watermark::event_time_metadata::window_us;
 
 /// The physical side of [`with_watermark`](crate::query::StreamingDataFrameExt::with_watermark).
@@ -62,46 +61,23 @@ impl DisplayAs for EventTimeExec {
     }
 }
 
-impl ExecutionPlan for EventTimeExec {
-    fn name(&self) -> &'static str {
-        "EventTimeExec"
+impl EventTimeExec {
+    fn with_input(&self, input: Arc<dyn ExecutionPlan>) -> Self {
+        let exec = EventTimeExec::new(self.node, self.column, Arc::clone(&self.schema), input);
+        EventTimeExec { warned: Arc::clone(&self.warned), ..exec }
     }
+}
+
+impl ExecutionPlan for EventTimeExec {
+    one_input!(EventTimeExec);
+    no_expressions!();
 
     fn properties(&self) -> &Arc<PlanProperties> {
         &self.properties
     }
 
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
     fn maintains_input_order(&self) -> Vec<bool> {
         vec![true]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
-    }
-
-    fn apply_expressions(
-        &self,
-        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-        _options: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        let input = only_child(children)?;
-        let exec = EventTimeExec::new(self.node, self.column, Arc::clone(&self.schema), input);
-        Ok(Arc::new(EventTimeExec { warned: Arc::clone(&self.warned), ..exec }))
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
@@ -187,14 +163,6 @@ fn out_of_range(column: &ArrayRef, micros: &Int64Array) -> u64 {
     match micros.null_count() {
         0 => 0,
         _ => (0..micros.len()).filter(|&row| micros.is_null(row) && has_time(row)).count() as u64,
-    }
-}
-
-/// The input of a node that has one.
-pub(crate) fn only_child(mut children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-    match (children.pop(), children.is_empty()) {
-        (Some(child), true) => Ok(child),
-        _ => Err(DataFusionError::Internal("an operator with one input was given others".into())),
     }
 }
 

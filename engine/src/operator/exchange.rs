@@ -17,17 +17,15 @@ use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::Result;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::{
-    ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions, SchedulingType,
-};
+use datafusion::physical_plan::execution_plan::{EmissionType, SchedulingType};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, Partitioning, PlanProperties,
 };
 use futures::{StreamExt, stream};
 
-use super::event_time::only_child;
 use crate::batch::BatchContext;
+use crate::plan_node::one_input;
 use crate::state::key_hash::{hash_keys, partition_of};
 use crate::state::spelling::shrink_rows_to_fit;
 
@@ -128,21 +126,21 @@ impl DisplayAs for ExchangeExec {
     }
 }
 
-impl ExecutionPlan for ExchangeExec {
-    fn name(&self) -> &'static str {
-        "ExchangeExec"
+impl ExchangeExec {
+    fn with_input(&self, input: Arc<dyn ExecutionPlan>) -> Self {
+        let exchange = match &self.routing {
+            Routing::InPlace => ExchangeExec::in_place(input),
+            Routing::ByKey(keys) => ExchangeExec::new(input, keys.clone(), self.partitions()),
+        };
+        exchange.with_number(self.number)
     }
+}
+
+impl ExecutionPlan for ExchangeExec {
+    one_input!(ExchangeExec);
 
     fn properties(&self) -> &Arc<PlanProperties> {
         &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
     }
 
     fn apply_expressions(
@@ -156,23 +154,6 @@ impl ExecutionPlan for ExchangeExec {
             }
         }
         Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-        _options: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        let input = only_child(children)?;
-        let exchange = match &self.routing {
-            Routing::InPlace => ExchangeExec::in_place(input),
-            Routing::ByKey(keys) => ExchangeExec::new(input, keys.clone(), self.partitions()),
-        };
-        Ok(Arc::new(exchange.with_number(self.number)))
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
     /// What the stage below wrote for this partition.

@@ -12,13 +12,13 @@ use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::Result;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::StreamExt;
 
-use super::event_time::{only_child, times_us};
+use super::event_time::times_us;
 use crate::batch::BatchContext;
+use crate::plan_node::one_input;
 use crate::state::{Counts, OperatorId};
 
 /// The number of an operator, once it is known, for nodes that work for it elsewhere in the plan.
@@ -71,25 +71,21 @@ impl DisplayAs for LateRowFilterExec {
     }
 }
 
-impl ExecutionPlan for LateRowFilterExec {
-    fn name(&self) -> &'static str {
-        "LateRowFilterExec"
+impl LateRowFilterExec {
+    fn with_input(&self, input: Arc<dyn ExecutionPlan>) -> Self {
+        LateRowFilterExec { input, ..self.clone() }
     }
+}
+
+impl ExecutionPlan for LateRowFilterExec {
+    one_input!(LateRowFilterExec);
 
     fn properties(&self) -> &Arc<PlanProperties> {
         self.input.properties()
     }
 
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
     fn maintains_input_order(&self) -> Vec<bool> {
         vec![true]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
     }
 
     fn apply_expressions(
@@ -97,18 +93,6 @@ impl ExecutionPlan for LateRowFilterExec {
         f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
     ) -> Result<TreeNodeRecursion> {
         f(&self.time)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-        _options: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(Arc::new(LateRowFilterExec { input: only_child(children)?, ..self.as_ref().clone() }))
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

@@ -15,20 +15,18 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, AsArray, Int64Array, UInt8Array};
 use arrow::datatypes::{DataType, Field, Int64Type};
 use arrow::record_batch::RecordBatch;
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, EmptyRecordBatchStream, ExecutionPlan, PlanProperties};
 use futures::{TryStreamExt, stream};
 
 use super::StatefulOperator;
-use super::event_time::only_child;
 use super::late_rows::SharedId;
 use super::output::stream_once;
 use crate::batch::BatchContext;
+use crate::error::Error;
+use crate::plan_node::{no_expressions, one_input};
 use crate::state::{Counts, NEVER, OperatorId, PartitionState, Resources, StateSchema};
 use crate::watermark::{OutputWatermark, WatermarkEffect};
 
@@ -79,7 +77,8 @@ impl PartitionState for Passed {
     fn load(&mut self, change: &RecordBatch, _hashes: &[u64]) -> Result<()> {
         let passed = change.columns().last().map(|column| column.as_primitive::<Int64Type>().values().to_vec());
         if let Some(&passed) = passed.iter().flatten().last() {
-            self.0 = usize::try_from(passed).unwrap_or(0);
+            self.0 = usize::try_from(passed)
+                .map_err(|_| Error::damaged(format!("the state of a limit says that {passed} rows have passed")))?;
         }
         Ok(())
     }
@@ -126,40 +125,18 @@ impl DisplayAs for StreamLimitExec {
     }
 }
 
-impl ExecutionPlan for StreamLimitExec {
-    fn name(&self) -> &'static str {
-        "StreamLimitExec"
+impl StreamLimitExec {
+    fn with_input(&self, input: Arc<dyn ExecutionPlan>) -> Self {
+        StreamLimitExec { input, ..self.clone() }
     }
+}
+
+impl ExecutionPlan for StreamLimitExec {
+    one_input!(StreamLimitExec);
+    no_expressions!();
 
     fn properties(&self) -> &Arc<PlanProperties> {
         self.input.properties()
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
-    }
-
-    fn apply_expressions(
-        &self,
-        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-        _options: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(Arc::new(StreamLimitExec { input: only_child(children)?, ..self.as_ref().clone() }))
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
@@ -196,44 +173,22 @@ impl DisplayAs for FirstRowsExec {
     }
 }
 
-impl ExecutionPlan for FirstRowsExec {
-    fn name(&self) -> &'static str {
-        "FirstRowsExec"
+impl FirstRowsExec {
+    fn with_input(&self, input: Arc<dyn ExecutionPlan>) -> Self {
+        FirstRowsExec { input, ..self.clone() }
     }
+}
+
+impl ExecutionPlan for FirstRowsExec {
+    one_input!(FirstRowsExec);
+    no_expressions!();
 
     fn properties(&self) -> &Arc<PlanProperties> {
         self.input.properties()
     }
 
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
     fn maintains_input_order(&self) -> Vec<bool> {
         vec![true]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
-    }
-
-    fn apply_expressions(
-        &self,
-        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-        _options: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(Arc::new(FirstRowsExec { input: only_child(children)?, ..self.as_ref().clone() }))
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

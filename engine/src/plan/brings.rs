@@ -14,7 +14,7 @@ use datafusion::logical_expr::{Distinct, Expr, LogicalPlan};
 
 use super::check::stream_of;
 use super::node::session::SessionNode;
-use crate::query::OutputMode;
+use crate::output_mode::OutputMode;
 
 /// What a batch brings of the rows of a part of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

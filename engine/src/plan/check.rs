@@ -18,7 +18,7 @@ use super::node::limit::StreamLimitNode;
 use super::node::session::SessionNode;
 use super::node::single_row::SingleRowNode;
 use crate::error::{Error, Result};
-use crate::query::OutputMode;
+use crate::output_mode::OutputMode;
 use crate::source::StreamTable;
 use crate::watermark::event_time_metadata::is_event_time;
 

@@ -51,7 +51,11 @@ pub(crate) mod settings;
 
 mod standing_filters;
 
+mod session_windows;
+
 pub(crate) mod stateful;
+
+mod stream_join;
 
 pub(crate) mod static_inputs;
 
@@ -86,8 +90,9 @@ use self::true_marks::{keep_true_marks, keep_true_marks_of_casts};
 use self::windows::{Sessions, mark_bounds, rewrite_windows};
 use crate::clock::Clock;
 use crate::error::{ErrorKind, Result};
-use crate::query::OutputMode;
-use crate::source::{LeafId, ScanContext, ScanRequest, Scanners, Source, StreamLeaf, scan_request};
+use crate::id::LeafId;
+use crate::output_mode::OutputMode;
+use crate::source::{ScanContext, ScanRequest, Scanners, Source, StreamLeaf, scan_request};
 use crate::state::AGGREGATIONS;
 use crate::watermark::WatermarkTree;
 

@@ -18,13 +18,13 @@ use super::node::session::SessionNode;
 use super::node::single_row::SingleRowNode;
 use super::node::standing_filter::StandingFilterNode;
 use super::node::watermark::WatermarkNode;
+use super::session_windows::plan_session_window;
 use super::stateful;
+use super::stream_join::plan_stream_join;
 use crate::operator::event_time::EventTimeExec;
-use crate::operator::join::plan_stream_join;
 use crate::operator::row_number::RowNumberExec;
-use crate::operator::session_window::plan_session;
 use crate::operator::single_row::SingleRowExec;
-use crate::query::OutputMode;
+use crate::output_mode::OutputMode;
 
 /// DataFusion's physical planner, with ours for our own nodes.
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +75,7 @@ impl ExtensionPlanner for StreamPlanner {
                 } else if let Some(filter) = node.downcast_ref::<StandingFilterNode>() {
                     filter.plan(Arc::clone(input), session, planning)?
                 } else if let Some(sessions) = node.downcast_ref::<SessionNode>() {
-                    plan_session(sessions, Arc::clone(input), session, planning, self.partitions, self.mode)?
+                    plan_session_window(sessions, Arc::clone(input), session, planning, self.partitions, self.mode)?
                 } else {
                     return Ok(None);
                 }

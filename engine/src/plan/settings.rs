@@ -15,7 +15,7 @@ use super::stateful::StatefulAggregateRule;
 use super::static_inputs::CacheStaticInputsRule;
 use crate::error::Result;
 use crate::memory::with_limit;
-use crate::query::OutputMode;
+use crate::output_mode::OutputMode;
 
 /// Switches off, for streams and for batches alike, what the planner gets wrong without a word.
 pub(crate) fn keep_answers_right(options: &mut ConfigOptions) {

@@ -41,7 +41,7 @@ use crate::operator::late_rows::{LateRowFilterExec, SharedId};
 use crate::operator::limit::{FirstRowsExec, StreamLimitExec};
 use crate::operator::session_window::SessionWindowExec;
 use crate::operator::{StatefulOperator, stateful};
-use crate::query::OutputMode;
+use crate::output_mode::OutputMode;
 use crate::state::OperatorId;
 use crate::state::key_hash::{can_be_key, not_a_key};
 use crate::watermark::WatermarkTree;

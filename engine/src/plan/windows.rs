@@ -38,7 +38,7 @@ use super::parquet_statistics::{DoubtFileStatistics, HIDE_FLOATS, HideFloats};
 use super::settings::keep_answers_right;
 use super::subqueries::ScalarSubqueriesOrNull;
 use crate::error::{Error, Result};
-use crate::query::OutputMode;
+use crate::output_mode::OutputMode;
 use crate::query::window::functions::{Kind, udf};
 use crate::query::window::{WindowKey, WindowSpec, needs_grouping};
 use crate::watermark::event_time_metadata::is_event_time;

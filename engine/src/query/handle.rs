@@ -3,23 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::driver::{Shared, State};
+use crate::driver::{QueryStatus, Shared, State};
 use crate::error::{Error, Result};
 use crate::execution::is_called_by;
 use crate::id::{QueryId, RunId};
 use crate::progress::{QueryProgress, is_in_listener};
 use crate::sink::Guarantee;
-
-/// What a query is doing right now.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct QueryStatus {
-    /// The status in words.
-    pub message: String,
-    /// Whether the last look found data.
-    pub is_data_available: bool,
-    /// Whether a batch is running.
-    pub is_trigger_active: bool,
-}
 
 /// One run of a query. Clones hold the same run; the query runs on when all are dropped.
 #[derive(Debug, Clone)]

@@ -75,7 +75,7 @@ impl QueryManager {
     }
 
     /// Holds a checkpoint and a name for a run that is about to start, until the reservation is dropped.
-    pub(crate) fn reserve(&self, checkpoint: String, name: Option<String>) -> Result<Reservation> {
+    pub(super) fn reserve(&self, checkpoint: String, name: Option<String>) -> Result<Reservation> {
         let mut inner = self.inner.lock();
         let in_memory = checkpoint.starts_with("memory:");
         if !in_memory && inner.reserved.iter().any(|(taken, _)| *taken == checkpoint) {
@@ -96,7 +96,7 @@ impl QueryManager {
 
 /// A checkpoint and a name that are in use.
 #[derive(Debug)]
-pub(crate) struct Reservation {
+pub(super) struct Reservation {
     manager: QueryManager,
     checkpoint: String,
     name: Option<String>,

@@ -13,8 +13,6 @@ mod handle;
 
 mod manager;
 
-mod output_mode;
-
 mod read;
 
 pub mod window;
@@ -22,10 +20,9 @@ pub mod window;
 mod write;
 
 pub use self::dataframe::StreamingDataFrameExt;
-pub use self::handle::{QueryStatus, StreamingQuery};
+pub use self::handle::StreamingQuery;
 pub use self::manager::QueryManager;
-pub(crate) use self::manager::Reservation;
-pub use self::output_mode::OutputMode;
 pub use self::read::StreamingSessionExt;
 pub use self::write::StreamWriter;
-pub use crate::driver::RestartPolicy;
+pub use crate::driver::{QueryStatus, RestartPolicy};
+pub use crate::output_mode::OutputMode;

@@ -286,7 +286,7 @@ impl StreamWriter {
             clock: self.clock,
             executor,
         };
-        let shared = start(start_with, Once { listeners: self.listeners, reservation }).await?;
+        let shared = start(start_with, Once { listeners: self.listeners, held: Box::new(reservation) }).await?;
         let query = StreamingQuery::new(shared);
         manager.add(query.clone());
         Ok(query)

@@ -7,7 +7,7 @@ use super::{BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, Stre
 use crate::error::Result;
 use crate::id::{BatchId, PartitionId};
 use crate::identity::Identity;
-use crate::query::OutputMode;
+use crate::output_mode::OutputMode;
 
 /// Counts rows and drops them.
 #[derive(Debug, Clone, Copy, Default)]

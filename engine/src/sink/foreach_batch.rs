@@ -15,7 +15,7 @@ use super::{BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, Stre
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BatchId, PartitionId};
 use crate::identity::Identity;
-use crate::query::OutputMode;
+use crate::output_mode::OutputMode;
 
 type UserFn = dyn Fn(DataFrame, BatchId) -> BoxFuture<'static, UserResult> + Send + Sync;
 type UserResult = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;

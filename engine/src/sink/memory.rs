@@ -11,7 +11,7 @@ use super::{BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, Sink
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BatchId, PartitionId, QueryId, RunId};
 use crate::identity::Identity;
-use crate::query::OutputMode;
+use crate::output_mode::OutputMode;
 
 /// Keeps the rows of every batch in memory. Clones share the rows, and so do the runs of a query that is restarted with
 /// the same sink: a batch is taken once, as long as the process lives.

@@ -70,7 +70,7 @@ use crate::clock::Clock;
 use crate::error::Result;
 use crate::id::{BatchId, PartitionId, QueryId, RunId};
 use crate::identity::Identity;
-use crate::query::OutputMode;
+use crate::output_mode::OutputMode;
 
 /// The delivery guarantee of a sink: how often a row reaches its readers, whatever crashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

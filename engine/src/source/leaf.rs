@@ -14,13 +14,12 @@ use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Statistics, plan_err, project_schema};
 use datafusion::error::Result;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, ReplaceChildrenOptions, SchedulingType};
+use datafusion::physical_expr::EquivalenceProperties;
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, SchedulingType};
 use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
@@ -31,6 +30,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::{FILE_NAME_COLUMN, ScanRequest, Source};
 use crate::batch::{BatchContext, with_schema};
 use crate::executor::yield_now;
+use crate::id::LeafId;
+use crate::plan_node::{no_expressions, no_inputs};
 use crate::progress::Phase;
 
 /// A source as a table of DataFusion: what `read_stream` puts under a `DataFrame`. It plans like any table, but
@@ -111,35 +112,11 @@ impl DisplayAs for StreamTableExec {
 }
 
 impl ExecutionPlan for StreamTableExec {
-    fn name(&self) -> &'static str {
-        "StreamTableExec"
-    }
+    no_inputs!(StreamTableExec);
+    no_expressions!();
 
     fn properties(&self) -> &Arc<PlanProperties> {
         &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![]
-    }
-
-    fn apply_expressions(
-        &self,
-        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        _children: Vec<Arc<dyn ExecutionPlan>>,
-        _options: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(self)
-    }
-
-    fn with_new_children(self: Arc<Self>, _children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(self)
     }
 
     fn execute(&self, _partition: usize, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
@@ -150,10 +127,6 @@ impl ExecutionPlan for StreamTableExec {
         )
     }
 }
-
-/// The number of a leaf: its place among the leaves of a plan, in the order DataFusion walks it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LeafId(pub(crate) usize);
 
 /// Takes the place of a [`StreamTable`] in an optimised plan. Planning it gives a [`StreamScanExec`].
 #[derive(Debug)]
@@ -251,35 +224,11 @@ impl DisplayAs for StreamScanExec {
 }
 
 impl ExecutionPlan for StreamScanExec {
-    fn name(&self) -> &'static str {
-        "StreamScanExec"
-    }
+    no_inputs!(StreamScanExec);
+    no_expressions!();
 
     fn properties(&self) -> &Arc<PlanProperties> {
         &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![]
-    }
-
-    fn apply_expressions(
-        &self,
-        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        _children: Vec<Arc<dyn ExecutionPlan>>,
-        _options: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(self)
-    }
-
-    fn with_new_children(self: Arc<Self>, _children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(self)
     }
 
     /// Partition p runs the partitions p, p + n, p + 2n … of the source's plan one after the other, n being the partitions of the

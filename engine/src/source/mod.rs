@@ -45,8 +45,6 @@ mod limit;
 
 pub mod memory;
 
-mod offset;
-
 mod scanners;
 
 mod split;
@@ -62,16 +60,16 @@ use datafusion::physical_plan::ExecutionPlan;
 use futures::future::BoxFuture;
 
 pub use self::leaf::StreamTable;
-pub(crate) use self::leaf::{LeafId, StreamLeaf, StreamScanExec, scan_request};
+pub(crate) use self::leaf::{StreamLeaf, StreamScanExec, scan_request};
 pub use self::limit::ReadLimit;
 pub use self::memory::MemorySource;
-pub use self::offset::{Offset, OffsetRange};
 pub(crate) use self::scanners::{Scanners, add_metrics, check_columns};
 pub use self::split::{ScanContext, SourceScanner, Split};
 use crate::checkpoint::MetadataStore;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
+pub use crate::offset::{Offset, OffsetRange};
 
 /// The name of the column that holds the URIs of files; see [`Source::knows_file_names`].
 pub const FILE_NAME_COLUMN: &str = "__tidewater_input_file_name";

@@ -6,12 +6,12 @@ use std::sync::atomic::AtomicU64;
 use arrow::record_batch::RecordBatch;
 use datafusion::execution::memory_pool::MemoryReservation;
 
-use super::entry::FileEntry;
 use super::file::FileKind;
 use super::limits::Resources;
 use super::sorted::{SortedRows, sort};
 use super::write::EntryWriter;
 use super::{OperatorId, StateSchema};
+use crate::checkpoint::FileEntry;
 use crate::checkpoint::MetadataStore;
 use crate::error::Result;
 use crate::id::{BatchId, RunId};

@@ -81,7 +81,7 @@ impl FileBuilder {
         }
         let start = self.bytes();
         self.writer.write(&RecordBatch::try_new(Arc::clone(&self.schema), rows.rows.columns().to_vec())?)?;
-        let checksum = crc32fast::hash(self.writer.get_ref().get(start..).unwrap_or_default());
+        let checksum = crc32fast::hash(&self.writer.get_ref()[start..]);
         self.index.push(Indexed(first.group(), last.group(), rows.orders.len(), checksum));
         Ok(())
     }

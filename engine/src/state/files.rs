@@ -31,7 +31,6 @@ use futures::FutureExt;
 use futures::future::join_all;
 
 use super::changes::ChangeFiles;
-use super::entry::{FileEntry, OperatorCommit};
 use super::file::FileKind;
 use super::limits::{Limits, Resources};
 use super::merge::{Keeps, MergedRows};
@@ -39,6 +38,7 @@ use super::read::EntryReader;
 use super::write::EntryWriter;
 use super::{OperatorId, StateSchema};
 use crate::checkpoint::MetadataStore;
+use crate::checkpoint::{FileEntry, OperatorCommit};
 use crate::clock::Clock;
 use crate::error::{Error, Result, guarded_call};
 use crate::executor::{Executor, Task, yield_now};

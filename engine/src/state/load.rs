@@ -12,8 +12,8 @@ use futures::{StreamExt, stream};
 use super::key_hash::{KEY_GROUPS, partition_of};
 use super::merge::{Keeps, MergedRows};
 use super::read::EntryReader;
-use super::{OperatorCommit, OperatorId, OperatorState, Resources};
-use crate::checkpoint::MetadataStore;
+use super::{OperatorId, OperatorState, Resources};
+use crate::checkpoint::{MetadataStore, OperatorCommit};
 use crate::error::Result;
 use crate::executor::{Executor, yield_now};
 

@@ -27,8 +27,6 @@ mod changes;
 
 mod compare;
 
-mod entry;
-
 mod file;
 
 mod files;
@@ -65,7 +63,6 @@ use std::fmt;
 
 pub(crate) use self::changes::ChangeFiles;
 pub(crate) use self::compare::{AGGREGATIONS, KEPT, NODE, UNNEST, differences, other_versions};
-pub(crate) use self::entry::{FileEntry, OperatorCommit, StateCommit};
 pub(crate) use self::files::StateChangelog;
 pub(crate) use self::limits::{Limits, Resources};
 pub(crate) use self::load::load;

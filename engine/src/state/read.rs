@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::entry::{FileEntry, FilePart};
 use super::file::{self, Footer, IndexedBlock};
 use super::limits::Limits;
 use super::sorted::{SortedRows, orders, sort};
 use super::{OperatorId, StateSchema, path};
 use crate::checkpoint::MetadataStore;
+use crate::checkpoint::{FileEntry, FilePart};
 use crate::error::{Error, Result};
 
 /// Files up to so many bytes are read at once: asking twice would take longer. Where record batches are smaller still, so is

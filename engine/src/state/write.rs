@@ -7,11 +7,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::entry::{FileEntry, Part, part_name};
 use super::file::{self, FileBuilder, FileKind};
 use super::sorted::SortedRows;
 use super::{NEVER, OperatorId, StateSchema, path};
 use crate::checkpoint::{CreateOutcome, MetadataStore};
+use crate::checkpoint::{FileEntry, Part, part_name};
 use crate::error::{Error, Result};
 
 /// Writes an entry of a commit row by row: one file, or several of bounded size.

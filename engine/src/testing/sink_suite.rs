@@ -18,7 +18,7 @@ use super::oracle::difference;
 use crate::clock::ManualClock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BatchId, PartitionId, QueryId, RunId};
-use crate::query::OutputMode;
+use crate::output_mode::OutputMode;
 use crate::sink::{BatchStatus, Guarantee, Receipt, Sink, SinkContext, SinkRole, StreamingWrite};
 
 /// What the suite needs of the sink it examines.

@@ -50,9 +50,7 @@ fn visit(tree: &WatermarkTree, watermark_ms: i64, found: &mut [i64]) -> Option<i
         WatermarkTree::Stateless(inputs) => least(inputs, watermark_ms, found),
         WatermarkTree::Stateful { operator, uses, inputs } => {
             let input = least(inputs, watermark_ms, found)?;
-            if let Some(own) = found.get_mut(operator.0) {
-                *own = input;
-            }
+            found[operator.0] = input;
             Some(match &uses.output {
                 OutputWatermark::SameAsInput => input,
                 OutputWatermark::Join(bounds) => bounds.output_watermark_ms(input).max(0),

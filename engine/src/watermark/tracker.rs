@@ -39,6 +39,7 @@ impl WatermarkTracker {
     pub fn restore(&mut self, watermark_ms: i64, node_watermarks_ms: &BTreeMap<usize, i64>) {
         self.watermark_ms = self.watermark_ms.max(watermark_ms);
         for (&node, &ms) in node_watermarks_ms {
+            // A restart may be of a query with fewer: then what is left of theirs is in `watermark_ms`.
             if let Some(own) = self.node_watermarks_ms.get_mut(node) {
                 *own = Some(own.map_or(ms, |own| own.max(ms)));
             }
@@ -46,11 +47,13 @@ impl WatermarkTracker {
     }
 
     /// Node `node` saw rows, the latest at `event_time_ms_max`.
+    ///
+    /// # Panics
+    ///
+    /// If the query has no such node.
     pub fn observe(&mut self, node: usize, event_time_ms_max: i64) {
-        let (Some(own), Some(delay_ms)) = (self.node_watermarks_ms.get_mut(node), self.delays_ms.get(node)) else {
-            return;
-        };
-        let candidate = event_time_ms_max.saturating_sub(*delay_ms);
+        let (own, delay_ms) = (&mut self.node_watermarks_ms[node], self.delays_ms[node]);
+        let candidate = event_time_ms_max.saturating_sub(delay_ms);
         *own = Some(own.map_or(candidate, |own| own.max(candidate)));
         let combined = self.policy.combine(self.node_watermarks_ms.iter().map(|own| own.unwrap_or(0)));
         self.watermark_ms = combined.map_or(self.watermark_ms, |ms| ms.max(self.watermark_ms));

@@ -32,23 +32,22 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, FieldRef, SchemaRef};
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::Result;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::EquivalenceProperties;
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions};
+use datafusion::physical_plan::execution_plan::EmissionType;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties};
 use futures::TryStreamExt;
 
 pub(crate) use self::accumulate::{Aggregates, Code};
 use self::state::AggregateState;
 use super::StatefulOperator;
-use super::event_time::only_child;
 use super::late_rows::SharedId;
 use super::output::stream_once;
 use crate::batch::BatchContext;
-use crate::query::OutputMode;
+use crate::output_mode::OutputMode;
+use crate::plan_node::{no_expressions, one_input};
 use crate::state::{OperatorId, PartitionState, Resources, StateSchema};
 use crate::watermark::event_time_metadata::window_us;
 use crate::watermark::{OutputWatermark, WatermarkEffect};
@@ -170,40 +169,18 @@ impl DisplayAs for StatefulAggregateExec {
     }
 }
 
-impl ExecutionPlan for StatefulAggregateExec {
-    fn name(&self) -> &'static str {
-        "StatefulAggregateExec"
+impl StatefulAggregateExec {
+    fn with_input(&self, input: Arc<dyn ExecutionPlan>) -> Self {
+        StatefulAggregateExec { input, ..self.clone() }
     }
+}
+
+impl ExecutionPlan for StatefulAggregateExec {
+    one_input!(StatefulAggregateExec);
+    no_expressions!();
 
     fn properties(&self) -> &Arc<PlanProperties> {
         &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
-    }
-
-    fn apply_expressions(
-        &self,
-        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-        _options: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(Arc::new(StatefulAggregateExec { input: only_child(children)?, ..self.as_ref().clone() }))
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

@@ -99,10 +99,12 @@ impl AggregateState {
             let numbers: Vec<usize> = (0..known.len()).collect();
             accumulators.merge(&self.table.values(&known)?, &numbers, known.len())?;
         }
+        // Then what this batch brings, in the order in which it came.
         let (states, of_row) = groups.states(&places)?;
         accumulators.merge(&states, &of_row, total)?;
         let values = accumulators.state()?;
 
+        // The state of each group after the batch is both what is kept in memory and what goes to the checkpoint.
         let keys = groups.keys(&order)?;
         let times = self.times(&keys, total)?;
         let hashes: Vec<u64> = order.iter().map(|&group| groups.hash(group)).collect();

@@ -70,6 +70,7 @@ impl ProbeBatch {
         late_us: i64,
     ) -> Result<Prepared> {
         let of = join.side(side);
+        // Late rows go first: they count as dropped, and come out nowhere.
         let mut late = 0;
         if let Some(column) = of.event_time {
             let times = times_us(rows.column(column), of.schema.field(column))?;
@@ -83,6 +84,7 @@ impl ProbeBatch {
             (rows, late) = drop_late(rows, &times, late_us)?;
             late += late_by_event_time;
         }
+        // What fails the condition on its own side can match nothing: it comes out at once, or goes.
         let mut unmatched = vec![];
         if let Some(predicate) = &of.local_predicate {
             let passes = holds(predicate, &rows)?;
@@ -99,11 +101,13 @@ impl ProbeBatch {
             .iter()
             .map(|key| key.evaluate(&rows)?.into_array(rows.num_rows()))
             .collect::<Result<Vec<ArrayRef>>>()?;
+        // When a row is due decides how long it is kept, and whether it may wait for a match at all.
         let mut times = match &of.expiry {
             Expiry::Never => None,
             Expiry::Key(key, field) => keys.get(*key).map(|key| times_us(key, field)).transpose()?,
             Expiry::Column(column) => Some(times_us(rows.column(*column), of.schema.field(*column))?),
         };
+        // NULL in a key, a compared column or a compared time makes every pair with the row false.
         let never_null = of.not_null.iter().map(|column| rows.column(*column));
         let never_null = never_null.chain(keys.iter().filter(|_| !join.nulls_match));
         let mut nulls: Vec<Option<NullBuffer>> = never_null.map(|column| column.logical_nulls()).collect();
@@ -130,11 +134,13 @@ impl ProbeBatch {
                 }
             }
         }
+        // What is left meets the other side, and is kept by its time.
         let times_us = match &times {
             Some(times) => times.iter().map(|us| us.unwrap_or(NEVER)).collect(),
             None => vec![NEVER; rows.num_rows()],
         };
         let count = rows.num_rows();
+        assert!(times_us.len() == count && keys.iter().all(|key| key.len() == count), "rows were filtered unevenly");
         let probe = ProbeBatch {
             side,
             hashes: hash_keys(&keys, count)?,
@@ -198,7 +204,7 @@ impl ProbeBatch {
     }
 
     fn is_matched(&self, row: usize) -> bool {
-        self.matched.get(row).copied().unwrap_or(false)
+        self.matched[row]
     }
 
     /// Which of these pairs match: notes it, and makes the rows that follow.
@@ -226,9 +232,7 @@ impl ProbeBatch {
             if hold.as_ref().is_some_and(|hold| !hold.value(i)) {
                 continue;
             }
-            if let Some(matched) = self.matched.get_mut(row as usize) {
-                *matched = true;
-            }
+            self.matched[row as usize] = true;
             if other_comes_out {
                 if other.set_matched(slot) {
                     first_matches.push(slot);

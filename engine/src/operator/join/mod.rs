@@ -18,21 +18,19 @@ mod matching;
 
 mod run;
 
-mod spec;
+pub(crate) mod spec;
 
 mod side;
 
 use std::fmt;
 use std::sync::Arc;
 
-use datafusion::catalog::Session;
 use datafusion::common::JoinType;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, create_physical_expr};
-use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions};
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::execution_plan::{EmissionType, ReplaceChildrenOptions};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, apply_expression_roots,
@@ -45,7 +43,7 @@ use self::spec::JoinSpec;
 use super::StatefulOperator;
 use super::exchange::ExchangeExec;
 use crate::batch::BatchContext;
-use crate::plan::node::join::StreamJoinNode;
+use crate::plan_node::new_children;
 use crate::state::{OperatorId, PartitionState, Resources, StateSchema};
 use crate::watermark::{OutputWatermark, WatermarkEffect};
 
@@ -59,24 +57,19 @@ pub(crate) struct StreamJoinExec {
     properties: Arc<PlanProperties>,
 }
 
-/// The physical side of a [`StreamJoinNode`], over exchanges of both inputs into so many partitions.
-pub(crate) fn plan_stream_join(
-    node: &StreamJoinNode,
-    left: Arc<dyn ExecutionPlan>,
-    right: Arc<dyn ExecutionPlan>,
-    session: &dyn Session,
-    planning: &PhysicalPlanningContext,
-    partitions: usize,
-) -> Result<Arc<dyn ExecutionPlan>> {
-    let join = JoinSpec::try_new(node, (left.schema(), right.schema()), &|expr, schema| {
-        create_physical_expr(expr, schema, session.execution_props(), planning)
-    })?;
-    let left = Arc::new(ExchangeExec::new(left, join.left.keys.clone(), partitions));
-    let right = Arc::new(ExchangeExec::new(right, join.right.keys.clone(), partitions));
-    Ok(Arc::new(StreamJoinExec::new(OperatorId(0), Arc::new(join), left, right)))
-}
-
 impl StreamJoinExec {
+    /// Over exchanges of both inputs into so many partitions.
+    pub(crate) fn over(
+        join: JoinSpec,
+        left: Arc<dyn ExecutionPlan>,
+        right: Arc<dyn ExecutionPlan>,
+        partitions: usize,
+    ) -> Self {
+        let left = Arc::new(ExchangeExec::new(left, join.left.keys.clone(), partitions));
+        let right = Arc::new(ExchangeExec::new(right, join.right.keys.clone(), partitions));
+        StreamJoinExec::new(OperatorId(0), Arc::new(join), left, right)
+    }
+
     fn new(id: OperatorId, join: Arc<JoinSpec>, left: Arc<dyn ExecutionPlan>, right: Arc<dyn ExecutionPlan>) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(Arc::clone(&join.output)),
@@ -145,6 +138,8 @@ impl DisplayAs for StreamJoinExec {
 }
 
 impl ExecutionPlan for StreamJoinExec {
+    new_children!();
+
     fn name(&self) -> &'static str {
         "StreamJoinExec"
     }
@@ -179,10 +174,6 @@ impl ExecutionPlan for StreamJoinExec {
         let [left, right] = <[Arc<dyn ExecutionPlan>; 2]>::try_from(children)
             .map_err(|_| DataFusionError::Internal("StreamJoinExec has two inputs".into()))?;
         Ok(Arc::new(StreamJoinExec::new(self.id, Arc::clone(&self.join), left, right)))
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

@@ -147,9 +147,7 @@ impl SideState {
         let parts = self.table.bounded_ranges(&slots, usize::MAX).into_iter();
         let changes = parts.map(|part| self.change(&slots[part], spec)).collect::<Result<_>>()?;
         for slot in slots {
-            if let Some(row) = self.rows.get_mut(slot.0) {
-                row.unpersisted = false;
-            }
+            self.rows[slot.0].unpersisted = false;
         }
         Ok(changes)
     }
@@ -182,9 +180,9 @@ impl SideState {
 
     /// The number of a row that is read, whatever became of it: the count of its group goes on from there.
     fn note(&mut self, number: u64) {
-        if let Some(next) = self.next.get_mut((number >> GROUP_SHIFT) as usize) {
-            *next = (*next).max((number & ((1 << GROUP_SHIFT) - 1)) + 1);
-        }
+        // The upper byte is the key group, and `next` has an entry for each.
+        let next = &mut self.next[(number >> GROUP_SHIFT) as usize];
+        *next = (*next).max((number & ((1 << GROUP_SHIFT) - 1)) + 1);
     }
 
     /// Takes in the rows of this side from a file.
@@ -285,6 +283,11 @@ impl PartitionState for JoinState {
         let file = FileColumns::of(rows).ok_or_else(|| -> DataFusionError {
             Error::damaged("a file of a join's state has other columns than a join writes").into()
         })?;
+        // Each side takes its own rows: one of neither would be lost without a word.
+        if let Some(side) = file.sides.values().iter().find(|side| **side > Side::Right.number()) {
+            let said = format!("a file of a join's state has a row of side {side}; 0 is left and 1 is right");
+            return Err(Error::damaged(said).into());
+        }
         self.left.load(&file, hashes)?;
         self.right.load(&file, hashes)
     }

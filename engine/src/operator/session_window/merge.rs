@@ -24,6 +24,7 @@ pub(super) struct Merged {
 
 /// Stretches of a key that overlap or touch become one.
 pub(super) fn merge(known: &[Stretch], rows: &[Stretch]) -> Merged {
+    // By key and start: then what belongs together stands together. Known ones have the lower numbers.
     let mut order: Vec<(Stretch, usize)> = known.iter().chain(rows).copied().zip(0..).collect();
     order.sort_unstable_by_key(|(stretch, number)| (stretch.key, stretch.start, *number));
     let mut merged =
@@ -31,6 +32,7 @@ pub(super) fn merge(known: &[Stretch], rows: &[Stretch]) -> Merged {
     let mut rest = order.as_slice();
     while let Some((first, _)) = rest.first() {
         let mut session = *first;
+        // The session grows while it takes in what begins before its end.
         let parts = rest.iter().take_while(|(next, _)| {
             let touches = next.key == session.key && next.start <= session.end;
             if touches {
@@ -40,6 +42,7 @@ pub(super) fn merge(known: &[Stretch], rows: &[Stretch]) -> Merged {
         });
         let (parts, others) = rest.split_at(parts.count().max(1));
         rest = others;
+        // Nothing of this batch is in it: what is kept stays as it is.
         if parts.iter().all(|(_, number)| *number < known.len()) {
             continue;
         }
@@ -53,10 +56,12 @@ pub(super) fn merge(known: &[Stretch], rows: &[Stretch]) -> Merged {
         merged.sessions.push(session);
     }
     merged.continued_first();
+    assert!(merged.of_row.iter().all(|&session| session < merged.sessions.len()), "a row is part of no session");
     merged
 }
 
 impl Merged {
+    /// Renumbers the sessions, those first that known ones are part of.
     fn continued_first(&mut self) {
         let mut is_continued = vec![false; self.sessions.len()];
         self.of_known.iter().flatten().for_each(|&session| is_continued[session] = true);

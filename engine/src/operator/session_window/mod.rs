@@ -30,32 +30,25 @@ use arrow::array::{ArrayRef, AsArray, BooleanArray, UInt32Array};
 use arrow::compute::{concat_batches, lexsort_to_indices, take_record_batch};
 use arrow::datatypes::{DataType, Field, FieldRef, SchemaRef};
 use arrow::record_batch::RecordBatch;
-use datafusion::catalog::Session;
 use datafusion::common::internal_err;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::Result;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::logical_expr::UserDefinedLogicalNodeCore;
-use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::physical_expr::aggregate::{AggregateFunctionExpr, LoweredAggregateBuilder};
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, PhysicalSortExpr, create_physical_expr};
-use datafusion::physical_plan::execution_plan::{
-    ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions, apply_expression_roots,
-};
+use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, PhysicalSortExpr};
+use datafusion::physical_plan::execution_plan::{EmissionType, apply_expression_roots};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties};
 use futures::TryStreamExt;
 
 use self::state::{SessionRows, SessionState};
 use super::StatefulOperator;
 use super::aggregate::{Aggregates, Code, ours};
-use super::event_time::only_child;
 use super::exchange::ExchangeExec;
 use super::output::stream_once;
 use crate::batch::BatchContext;
-use crate::plan::node::session::SessionNode;
-use crate::query::OutputMode;
+use crate::output_mode::OutputMode;
+use crate::plan_node::one_input;
 use crate::query::window::values::stretches;
-use crate::state::key_hash::{can_be_key, not_a_key};
 use crate::state::sizes::{RowBytes, bounded_ranges};
 use crate::state::{Counts, OperatorBatch, OperatorId, PartitionState, Resources, StateSchema};
 use crate::watermark::event_time_metadata::is_event_time;
@@ -86,72 +79,67 @@ pub(crate) struct SessionWindowExec {
     properties: Arc<PlanProperties>,
 }
 
-/// The operator for a [`SessionNode`], over an exchange that brings the rows of a key together. Update mode was
-/// [refused](crate::plan::check) before.
-pub(crate) fn plan_session(
-    node: &SessionNode,
-    input: Arc<dyn ExecutionPlan>,
-    session: &dyn Session,
-    planning: &PhysicalPlanningContext,
-    partitions: usize,
-    mode: OutputMode,
-) -> Result<Arc<dyn ExecutionPlan>> {
-    let (props, logical_schema, physical_schema) = (session.execution_props(), node.input.schema(), input.schema());
-    let physical = |expr| create_physical_expr(expr, logical_schema, props, planning);
-    let mut keys = node.keys.iter().map(physical).collect::<Result<Vec<_>>>()?;
-    if node.session >= keys.len() {
-        return internal_err!("a session window that is not a key");
-    }
-    let session = keys.remove(node.session);
-
-    let (mut named, mut filters) = (vec![], vec![]);
-    for aggregate in &node.aggregates {
-        let lowered =
-            LoweredAggregateBuilder::new(aggregate, logical_schema, &physical_schema, props, planning).build()?;
-        named.push(lowered.aggregate);
-        filters.push(lowered.filter);
-    }
-    let functions = ours::replace(&named, &physical_schema)?;
-    let (mut arguments, mut orders) = (vec![], vec![]);
-    for function in &functions {
-        // Aggregates that go by an order are given the values to order by, too; some want their rows sorted.
-        let order_by = function.order_bys();
-        let values = order_by.iter().map(|by| Arc::clone(&by.expr));
-        arguments.push(function.expressions().into_iter().chain(values).collect());
-        let sorted = function.order_sensitivity().hard_requires();
-        orders.push(if sorted { order_by.to_vec() } else { vec![] });
-    }
-
-    let schema: SchemaRef = Arc::new(node.schema().as_arrow().clone());
-    let mut key_fields = schema.fields().iter().take(node.keys.len());
-    if let Some(key) = key_fields.find(|key| !can_be_key(key.data_type())) {
-        return Err(not_a_key(key).into());
-    }
-    let input: Arc<dyn ExecutionPlan> = Arc::new(ExchangeExec::new(input, keys.clone(), partitions));
-    let properties = PlanProperties::new(
-        EquivalenceProperties::new(Arc::clone(&schema)),
-        input.output_partitioning().clone(),
-        EmissionType::Final,
-        input.boundedness(),
-    );
-    Ok(Arc::new(SessionWindowExec {
-        id: OperatorId(0),
-        mode,
-        keys,
-        session,
-        place: node.session,
-        aggregates: Aggregates::try_new(&named, &functions, Code::Groups)?,
-        arguments,
-        filters,
-        orders,
-        schema,
-        warned: Arc::default(),
-        input,
-        properties: Arc::new(properties),
-    }))
+/// What the plan fixes of it.
+#[derive(Debug)]
+pub(crate) struct SessionSpec {
+    /// The grouping keys beside the session.
+    pub(crate) keys: Vec<Arc<dyn PhysicalExpr>>,
+    /// What a row brings to its session.
+    pub(crate) session: Arc<dyn PhysicalExpr>,
+    /// The place of the session among the columns of the output.
+    pub(crate) place: usize,
+    /// The aggregates as the query has them.
+    pub(crate) named: Vec<Arc<AggregateFunctionExpr>>,
+    /// By aggregate: its FILTER.
+    pub(crate) filters: Vec<Option<Arc<dyn PhysicalExpr>>>,
+    /// The columns that come out: keys, one of which is the session, then aggregates.
+    pub(crate) schema: SchemaRef,
 }
 
 impl SessionWindowExec {
+    /// Over an exchange that brings the rows of a key together, into so many partitions. Update mode was
+    /// [refused](crate::plan::check) before.
+    pub(crate) fn over(
+        spec: SessionSpec,
+        input: Arc<dyn ExecutionPlan>,
+        partitions: usize,
+        mode: OutputMode,
+    ) -> Result<Self> {
+        let SessionSpec { keys, session, place, named, filters, schema } = spec;
+        let functions = ours::replace(&named, &input.schema())?;
+        let (mut arguments, mut orders) = (vec![], vec![]);
+        for function in &functions {
+            // Aggregates that go by an order are given the values to order by, too; some want their rows sorted.
+            let order_by = function.order_bys();
+            let values = order_by.iter().map(|by| Arc::clone(&by.expr));
+            arguments.push(function.expressions().into_iter().chain(values).collect());
+            let sorted = function.order_sensitivity().hard_requires();
+            orders.push(if sorted { order_by.to_vec() } else { vec![] });
+        }
+        let input: Arc<dyn ExecutionPlan> = Arc::new(ExchangeExec::new(input, keys.clone(), partitions));
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(Arc::clone(&schema)),
+            input.output_partitioning().clone(),
+            EmissionType::Final,
+            input.boundedness(),
+        );
+        Ok(SessionWindowExec {
+            id: OperatorId(0),
+            mode,
+            keys,
+            session,
+            place,
+            aggregates: Aggregates::try_new(&named, &functions, Code::Groups)?,
+            arguments,
+            filters,
+            orders,
+            schema,
+            warned: Arc::default(),
+            input,
+            properties: Arc::new(properties),
+        })
+    }
+
     /// The place of the session among the columns of the output.
     pub(crate) fn place(&self) -> usize {
         self.place
@@ -282,21 +270,17 @@ impl DisplayAs for SessionWindowExec {
     }
 }
 
-impl ExecutionPlan for SessionWindowExec {
-    fn name(&self) -> &'static str {
-        "SessionWindowExec"
+impl SessionWindowExec {
+    fn with_input(&self, input: Arc<dyn ExecutionPlan>) -> Self {
+        SessionWindowExec { input, ..self.clone() }
     }
+}
+
+impl ExecutionPlan for SessionWindowExec {
+    one_input!(SessionWindowExec);
 
     fn properties(&self) -> &Arc<PlanProperties> {
         &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
     }
 
     fn apply_expressions(
@@ -305,18 +289,6 @@ impl ExecutionPlan for SessionWindowExec {
     ) -> Result<TreeNodeRecursion> {
         let of_aggregates = self.arguments.iter().flatten().chain(self.filters.iter().flatten());
         apply_expression_roots(self.keys.iter().chain([&self.session]).chain(of_aggregates), f)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-        _options: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(Arc::new(SessionWindowExec { input: only_child(children)?, ..self.as_ref().clone() }))
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

@@ -155,7 +155,7 @@ impl SessionState {
     }
 
     fn start_us(&self, slot: SlotId) -> i64 {
-        self.starts.get(slot.0).copied().unwrap_or(0)
+        self.starts[slot.0]
     }
 
     /// Times as a column of bounds.

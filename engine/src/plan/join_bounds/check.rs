@@ -5,7 +5,7 @@ use datafusion::logical_expr::Join;
 
 use super::why::why_never_final;
 use crate::error::{Error, Result};
-use crate::query::OutputMode;
+use crate::output_mode::OutputMode;
 use crate::watermark::{JoinBounds, SideBound};
 
 /// Refuses joins that no stream answers, or not in this output mode.

@@ -14,8 +14,8 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{Expr, Extension, Join, LogicalPlan, UserDefinedLogicalNodeCore, build_join_schema};
 
 use crate::error::Error;
+use crate::output_mode::OutputMode;
 use crate::plan::join_bounds::{check_stream_join, check_unmatched_rows_end, join_bounds};
-use crate::query::OutputMode;
 use crate::watermark::{JoinBounds, SideBound};
 
 /// The logical node of a join of two streams.

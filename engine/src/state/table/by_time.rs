@@ -22,7 +22,10 @@ pub(super) struct ByTime(BTreeMap<i64, u32>);
 impl ByTime {
     /// Puts a slot into the bucket of its time.
     pub(super) fn link(&mut self, slots: &mut Pages<Slot>, id: u32) {
-        let Some(slot) = slots.get_mut(id).filter(|slot| slot.time_us != NEVER) else { return };
+        let slot = &mut slots[id];
+        if slot.time_us == NEVER {
+            return;
+        }
         let next = self.0.insert(slot.time_us >> BUCKET_BITS, id).unwrap_or(NONE);
         (slot.earlier, slot.later) = (NONE, next);
         if let Some(next) = slots.get_mut(next) {
@@ -32,7 +35,10 @@ impl ByTime {
 
     /// Takes a slot out of the bucket of its time.
     pub(super) fn unlink(&mut self, slots: &mut Pages<Slot>, id: u32) {
-        let Some(slot) = slots.get_mut(id).filter(|slot| slot.time_us != NEVER) else { return };
+        let slot = &mut slots[id];
+        if slot.time_us == NEVER {
+            return;
+        }
         let (bucket, earlier, later) = (slot.time_us >> BUCKET_BITS, slot.earlier, slot.later);
         (slot.earlier, slot.later) = (NONE, NONE);
         if let Some(later) = slots.get_mut(later) {

@@ -30,15 +30,15 @@ impl Keys {
         }
     }
 
-    /// The key of a row; empty beyond the last.
+    /// The key of a row.
     pub(super) fn get(&self, row: usize) -> &[u8] {
         let (start, end) = if self.ends.is_empty() {
             (row * self.length, (row + 1) * self.length)
         } else {
-            let start = row.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
-            (start as usize, self.ends.get(row).copied().unwrap_or(0) as usize)
+            let start = row.checked_sub(1).map_or(0, |before| self.ends[before]);
+            (start as usize, self.ends[row] as usize)
         };
-        self.bytes.get(start..end).unwrap_or_default()
+        &self.bytes[start..end]
     }
 
     pub(super) fn shrink_to_fit(&mut self) {

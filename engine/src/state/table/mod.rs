@@ -259,10 +259,12 @@ impl StateTable {
         part: Range<usize>,
         values: Vec<ArrayRef>,
     ) -> Result<Vec<SlotId>> {
+        // Keys of a chunk lie one behind the other, as the values of each column do.
         let mut keys = Keys::with_capacity(part.clone().map(|row| rows.keys.row_len(row)).sum());
         part.clone().for_each(|row| keys.push(rows.keys.row(row).as_ref()));
         keys.shrink_to_fit();
         let place = self.chunks.next_place();
+        // A row keeps its slot when its values change: only where they lie is new.
         let (mut ids, mut left) = (Vec::with_capacity(slots.len()), vec![]);
         for (row, (old, at)) in slots.iter().zip(part.clone()).enumerate() {
             let (hash, time_us) = (rows.hashes[at], rows.times_us[at]);
@@ -283,6 +285,7 @@ impl StateTable {
         self.chunks.add(Chunk { keys, slots: ids.clone(), values, alive: ids.len() });
         // Only now: a chunk that goes leaves its place to the next.
         left.into_iter().for_each(|chunk| self.chunks.row_died(chunk));
+        // Looking for a key reads the chunk, so new slots are made known when it is there.
         for (&id, old) in ids.iter().zip(slots) {
             if old.is_none() {
                 self.index_slot(id);
@@ -300,9 +303,7 @@ impl StateTable {
         slot.row = row;
         if slot.time_us != time_us {
             self.by_time.unlink(&mut self.slots, id);
-            if let Some(slot) = self.slots.get_mut(id) {
-                slot.time_us = time_us;
-            }
+            self.slots[id].time_us = time_us;
             self.by_time.link(&mut self.slots, id);
         }
         Ok(left)
@@ -310,7 +311,7 @@ impl StateTable {
 
     /// Makes a new slot known by key and time.
     fn index_slot(&mut self, id: u32) {
-        let Some(hash) = self.slots.get(id).map(|slot| slot.hash) else { return };
+        let hash = self.slots[id].hash;
         let (slots, chunks) = (&self.slots, &self.chunks);
         let key_at = |slot: u32| {
             let slot = slots.get(slot)?;
@@ -318,17 +319,15 @@ impl StateTable {
         };
         let own = key_at(id);
         if let Some(older) = self.index.put(hash, id, |other| key_at(other) == own) {
-            if let Some(slot) = self.slots.get_mut(id) {
-                slot.older = older;
-            }
-            if let Some(slot) = self.slots.get_mut(older) {
-                slot.newer = id;
-            }
+            // The rows of a key are a list, newest first, whose head the index knows.
+            self.slots[id].older = older;
+            self.slots[older].newer = id;
         }
         self.by_time.link(&mut self.slots, id);
         self.alive += 1;
     }
 
+    /// A slot that is gone already stays gone: the same row may be due by time and taken away by its key.
     fn remove_one(&mut self, id: u32) {
         let Some(slot) = self.slots.get(id).filter(|slot| slot.chunk != NONE) else { return };
         let Slot { hash, chunk, older, newer, .. } = *slot;

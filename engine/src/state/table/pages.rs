@@ -1,6 +1,7 @@
 //! Items by number, in pages: a page that holds nothing is given back.
 
 use std::collections::BTreeSet;
+use std::ops::{Index, IndexMut};
 
 /// Items of a page.
 const PAGE: usize = 1024;
@@ -43,6 +44,21 @@ impl<T: Clone + Default> Default for Pages<T> {
 
 fn place(number: u32) -> (usize, usize) {
     (number as usize / PAGE, number as usize % PAGE)
+}
+
+/// The item of a number that somebody was given: that there is none is a fault of the engine.
+impl<T: Clone + Default> Index<u32> for Pages<T> {
+    type Output = T;
+
+    fn index(&self, number: u32) -> &T {
+        self.get(number).unwrap_or_else(|| panic!("nothing was ever stored under the number {number}"))
+    }
+}
+
+impl<T: Clone + Default> IndexMut<u32> for Pages<T> {
+    fn index_mut(&mut self, number: u32) -> &mut T {
+        self.get_mut(number).unwrap_or_else(|| panic!("nothing was ever stored under the number {number}"))
+    }
 }
 
 impl<T: Clone + Default> Pages<T> {

@@ -9,7 +9,7 @@ use super::FaultInjector;
 use crate::error::{Error, Result};
 use crate::id::{BatchId, PartitionId};
 use crate::identity::Identity;
-use crate::query::OutputMode;
+use crate::output_mode::OutputMode;
 use crate::sink::{
     BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, StreamingWrite, WriterContext, WriterFactory,
 };
