@@ -53,8 +53,8 @@ pub(crate) async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let checkpoint = folder.path().join("checkpoint");
     let ctx = SessionContext::new();
-    let left = ctx.read_stream(side("l", 1, batches)).await?;
-    let right = ctx.read_stream(side("r", 2, batches)).await?;
+    let left = ctx.read_stream(side("l", 1, batches))?;
+    let right = ctx.read_stream(side("r", 2, batches))?;
     let sampler = Arc::new(Sampler { checkpoint: checkpoint.clone(), seen: Mutex::default() });
     let started = Instant::now();
     let query = query(&ctx, left, right)?

@@ -81,7 +81,7 @@ fn count(offset: &Offset) -> i64 {
 async fn main() -> Result<()> {
     let sink = MemorySink::new();
     let ctx = SessionContext::new();
-    let even = ctx.read_stream(Squares).await?.filter((col("square") % lit(2)).eq(lit(0)))?;
+    let even = ctx.read_stream(Squares)?.filter((col("square") % lit(2)).eq(lit(0)))?;
     let query = even.write_stream(sink.clone()).trigger(Trigger::AvailableNow).start().await?;
     query.await_termination().await?;
     println!("{}", pretty_format_batches(&sink.batches())?);

@@ -14,7 +14,7 @@ async fn main() -> Result<()> {
     let ctx = SessionContext::new();
 
     // Five rows a second, each with a `timestamp` and a `value` that counts up.
-    let ticks = ctx.read_stream(RateSource::new(5)).await?;
+    let ticks = ctx.read_stream(RateSource::new(5))?;
 
     // From here on it is an ordinary DataFrame: every function of DataFusion works on it.
     let even = ticks.filter((col("value") % lit(2)).eq(lit(0)))?.select(vec![

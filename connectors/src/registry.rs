@@ -1,6 +1,7 @@
 //! Connectors by name, for SQL and command lines.
 //!
-//! Here a name and some text become a source or a sink; everything else in this crate is typed. SQL reaches it through
+//! Here a name and some text become a source or a sink, which `read_stream` and `write_stream` take like any other;
+//! everything else in this crate is typed. SQL reaches it through
 //! DataFusion's own statement, once [`register_connectors`] was called:
 //!
 //! ```sql
@@ -171,6 +172,9 @@ fn options_of(options: &HashMap<String, String>) -> Vec<(String, String)> {
 
 #[cfg(test)]
 mod tests {
+    use tidewater::query::{StreamingDataFrameExt, StreamingSessionExt};
+    use tidewater::trigger::Trigger;
+
     use super::*;
 
     fn none() -> Vec<(String, String)> {
@@ -195,6 +199,16 @@ mod tests {
         assert!(source("json", Some("in"), None, none()).unwrap_err().message().contains("which columns"));
         let error = sink("noop", None, [("a".to_owned(), "b".to_owned())]).unwrap_err();
         assert!(error.message().contains("unknown option `a` of the discard sink"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_a_name_stands_for_is_read_and_written_like_any_other() {
+        let rate = source("rate-micro-batch", None, None, [("rowsPerBatch".to_owned(), "5".to_owned())]).unwrap();
+        let stream = SessionContext::new().read_stream(rate).unwrap();
+        let writer = stream.write_stream(sink("noop", None, none()).unwrap()).trigger(Trigger::Once);
+        let query = writer.start().await.unwrap();
+        query.await_termination().await.unwrap();
+        assert_eq!(query.last_progress().unwrap().sink.num_output_rows, 5);
     }
 
     #[tokio::test]

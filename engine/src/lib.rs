@@ -62,7 +62,7 @@
 //! // As a stream.
 //! let source = MemorySource::new(rows.schema());
 //! let sink = MemorySink::new();
-//! let query = large(ctx.read_stream(source.clone()).await?)?.write_stream(sink.clone()).start().await?;
+//! let query = large(ctx.read_stream(source.clone())?)?.write_stream(sink.clone()).start().await?;
 //! source.add(vec![rows])?;
 //! query.process_all_available().await?;
 //! assert_eq!(sink.batches()[0].num_rows(), 1);

@@ -119,17 +119,17 @@ async fn stream(args: &Args, started: Instant) -> Result<()> {
     let ctx = SessionContext::new();
     let show = Arc::new(Show::new(started, &args.input, args.files_per_batch));
 
-    let delays = pipeline(ctx.read_stream(args.source()).await?, airlines(&ctx).await?)?;
+    let delays = pipeline(ctx.read_stream(args.source())?, airlines(&ctx).await?)?;
     let delay_columns = columns(&delays);
     let writer = delays.write_stream(FileSink::parquet(&args.output).partition_by(["origin"])).listener(show.clone());
     let flights = args.common(writer, "flights", args.checkpoint.clone())?.start().await?;
 
-    let hours = hourly(ctx.read_stream(args.source()).await?)?;
+    let hours = hourly(ctx.read_stream(args.source())?)?;
     let hour_columns = columns(&hours);
     let writer = hours.write_stream(FileSink::parquet(args.hourly_output())).output_mode(OutputMode::Append);
     let hours = args.common(writer, "hourly", Args::beside(&args.checkpoint, "hourly"))?.start().await?;
 
-    let routes = worst_routes(ctx.read_stream(args.source()).await?)?;
+    let routes = worst_routes(ctx.read_stream(args.source())?)?;
     let writer = routes.write_stream(ConsoleSink::to(AboveBar::new(&show))).output_mode(OutputMode::Update);
     let routes = args.common(writer, "routes", Args::beside(&args.checkpoint, "routes"))?.start().await?;
 
@@ -192,8 +192,7 @@ async fn read_back(output: &str, columns: SchemaRef) -> Result<DataFrame> {
     let ctx = SessionContext::new();
     let rows = MemorySink::new();
     let query = ctx
-        .read_stream(FileSource::parquet(output).with_schema(columns))
-        .await?
+        .read_stream(FileSource::parquet(output).with_schema(columns))?
         .write_stream(rows.clone())
         .trigger(Trigger::AvailableNow)
         .start()

@@ -198,15 +198,14 @@ impl World {
     }
 
     async fn stream(&self, ctx: &SessionContext) -> DataFrame {
-        ctx.read_stream(self.source.clone()).await.unwrap()
+        ctx.read_stream(self.source.clone()).unwrap()
     }
 
     /// Passes on what can be read, every boundary watched.
     async fn run(&self, falls: &FaultInjector) -> Result<StreamingQuery> {
         let source = FaultySource::new(self.source.clone(), falls);
         let writer = SessionContext::new()
-            .read_stream(source)
-            .await?
+            .read_stream(source)?
             .write_stream(FaultySink::new(self.sink.clone(), falls))
             .dead_letters(FaultySink::new(self.letters.clone(), falls))
             .checkpoint_store(Arc::new(FaultyStore::new(Arc::clone(&self.checkpoint), falls)))
@@ -289,7 +288,7 @@ async fn every_fall_leaves_both_sinks_whole() {
 async fn a_query_without_a_sink_for_them_is_refused() {
     let world = World::new();
     let source = FaultySource::new(world.source.clone(), &FaultInjector::disarmed());
-    let stream = SessionContext::new().read_stream(source).await.unwrap();
+    let stream = SessionContext::new().read_stream(source).unwrap();
     let writer = stream.write_stream(world.sink.clone()).checkpoint_store(Arc::clone(&world.checkpoint));
     let refused = writer.start().await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidQuery, "{refused}");
@@ -304,7 +303,7 @@ async fn a_query_without_a_sink_for_them_is_refused() {
 async fn dead_letters_that_were_not_announced_fail_the_batch() {
     let world = World::new();
     let source = Picky { announces: false, ..world.source.clone() };
-    let stream = SessionContext::new().read_stream(source).await.unwrap();
+    let stream = SessionContext::new().read_stream(source).unwrap();
     let failed = to_the_end(stream.write_stream(world.sink.clone())).await.unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::Internal, "{failed}");
     assert!(failed.to_string().contains("emits_dead_letters"), "{failed}");
@@ -315,7 +314,7 @@ async fn dead_letters_that_were_not_announced_fail_the_batch() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sink_for_them_may_stay_empty() {
     let world = World::new();
-    let stream = SessionContext::new().read_stream(world.source.inner.clone()).await.unwrap();
+    let stream = SessionContext::new().read_stream(world.source.inner.clone()).unwrap();
     let query = to_the_end(stream.clone().write_stream(MemorySink::new())).await.unwrap();
     assert!(dead_letter_rows(&query).iter().all(Option::is_none));
 

@@ -74,7 +74,7 @@ async fn what_tasks_do_needs_no_driver() {
     let schema = table::schema(&[("n", "long"), ("s", "string")]).unwrap();
     let source = FileSource::csv(text(&input)).with_schema(schema.clone()).parse_mode(ParseMode::DropMalformed);
     let ctx = session();
-    let rows = ctx.read_stream(source).await.unwrap();
+    let rows = ctx.read_stream(source).unwrap();
     let twice = rows.clone().filter(col("n").gt(lit(1))).unwrap().union(rows).unwrap();
     let sink = Apart(FileSink::json(text(&output)));
     let query = finish(to_the_end(twice, sink, &dir.path().join("checkpoint"))).await.unwrap();

@@ -34,7 +34,7 @@ async fn drive(
     falls: &FaultInjector,
 ) -> Result<()> {
     let ctx = session();
-    let stream = ctx.read_stream(FaultySource::new(source, falls)).await?;
+    let stream = ctx.read_stream(FaultySource::new(source, falls))?;
     query(&ctx, stream)
         .await?
         .write_stream(FaultySink::new(sink, falls))

@@ -105,7 +105,7 @@ fn session(bucket: &Arc<Bucket>) -> SessionContext {
 async fn run(bucket: &Arc<Bucket>) -> Result<StreamingQuery> {
     let ctx = session(bucket);
     let source = FileSource::json("bucket://place/in").with_schema(event_schema()?).max_files_per_trigger(1);
-    let writer = doubled(ctx.read_stream(source).await?)?
+    let writer = doubled(ctx.read_stream(source)?)?
         .write_stream(FileSink::parquet("bucket://place/out"))
         .checkpoint("bucket://place/checkpoint")
         .partitions(PARTITIONS)
@@ -117,7 +117,7 @@ async fn run(bucket: &Arc<Bucket>) -> Result<StreamingQuery> {
 async fn written(bucket: &Arc<Bucket>) -> Vec<RecordBatch> {
     let (ctx, sink) = (session(bucket), MemorySink::new());
     let source = FileSource::parquet("bucket://place/out").with_schema(table::schema(&DOUBLED).unwrap());
-    let writer = ctx.read_stream(source).await.unwrap().write_stream(sink.clone()).trigger(Trigger::AvailableNow);
+    let writer = ctx.read_stream(source).unwrap().write_stream(sink.clone()).trigger(Trigger::AvailableNow);
     finish(writer).await.unwrap();
     sink.batches()
 }
@@ -158,7 +158,7 @@ async fn a_store_without_room() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_nobody_registered() {
     let bucket = Bucket::new("");
-    let stream = session(&bucket).read_stream(crate::job::memory_events()).await.unwrap();
+    let stream = session(&bucket).read_stream(crate::job::memory_events()).unwrap();
     let refused = stream.write_stream(DiscardSink::new()).checkpoint("elsewhere://place/x").start().await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidQuery, "{refused}");
     assert!(refused.to_string().contains("elsewhere://place/x"), "{refused}");

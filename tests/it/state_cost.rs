@@ -132,7 +132,7 @@ async fn few_files_per_batch_of_a_file_source() {
     std::fs::create_dir_all(&input).unwrap();
     let source = FileSource::json(text(&input)).with_schema(job.inputs[0].schema.clone()).max_files_per_trigger(1);
     let ctx = SessionContext::new();
-    let stream = ctx.read_stream(source).await.unwrap();
+    let stream = ctx.read_stream(source).unwrap();
     let sink = MemorySink::new();
     let query = (job.query)(&ctx, &[stream])
         .unwrap()
@@ -173,7 +173,7 @@ impl Fed {
         let sources: Vec<MemorySource> = columns.iter().map(source).collect();
         let mut streams = vec![];
         for source in &sources {
-            streams.push(ctx.read_stream(source.clone()).await.unwrap());
+            streams.push(ctx.read_stream(source.clone()).unwrap());
         }
         let sink = MemorySink::new();
         let writer = query(&ctx, &streams).unwrap().write_stream(sink.clone());
@@ -322,7 +322,7 @@ async fn run_on(
     partitions: usize,
     query: impl FnOnce(DataFrame) -> Result<DataFrame>,
 ) -> Result<Vec<RecordBatch>> {
-    let stream = SessionContext::new().read_stream(source.clone()).await?;
+    let stream = SessionContext::new().read_stream(source.clone())?;
     let calls: Arc<Mutex<Vec<RecordBatch>>> = Arc::default();
     let sink = {
         let calls = Arc::clone(&calls);
@@ -495,7 +495,7 @@ async fn said_at_start(
     let ctx = SessionContext::new();
     let mut streams = vec![];
     for columns in columns {
-        streams.push(ctx.read_stream(MemorySource::new(table::schema(columns).unwrap())).await.unwrap());
+        streams.push(ctx.read_stream(MemorySource::new(table::schema(columns).unwrap())).unwrap());
     }
     let writer = query(&streams).unwrap().write_stream(DiscardSink::new()).output_mode(mode);
     let query = writer.checkpoint_store(memory_store()).clock(stopped_clock()).start().await.unwrap();

@@ -74,7 +74,7 @@ async fn greatest(
 ) -> Result<StreamWriter> {
     let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::clone(pool)).build_arc()?;
     let ctx = SessionContext::new_with_config_rt(small_state(SessionConfig::new(), 200, 10_000), runtime);
-    let stream = grouped(ctx.read_stream(source.clone()).await?, vec![col("k")], &["max(text) AS text"])?;
+    let stream = grouped(ctx.read_stream(source.clone())?, vec![col("k")], &["max(text) AS text"])?;
     let writer = stream.write_stream(DiscardSink::new()).output_mode(OutputMode::Update).partitions(2);
     Ok(writer.checkpoint_store(Arc::clone(checkpoint)).trigger(Trigger::AvailableNow))
 }

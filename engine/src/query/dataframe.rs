@@ -7,6 +7,7 @@ use datafusion::logical_expr::{Expr, Extension, LogicalPlan};
 use datafusion::prelude::DataFrame;
 
 use super::StreamWriter;
+use super::sealed::Sealed;
 use crate::error::Result;
 use crate::plan::check::is_streaming;
 use crate::plan::node::deduplicate::DeduplicateNode;
@@ -15,8 +16,8 @@ use crate::plan::windows;
 use crate::sink::Sink;
 
 /// What Tidewater adds to DataFusion's `DataFrame`. Everything but [`write_stream`](Self::write_stream) works on a batch,
-/// too, so that one function serves both.
-pub trait StreamingDataFrameExt: Sized {
+/// too, so that one function serves both. It is implemented for that type alone.
+pub trait StreamingDataFrameExt: Sealed + Sized {
     /// Whether some input of this query is a stream.
     fn is_streaming(&self) -> bool;
 

@@ -17,6 +17,17 @@ mod output_mode;
 
 mod read;
 
+/// What only this crate can implement: the extension traits may get methods without breaking anyone.
+mod sealed {
+    use datafusion::prelude::{DataFrame, SessionContext};
+
+    pub trait Sealed {}
+
+    impl Sealed for DataFrame {}
+
+    impl Sealed for SessionContext {}
+}
+
 pub mod window;
 
 mod write;

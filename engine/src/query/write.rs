@@ -34,8 +34,7 @@ use crate::watermark::WatermarkPolicy;
 /// let ctx = SessionContext::new();
 /// let sink = MemorySink::new();
 /// let query = ctx
-///     .read_stream(source)
-///     .await?
+///     .read_stream(source)?
 ///     .filter(col("v").gt(lit(1)))?
 ///     .write_stream(sink.clone())
 ///     .trigger(Trigger::AvailableNow)

@@ -47,6 +47,8 @@ mod discard;
 
 mod foreach_batch;
 
+mod forward;
+
 mod memory;
 
 mod receipt;

@@ -38,6 +38,8 @@
 //! An [`Offset`] is JSON of the source's own making. Two offsets are the same place exactly if their JSON is the same, and
 //! what they [prove](Offset::with_proof).
 
+mod forward;
+
 mod leaf;
 
 mod limit;

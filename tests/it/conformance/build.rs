@@ -38,7 +38,7 @@ impl Inputs<'_> {
 
     async fn from(&self, name: &str) -> Result<DataFrame> {
         if let Some(source) = self.sources.get(name) {
-            return self.ctx.read_stream(source.clone()).await;
+            return self.ctx.read_stream(source.clone());
         }
         let rows = self.case.tables.get(name).ok_or_else(|| Error::invalid(format!("the case has no `{name}`")))?;
         let columns: Vec<(&str, &str)> = rows.schema.iter().map(|(c, t)| (c.as_str(), t.as_str())).collect();

@@ -162,7 +162,7 @@ impl World {
             .bad_records(bad)
             .min_partitions(PARTITIONS)
             .max_offsets_per_trigger(PER_BATCH);
-        let records = session().read_stream(FaultySource::new(source, falls)).await?;
+        let records = session().read_stream(FaultySource::new(source, falls))?;
         let columns = ["at", "k", "v"].map(|name| col("value").field(name).alias(name));
         Ok(records.select(columns.to_vec())?)
     }

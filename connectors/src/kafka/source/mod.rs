@@ -104,8 +104,7 @@ use crate::formats::Format;
 /// let ctx = SessionContext::new();
 /// let orders = KafkaSource::subscribe("localhost:9092", ["orders"]).starting_offsets(StartingOffsets::Earliest);
 /// let query = ctx
-///     .read_stream(orders)
-///     .await?
+///     .read_stream(orders)?
 ///     .select_columns(&["key", "value"])?
 ///     .write_stream(KafkaSink::new("localhost:9092").topic("copy"))
 ///     .checkpoint("checkpoint/copy")
