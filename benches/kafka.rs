@@ -283,7 +283,7 @@ async fn start(
         Job::Windows => records
             .with_watermark("timestamp", "10 seconds")?
             .aggregate(
-                vec![window(col("timestamp"), "1 minute", None, None)?.alias("window"), col("key")],
+                vec![window(col("timestamp"), "1 minute").alias("window"), col("key")],
                 vec![count(lit(1)).alias("rows"), max(col("at")).alias("at")],
             )?
             .select(vec![col("key"), value])?,

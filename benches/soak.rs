@@ -149,8 +149,7 @@ fn query(ctx: &SessionContext, left: DataFrame, right: DataFrame) -> Result<Data
     let pairs = pairs.select(vec![col("lts").alias("ts"), col("lk").alias("k"), col("rid"), col("rtext")])?;
     let aggregates = ["count(*) AS n", "count(rid) AS matched", "max(rtext) AS text"];
     let aggregates = aggregates.map(|sql| pairs.parse_sql_expr(sql)).into_iter().collect::<Result<_, _>>()?;
-    let windows =
-        pairs.aggregate(vec![window(col("ts"), "10 seconds", None, None)?.alias("w"), col("k")], aggregates)?;
+    let windows = pairs.aggregate(vec![window(col("ts"), "10 seconds").alias("w"), col("k")], aggregates)?;
     Ok(windows.select(vec![
         col("w").field("start").alias("window_start"),
         col("k"),

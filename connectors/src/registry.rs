@@ -23,7 +23,7 @@ use tidewater::error::{Error, Result};
 use tidewater::sink::{DiscardSink, Sink};
 use tidewater::source::{Source, StreamTable};
 
-use crate::options::{Options, unknown};
+use crate::options::Options;
 
 /// The sources, by the names that [`source`] takes.
 pub const SOURCES: &[&str] = &[
@@ -83,7 +83,7 @@ pub fn source(
         "rate" => Ok(Arc::new(crate::rate::RateSource::from_options(options)?)),
         #[cfg(feature = "rate")]
         "rate-micro-batch" => Ok(Arc::new(crate::rate::RatePerBatchSource::from_options(options)?)),
-        _ => Err(unknown("source", format, "this program", SOURCES)),
+        _ => Err(Error::unknown("source", format, "this program", SOURCES)),
     }
 }
 
@@ -105,7 +105,7 @@ pub fn sink(
             Options::new("the discard sink", &[], options)?;
             Ok(Arc::new(DiscardSink::new()))
         }
-        _ => Err(unknown("sink", format, "this program", SINKS)),
+        _ => Err(Error::unknown("sink", format, "this program", SINKS)),
     }
 }
 

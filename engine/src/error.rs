@@ -137,6 +137,22 @@ impl Error {
         Self::new(ErrorKind::Internal, message)
     }
 
+    /// There is no `name` among the `known` ones. `kind` is what it should name ("option"), `whose` is who was asked ("the file
+    /// source"). The message offers the names that are spelled much like it; the hint lists all.
+    ///
+    /// ```
+    /// use tidewater::error::Error;
+    ///
+    /// let error = Error::unknown("option", "heder", "the file source", &["header", "quote"]);
+    /// assert_eq!(error.message(), "unknown option `heder` of the file source: did you mean `header`?");
+    /// ```
+    pub fn unknown(kind: &str, name: &str, whose: &str, known: &[&str]) -> Self {
+        let near = near(name, known);
+        let guess = if near.is_empty() { String::new() } else { format!(": did you mean {}?", near.join(" or ")) };
+        let hint = if known.is_empty() { "it knows none".to_owned() } else { format!("it knows {}", known.join(", ")) };
+        Self::invalid(format!("unknown {kind} `{name}` of {whose}{guess}")).with_hint(hint)
+    }
+
     /// Reading or writing `file` failed; the kind follows from the IO error.
     pub fn io(action: &str, file: impl Into<String>, source: std::io::Error) -> Self {
         let hint = match source.kind() {
@@ -252,6 +268,19 @@ impl Error {
     pub fn file(&self) -> Option<&str> {
         self.0.file.as_deref()
     }
+}
+
+/// Up to three of `known` that are spelled much like `name`, nearest first.
+fn near(name: &str, known: &[&str]) -> Vec<String> {
+    const ALIKE: f64 = 0.8;
+    let name = name.to_ascii_lowercase();
+    let mut scored: Vec<(f64, &str)> = known
+        .iter()
+        .map(|k| (strsim::jaro_winkler(&name, &k.to_ascii_lowercase()), *k))
+        .filter(|(score, _)| *score >= ALIKE)
+        .collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    scored.into_iter().take(3).map(|(_, k)| format!("`{k}`")).collect()
 }
 
 /// What a panic said.

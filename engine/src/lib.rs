@@ -109,6 +109,8 @@ pub mod executor;
 
 pub mod config;
 
+pub mod interval;
+
 pub mod error;
 
 pub mod id;

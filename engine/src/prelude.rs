@@ -3,8 +3,9 @@
 pub use crate::clock::{Clock, ManualClock};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::id::BatchId;
+pub use crate::interval::Interval;
 pub use crate::progress::{QueryEvent, QueryListener, QueryProgress};
-pub use crate::query::window::{session_window, window, window_time};
+pub use crate::query::window::{TimeWindow, session_window, window, window_time};
 pub use crate::query::{
     OutputMode, QueryManager, StreamWriter, StreamingDataFrameExt, StreamingQuery, StreamingSessionExt,
 };

@@ -103,7 +103,7 @@ impl Args {
     /// What all three queries have in common.
     fn common(&self, writer: StreamWriter, name: &str, checkpoint: String) -> Result<StreamWriter> {
         let trigger = match &self.trigger {
-            Some(interval) => Trigger::processing_time(interval)?,
+            Some(interval) => Trigger::processing_time(interval),
             None => Trigger::AvailableNow,
         };
         let writer = writer.name(name).trigger(trigger).checkpoint(checkpoint);

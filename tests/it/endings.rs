@@ -98,7 +98,7 @@ fn a_batch_whose_tasks_were_dropped_is_not_committed() {
 /// Neither a panic nor a request to report it: the runtime was dropped under an idle query.
 #[test]
 fn an_idle_query_whose_runtime_goes_says_so() {
-    for trigger in [Trigger::Immediate, Trigger::processing_time("1 hour").unwrap()] {
+    for trigger in [Trigger::Immediate, Trigger::processing_time("1 hour")] {
         let first = runtime();
         let query = first.block_on(async {
             let stream = SessionContext::new().read_stream(memory_events()).unwrap();
@@ -333,16 +333,20 @@ async fn an_interval_of_zero_is_as_fast_as_possible() {
     let source = memory_events();
     add(&source, &events(1, 5).unwrap());
     let sink = MemorySink::new();
-    let writer = async |interval_ms| {
+    let writer = |interval: &str| {
         let stream = SessionContext::new().read_stream(source.clone()).unwrap();
-        stream.write_stream(sink.clone()).trigger(Trigger::ProcessingTime { interval_ms })
+        stream.write_stream(sink.clone()).trigger(Trigger::processing_time(interval))
     };
-    let query = writer(0).await.start().await.unwrap();
+    let query = writer("0 seconds").start().await.unwrap();
     query.process_all_available().await.unwrap();
     query.stop().await.unwrap();
     assert_eq!(sink.last_batch(), Some(BatchId(0)));
-    let refused = writer(-1).await.start().await.unwrap_err();
-    assert!(refused.kind() == ErrorKind::InvalidQuery && refused.to_string().contains("negative"), "{refused}");
+    for interval in ["-1 seconds", "soon", ""] {
+        let refused = writer(interval).start().await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidQuery, "{refused}");
+        assert!(refused.message().contains("the interval of the trigger"), "{refused}");
+        assert!(refused.message().contains(&format!("`{interval}`")), "{refused}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -122,10 +122,7 @@ async fn job(bucket: &Arc<Bucket>) -> Result<usize> {
     let counts = ctx
         .read_stream(source)?
         .with_watermark("ts", "1 minute")?
-        .aggregate(
-            vec![window(col("ts"), "10 minutes", None, None)?.alias("w"), col("k")],
-            vec![count(lit(1)).alias("n")],
-        )?
+        .aggregate(vec![window(col("ts"), "10 minutes").alias("w"), col("k")], vec![count(lit(1)).alias("n")])?
         .select(vec![col("w").field("start").alias("start"), col("k"), col("n")])?;
     let schema = Arc::new(counts.schema().as_arrow().clone());
     counts

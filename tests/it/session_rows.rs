@@ -101,7 +101,7 @@ async fn an_unsigned_half_in_a_dataframe() {
     source.add(vec![rows(&[(Some(0), 1, 5, None), (Some(1), 1, 1, None)])]).unwrap();
     let ctx = SessionContext::new();
     let sink = MemorySink::new();
-    let session = session_window(col("ts"), lit("5 seconds")).unwrap();
+    let session = session_window(col("ts"), "5 seconds");
     let value = datafusion::functions_aggregate::expr_fn::max(col("u") / lit(10_i64)).alias("a");
     let half = datafusion::functions_aggregate::expr_fn::sum(col("u") * lit(0.1)).alias("b");
     let frame = ctx.read_stream(source).unwrap().aggregate(vec![session, col("k")], vec![value, half]).unwrap();

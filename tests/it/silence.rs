@@ -110,7 +110,7 @@ async fn a_trigger_that_ends_fails() {
         let (dir, source, sink) = (tempfile::tempdir().unwrap(), Mute::new(), MemorySink::new());
         let run = async || {
             let stream = SessionContext::new().read_stream(source.clone())?;
-            finish(to_the_end(stream, sink.clone(), dir.path()).trigger(trigger)).await
+            finish(to_the_end(stream, sink.clone(), dir.path()).trigger(trigger.clone())).await
         };
         for batch in 0..3_u64 {
             add(&source.inner, &events(batch, 7).unwrap());

@@ -227,7 +227,7 @@ async fn late_rows_are_counted_as_rows() {
         json!([at(12, "a", 1), at(13, "a", 2), at(14, "a", 3), at(15, "b", 4), at(27, "b", 5), at(101, "a", 6)]);
     let windows = Fed::start(&[&KEYED], |_, inputs| {
         let events = inputs[0].clone().with_watermark("ts", "5 seconds")?;
-        by_window(events, window(col("ts"), "10 seconds", None, None)?, &["count(*) AS n"], false)
+        by_window(events, window(col("ts"), "10 seconds"), &["count(*) AS n"], false)
     })
     .await;
     windows.take(&[json!([at(100, "a", 0)])]).await;
@@ -238,7 +238,7 @@ async fn late_rows_are_counted_as_rows() {
 
     let sliding = Fed::start(&[&KEYED], |_, inputs| {
         let events = inputs[0].clone().with_watermark("ts", "5 seconds")?;
-        by_window(events, window(col("ts"), "10 seconds", Some("5 seconds"), None)?, &["count(*) AS n"], false)
+        by_window(events, window(col("ts"), "10 seconds").slide("5 seconds"), &["count(*) AS n"], false)
     })
     .await;
     sliding.take(&[json!([at(100, "a", 0)])]).await;
@@ -247,7 +247,7 @@ async fn late_rows_are_counted_as_rows() {
 
     let sessions = Fed::start(&[&KEYED], |_, inputs| {
         let events = inputs[0].clone().with_watermark("ts", "5 seconds")?;
-        by_window(events, session_window(col("ts"), lit("3 seconds"))?, &["count(*) AS n"], false)
+        by_window(events, session_window(col("ts"), "3 seconds"), &["count(*) AS n"], false)
     })
     .await;
     sessions.take(&[json!([at(100, "a", 0)])]).await;
@@ -266,8 +266,8 @@ async fn late_rows_are_counted_as_rows() {
 
     let nested = Fed::start(&[&KEYED], |_, inputs| {
         let events = inputs[0].clone().with_watermark("ts", "5 seconds")?;
-        let fine = by_window(events, window(col("ts"), "10 seconds", None, None)?, &["count(*) AS n"], true)?;
-        by_window(fine, window(col("ts"), "30 seconds", None, None)?, &["sum(n) AS n"], false)
+        let fine = by_window(events, window(col("ts"), "10 seconds"), &["count(*) AS n"], true)?;
+        by_window(fine, window(col("ts"), "30 seconds"), &["sum(n) AS n"], false)
     })
     .await;
     nested.take(&[json!([at(100, "a", 0)])]).await;
@@ -298,7 +298,7 @@ async fn the_source_that_holds_the_watermark_is_named() {
     let query = Fed::start(&[&KEYED, &KEYED], |_, inputs| {
         let one = inputs[0].clone().with_watermark("ts", "0 seconds")?;
         let both = one.union(inputs[1].clone().with_watermark("ts", "0 seconds")?)?;
-        by_window(both, window(col("ts"), "10 seconds", None, None)?, &["count(*) AS n"], false)
+        by_window(both, window(col("ts"), "10 seconds"), &["count(*) AS n"], false)
     })
     .await;
     // Rows of the last batch that had any, from the source that is named.
@@ -353,7 +353,7 @@ fn by_key(rows: DataFrame, aggregates: &[&str]) -> Result<DataFrame> {
 }
 
 fn tens(rows: DataFrame) -> Result<DataFrame> {
-    by_window(rows, window(col("ts"), "10 seconds", None, None)?, &["count(*) AS n"], true)
+    by_window(rows, window(col("ts"), "10 seconds"), &["count(*) AS n"], true)
 }
 
 /// State is only read by the operator that wrote it: another query on its checkpoint is refused at the start, operator

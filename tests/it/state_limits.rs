@@ -162,7 +162,7 @@ async fn a_batch_that_waits_for_a_merge_says_so() {
         let slow = Arc::new(SlowMerges(memory_store(), Semaphore::new(0)));
         let checkpoint: Arc<dyn MetadataStore> = Arc::clone(&slow) as _;
         let writer = greatest(&pool, &source, &checkpoint).await.unwrap();
-        let query = writer.trigger(Trigger::ProcessingTime { interval_ms: 0 }).start().await.unwrap();
+        let query = writer.trigger(Trigger::processing_time("0 seconds")).start().await.unwrap();
         until_one_waits(&query, &source).await;
         if goes_on {
             slow.1.add_permits(1_000);

@@ -46,7 +46,7 @@ impl Format {
             "csv" => Ok(Format::Csv(CsvFormat::default())),
             "json" => Ok(Format::Json),
             "parquet" => Ok(Format::Parquet),
-            _ => Err(crate::options::unknown("format", name, "the file source", KNOWN_FORMATS)),
+            _ => Err(Error::unknown("format", name, "the file source", KNOWN_FORMATS)),
         }
     }
 

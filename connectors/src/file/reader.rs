@@ -92,7 +92,7 @@ impl FileReader {
         let former: Vec<String> = context.former_places.iter().map(|place| root_of_place(place)).collect();
         let deep = pattern.recursive || pattern.is_glob();
         let log = log.moved(&former, &root_of_place(&pattern.place()), deep)?;
-        let mut seen = SeenFiles::new(settings.effective_age_ms(), settings.by_name);
+        let mut seen = SeenFiles::new(settings.effective_age_ms()?, settings.by_name);
         for entry in log.whole().await? {
             seen.add(&entry.path, entry.timestamp);
         }

@@ -18,6 +18,7 @@ use tidewater::checkpoint::create_folders;
 use tidewater::error::{Error, Result};
 use tidewater::id::{BatchId, PartitionId};
 use tidewater::identity::Identity;
+use tidewater::interval::Interval;
 use tidewater::query::OutputMode;
 use tidewater::sink::{
     BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, StreamingWrite, WriterContext, WriterFactory,
@@ -130,8 +131,8 @@ impl FileSink {
 
     /// How long a file stays in the log, `7 days` for example: for directories that something else cleans up.
     #[must_use]
-    pub fn retention(self, retention: &str) -> Self {
-        self.option("retention", retention)
+    pub fn retention(self, retention: impl Into<Interval>) -> Self {
+        self.option("retention", retention.into().to_string())
     }
 
     /// Sets an option by its name. It is checked when the query starts.
@@ -151,7 +152,7 @@ impl FileSink {
             encoding: Encoding::parse(&self.format, &options)?,
             partition_by,
             path: options.get("path").map(str::to_owned),
-            retention_ms: options.duration_ms("retention")?,
+            retention_ms: options.interval_ms("retention")?,
             max_records_per_file: options.positive_u64("maxRecordsPerFile")?,
         })
     }

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use datafusion::prelude::SessionContext;
 use tidewater::error::{Error, Result};
 use tidewater::identity::Identity;
+use tidewater::interval::Interval;
 use tidewater::source::{MicroBatchStream, ScanContext, Source, SourceContext, SourceScanner};
 
 use super::clean::CleanSource;
@@ -119,8 +120,10 @@ impl FileSource {
     }
 
     /// Leaves out files that are older than the newest one seen by more than this (`7 days`, the default).
-    pub fn max_file_age(self, age: &str) -> Result<Self> {
-        self.option("maxFileAge", age)
+    #[must_use]
+    pub fn max_file_age(mut self, age: impl Into<Interval>) -> Self {
+        self.settings.max_file_age = age.into();
+        self
     }
 
     /// Takes files of the same name in different folders for the same file.

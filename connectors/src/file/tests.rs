@@ -192,7 +192,7 @@ async fn limits_cut_the_input_into_batches_oldest_first() {
 #[tokio::test]
 async fn the_newest_may_come_first_and_then_none_is_too_old() {
     let mut stream = Stream::new();
-    let source = csv(&stream).max_files_per_trigger(1).latest_first(true).max_file_age("1 second").unwrap();
+    let source = csv(&stream).max_files_per_trigger(1).latest_first(true).max_file_age("1 second");
     put_named(&stream, "ab", 10);
     put_named(&stream, "c", 5000);
     let mut reader = stream.open(&source).await.unwrap();
@@ -202,7 +202,7 @@ async fn the_newest_may_come_first_and_then_none_is_too_old() {
 #[tokio::test]
 async fn files_much_older_than_the_newest_are_left_out() {
     let mut stream = Stream::new();
-    let source = csv(&stream).max_file_age("1 minute").unwrap();
+    let source = csv(&stream).max_file_age("1 minute");
     put_named(&stream, "a", 10);
     put_named(&stream, "b", 5000);
     let mut reader = stream.open(&source).await.unwrap();

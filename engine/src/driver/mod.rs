@@ -57,7 +57,7 @@ use self::sinks::Sinks;
 use crate::calls::Calls;
 use crate::checkpoint::{Belongings, CommitEntry, Epoch, OffsetEntry};
 use crate::clock::Clock;
-use crate::config::QueryConfig;
+use crate::config::Settings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::{BatchWork, Runner, Runtimes};
 use crate::executor::Executor;
@@ -66,7 +66,7 @@ use crate::plan::QueryPlan;
 use crate::plan::static_inputs::Keep;
 use crate::progress::{Between, EventQueue, Phase, Stopwatch};
 use crate::source::{LatestOffset, MicroBatchStream, Offset, ReadLimit, Scanners, whose};
-use crate::trigger::Trigger;
+use crate::trigger::Schedule;
 use crate::watermark::WatermarkTracker;
 
 /// Joins keep their metrics while they keep their table; now and then both are built anew.
@@ -85,8 +85,8 @@ pub(crate) struct Driver {
     calls: Calls,
     checkpoint_calls: Calls,
     clock: Arc<dyn Clock>,
-    config: QueryConfig,
-    trigger: Trigger,
+    config: Settings,
+    trigger: Schedule,
     plan: QueryPlan,
     readers: Vec<Box<dyn MicroBatchStream>>,
     /// The other half of the sources: where tasks run.
@@ -177,7 +177,7 @@ impl Driver {
             let started_ms = self.clock.now_ms();
             self.shared.state.send_modify(|state| state.rounds += 1);
             let round = self.round(started_ms).await.map_err(|e| self.plan.names.in_words(e))?;
-            if round == Round::Finished || (self.trigger == Trigger::Once && round == Round::Ran) {
+            if round == Round::Finished || (self.trigger == Schedule::Once && round == Round::Ran) {
                 break;
             }
             self.pause(started_ms, round == Round::Ran).await?;
@@ -232,7 +232,7 @@ impl Driver {
     /// Asks every source how far this batch may go.
     async fn latest_offsets(&mut self, watch: &mut Stopwatch) -> Result<Vec<LatestOffset>> {
         watch.enter(Phase::LatestOffset);
-        let limit = if self.trigger == Trigger::Once { ReadLimit::All } else { ReadLimit::Configured };
+        let limit = if self.trigger == Schedule::Once { ReadLimit::All } else { ReadLimit::Configured };
         let batch = self.next;
         let (calls, sources) = (&self.calls, &self.plan.sources);
         let mut found = vec![];

@@ -140,7 +140,7 @@ pub trait Sink: std::fmt::Debug + Send + Sync {
     }
 
     /// Whether each of its calls must end within
-    /// [`QueryConfig::call_timeout_ms`](crate::config::QueryConfig::call_timeout_ms). False for one that runs code of the
+    /// [`QueryConfig::call_timeout`](crate::config::QueryConfig::call_timeout). False for one that runs code of the
     /// user, which may take as long as it likes.
     fn has_time_limit(&self) -> bool {
         true

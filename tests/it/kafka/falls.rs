@@ -102,7 +102,7 @@ fn passed(events: DataFrame) -> Result<DataFrame> {
 /// Keeps open windows, and tells each when it is over.
 fn by_window(events: DataFrame) -> Result<DataFrame> {
     let windows = events.with_watermark("at", "30 seconds")?.aggregate(
-        vec![window(col("at"), "30 seconds", None, None)?.alias("w"), col("k")],
+        vec![window(col("at"), "30 seconds").alias("w"), col("k")],
         vec![count(lit(1)).alias("n"), sum(col("v")).alias("total")],
     )?;
     let windows = windows.select(vec![col("w").field("start").alias("from"), col("k"), col("n"), col("total")])?;

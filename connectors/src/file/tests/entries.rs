@@ -75,7 +75,7 @@ async fn a_folder_that_cannot_be_listed_is_an_error_and_one_below_is_counted() {
 #[tokio::test]
 async fn files_that_changed_or_came_too_late_are_counted_in_every_run() {
     let mut stream = Stream::new();
-    let source = csv(&stream).max_file_age("1 minute").unwrap();
+    let source = csv(&stream).max_file_age("1 minute");
     put_named(&stream, "a", 10);
     put_named(&stream, "bc", 5000);
     let mut reader = stream.open(&source).await.unwrap();

@@ -107,12 +107,7 @@ fn partition_columns(schema: &Schema, partition_by: &[String]) -> Result<Vec<(St
     for name in partition_by {
         let Some((position, field)) = schema.column_with_name(name) else {
             let known: Vec<_> = schema.fields().iter().map(|f| f.name().as_str()).collect();
-            return Err(crate::options::unknown(
-                "column",
-                name,
-                "the query, so the sink cannot partition by it",
-                &known,
-            ));
+            return Err(Error::unknown("column", name, "the query, so the sink cannot partition by it", &known));
         };
         if columns.iter().any(|(_, earlier)| *earlier == position) {
             return Err(Error::invalid(format!("the file sink is to partition by `{name}` twice")));

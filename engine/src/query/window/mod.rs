@@ -16,40 +16,129 @@ pub(crate) mod sql;
 
 pub(crate) mod values;
 
+use std::time::Duration;
+
 use datafusion::common::plan_err;
 use datafusion::common::tree_node::TreeNode;
 use datafusion::error::Result as DataFusionResult;
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{Expr, lit};
-use datafusion::scalar::ScalarValue;
 
 use self::functions::{Kind, WindowFunction};
 pub(crate) use self::spec::WindowSpec;
-use crate::error::Result;
+use crate::interval::Interval;
 
-/// The window `[start, end)` of length `size` that holds `time`, as a struct of two timestamps. Windows begin at
-/// multiples of `slide` since 1970-01-01T00:00:00 UTC, moved by `offset`. Without `slide`, windows follow each other
-/// without overlap; with a shorter `slide` than `size`, a row has several windows and counts in each: group by them.
+/// The window `[start, end)` of length `size` that holds `time`, as a struct of two timestamps. Windows begin at multiples of
+/// their slide since 1970-01-01T00:00:00 UTC, moved by their offset. Without [`slide`](TimeWindow::slide), windows follow each
+/// other without overlap.
 ///
-/// `size` and `slide` are fixed lengths (`10 minutes`): a month has none. A row without time has no window. `time` is a
-/// timestamp, or an earlier window, whose [`window_time`] is taken: so windows can be put together to longer ones.
-pub fn window(time: Expr, size: &str, slide: Option<&str>, offset: Option<&str>) -> Result<Expr> {
-    let text = |text: &str| ScalarValue::from(text);
-    WindowSpec::try_new(&text(size), slide.map(text).as_ref(), offset.map(text).as_ref())?;
-    let mut arguments = vec![time, lit(size)];
-    arguments.extend(slide.or(offset.map(|_| size)).map(lit));
-    arguments.extend(offset.map(lit));
-    Ok(functions::udf(Kind::Window).call(arguments))
+/// `size` is a fixed length (`10 minutes`): a month has none. A row without time has no window. `time` is a timestamp, or an
+/// earlier window, whose [`window_time`] is taken: so windows can be put together to longer ones.
+///
+/// ```
+/// # use datafusion::functions_aggregate::expr_fn::count;
+/// # use datafusion::prelude::*;
+/// # use tidewater::prelude::*;
+/// # fn doc(events: DataFrame) -> Result<DataFrame> {
+/// let windows = window(col("ts"), "10 minutes").slide("5 minutes").alias("w");
+/// let counts = events.aggregate(vec![windows, col("k")], vec![count(lit(1))])?;
+/// # Ok(counts)
+/// # }
+/// ```
+pub fn window(time: Expr, size: impl Into<Interval>) -> TimeWindow {
+    TimeWindow { time, size: size.into(), slide: None, offset: None }
 }
 
-/// The session of a row: from `time` to `time` plus `gap`, merged with all sessions of its group that it touches. `gap`
-/// is an interval, or text that spells one: a literal (`lit("5 minutes")`) or computed per row. A row without time or
-/// with a gap that is not above zero has no session.
-pub fn session_window(time: Expr, gap: Expr) -> Result<Expr> {
-    if let Expr::Literal(gap, _) = &gap {
-        spec::gap_us(gap)?;
+/// The windows that [`window`] makes, before they are an expression. They become one by [`alias`](Self::alias) or `into()`. Lengths
+/// that make no windows are an error where the expression is planned: in `aggregate`, `select` or `with_column`.
+#[derive(Debug, Clone)]
+#[must_use = "windows become an expression by `alias` or `into`"]
+pub struct TimeWindow {
+    time: Expr,
+    size: Interval,
+    slide: Option<Interval>,
+    offset: Option<Interval>,
+}
+
+impl TimeWindow {
+    /// How far a window begins after the one before. Default: the size. With a shorter one, windows overlap: a row has several
+    /// and counts in each, so group by them. A longer one is refused: rows between would be lost.
+    pub fn slide(mut self, slide: impl Into<Interval>) -> Self {
+        self.slide = Some(slide.into());
+        self
     }
-    Ok(functions::udf(Kind::SessionWindow).call(vec![time, gap]))
+
+    /// How far the starts are moved from multiples of the slide, less than a slide. Default: not at all.
+    pub fn offset(mut self, offset: impl Into<Interval>) -> Self {
+        self.offset = Some(offset.into());
+        self
+    }
+
+    /// The windows as an expression with this name.
+    pub fn alias(self, name: impl Into<String>) -> Expr {
+        Expr::from(self).alias(name)
+    }
+}
+
+impl From<TimeWindow> for Expr {
+    fn from(window: TimeWindow) -> Self {
+        let TimeWindow { time, size, slide, offset } = window;
+        let length = |interval: &Interval| lit(interval.to_string());
+        let mut arguments = vec![time, length(&size)];
+        // The offset is the fourth argument: a slide must be there before it.
+        arguments.extend(slide.as_ref().or(offset.is_some().then_some(&size)).map(length));
+        arguments.extend(offset.as_ref().map(length));
+        functions::udf(Kind::Window).call(arguments)
+    }
+}
+
+/// The session of a row: from `time` to `time` plus `gap`, merged with all sessions of its group that it touches. `gap` is a
+/// length of time for all rows (`"5 minutes"`), or an expression: one of intervals, or of text that spells them. A row without
+/// time or with a gap that is not above zero has no session; a literal that is no gap is an error where the expression is planned.
+///
+/// ```
+/// # use datafusion::prelude::*;
+/// # use tidewater::prelude::*;
+/// let visits = session_window(col("ts"), "30 minutes").alias("visit");
+/// let each_its_own = session_window(col("ts"), col("patience"));
+/// # let _ = (visits, each_its_own);
+/// ```
+pub fn session_window(time: Expr, gap: impl Into<SessionGap>) -> Expr {
+    functions::udf(Kind::SessionWindow).call(vec![time, gap.into().0])
+}
+
+/// How long a session waits for its next row: a length of time, or an expression.
+#[derive(Debug, Clone)]
+pub struct SessionGap(Expr);
+
+impl From<Expr> for SessionGap {
+    fn from(gap: Expr) -> Self {
+        SessionGap(gap)
+    }
+}
+
+impl From<Interval> for SessionGap {
+    fn from(gap: Interval) -> Self {
+        SessionGap(lit(gap.to_string()))
+    }
+}
+
+impl From<Duration> for SessionGap {
+    fn from(gap: Duration) -> Self {
+        Interval::from(gap).into()
+    }
+}
+
+impl From<&str> for SessionGap {
+    fn from(gap: &str) -> Self {
+        Interval::from(gap).into()
+    }
+}
+
+impl From<String> for SessionGap {
+    fn from(gap: String) -> Self {
+        Interval::from(gap).into()
+    }
 }
 
 /// The time of a window: one microsecond before its end. It is event time if the window's time was.
@@ -107,31 +196,53 @@ fn window_call(key: &Expr) -> Option<(&ScalarFunction, Kind)> {
 
 #[cfg(test)]
 mod tests {
-    use datafusion::logical_expr::col;
+    use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+    use datafusion::common::DFSchema;
+    use datafusion::logical_expr::{ExprSchemable, col};
 
     use super::*;
+    use crate::error::ErrorKind;
+
+    /// What planning says of an expression over a timestamp `ts` and text `gap`.
+    fn planned(key: impl Into<Expr>) -> crate::error::Result<()> {
+        let time = DataType::Timestamp(TimeUnit::Microsecond, None);
+        let schema = Schema::new(vec![Field::new("ts", time, true), Field::new("gap", DataType::Utf8, true)]);
+        let schema = DFSchema::try_from(schema)?;
+        key.into().to_field(&schema)?;
+        Ok(())
+    }
 
     #[test]
-    fn lengths_are_checked() {
-        for (size, slide) in
-            [("1 month", None), ("0 seconds", None), ("-5 seconds", None), ("5 seconds", Some("10 seconds"))]
-        {
-            assert!(window(col("ts"), size, slide, None).is_err(), "{size} {slide:?}");
+    fn lengths_are_checked_where_the_window_is_planned() {
+        for (key, wanted) in [
+            (window(col("ts"), "1 month"), "a window's size must have a fixed length"),
+            (window(col("ts"), "0 seconds"), "a window's size must be longer than zero"),
+            (window(col("ts"), "soon"), "a window's size is `soon`, which is not an interval"),
+            (window(col("ts"), "5 seconds").slide("10 seconds"), "slide must not be longer"),
+            (window(col("ts"), "5 seconds").offset("5 seconds"), "offset must be shorter"),
+            (window(col("ts"), "5 seconds").offset("10"), "a window's offset is `10`, which is not an interval"),
+        ] {
+            let error = planned(key).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidQuery, "{error}");
+            assert!(error.message().contains(wanted), "{error}");
         }
-        assert!(window(col("ts"), "10 seconds", Some("5 seconds"), Some("-2 seconds")).is_ok());
-        assert!(session_window(col("ts"), lit("soon")).is_err());
-        assert!(session_window(col("ts"), lit("0 seconds")).is_err());
-        assert!(session_window(col("ts"), col("gap")).is_ok());
+        planned(window(col("ts"), Duration::from_secs(10)).slide("5 seconds").offset("-2 seconds")).unwrap();
+        for gap in [SessionGap::from("soon"), lit("0 seconds").into()] {
+            let error = planned(session_window(col("ts"), gap)).unwrap_err();
+            assert!(error.message().contains("a session's gap"), "{error}");
+        }
+        planned(session_window(col("ts"), col("gap"))).unwrap();
+        planned(session_window(col("ts"), Duration::from_millis(1))).unwrap();
     }
 
     #[test]
     fn a_key_says_what_it_is() {
-        let sliding = window(col("ts"), "10 seconds", Some("5 seconds"), None).unwrap();
+        let sliding = Expr::from(window(col("ts"), "10 seconds").slide("5 seconds"));
         let is_session = |key: &Expr| matches!(WindowKey::of(key).unwrap(), Some(WindowKey::Session { .. }));
         assert!(window_call(&sliding.clone().alias("w")).is_some() && !is_session(&sliding));
-        assert!(is_session(&session_window(col("ts"), lit("5 seconds")).unwrap().alias("s")));
+        assert!(is_session(&session_window(col("ts"), "5 seconds").alias("s")));
         assert!(needs_grouping(&sliding.alias("w")).unwrap());
-        let tumbling = window(col("ts"), "10 seconds", None, Some("1 second")).unwrap();
+        let tumbling = Expr::from(window(col("ts"), "10 seconds").offset("1 second"));
         assert!(!needs_grouping(&tumbling).unwrap());
         let Some(WindowKey::Fixed { spec, .. }) = WindowKey::of(&tumbling).unwrap() else { panic!("{tumbling}") };
         assert_eq!(spec, WindowSpec { size_us: 10_000_000, slide_us: 10_000_000, offset_us: 1_000_000 });
