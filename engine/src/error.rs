@@ -10,6 +10,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use arrow::error::ArrowError;
 use datafusion::error::DataFusionError;
 use futures::FutureExt;
 use serde::{Deserialize, Serialize};
@@ -167,6 +168,26 @@ impl Error {
             .with_file(file)
             .with_hint(hint)
             .with_source(source)
+    }
+
+    /// Reading or writing `file` in an object store failed. Whether a file that is not there is lost input, or just not there, is
+    /// known to who asked for it: here it is [`Unavailable`](ErrorKind::Unavailable), as all that a store answers but that
+    /// it does not support the operation.
+    pub fn store(action: &str, file: impl Into<String>, source: object_store::Error) -> Self {
+        use object_store::Error as Store;
+        let (kind, hint) = match &source {
+            Store::NotSupported { .. } | Store::NotImplemented { .. } => {
+                (ErrorKind::Unsupported, "use another object store")
+            }
+            Store::NotFound { .. } => {
+                (ErrorKind::Unavailable, "check that the path exists and nothing else deletes files there")
+            }
+            Store::PermissionDenied { .. } | Store::Unauthenticated { .. } => {
+                (ErrorKind::Unavailable, "give the process the right to this path, then start again")
+            }
+            _ => (ErrorKind::Unavailable, "check the store, its credentials and the network, then start again"),
+        };
+        Self::new(kind, format!("cannot {action}: {source}")).with_file(file).with_hint(hint).with_source(source)
     }
 
     /// Code of the user panicked: `whose` says which. The panic ended what called it, not the process.
@@ -331,10 +352,23 @@ impl fmt::Display for Error {
     }
 }
 
-/// As it reads: a `main` that returns this error prints it with `Debug`.
+/// As it reads, and below it, line by line, the errors underneath that say more: a `main` that returns this error prints it with
+/// `Debug`.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        let mut said = self.to_string();
+        f.write_str(&said)?;
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            let words = cause.to_string();
+            // Many errors repeat what is underneath.
+            if !said.contains(&words) {
+                write!(f, "\n  caused by: {words}")?;
+                said.push_str(&words);
+            }
+            next = cause.source();
+        }
+        Ok(())
     }
 }
 
@@ -358,6 +392,13 @@ impl From<DataFusionError> for Error {
             DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => ErrorKind::Unavailable,
             DataFusionError::ResourcesExhausted(_) => ErrorKind::OutOfMemory,
             DataFusionError::External(inner) => kind_of_foreign(inner.as_ref()),
+            DataFusionError::ArrowError(inner, _) => match inner.as_ref() {
+                ArrowError::MemoryError(_) => ErrorKind::OutOfMemory,
+                ArrowError::ExternalError(inner) => kind_of_foreign(inner.as_ref()),
+                ArrowError::IoError(_, inner) if !is_about_contents(inner) => ErrorKind::Unavailable,
+                _ => ErrorKind::BadInput,
+            },
+            DataFusionError::ParquetError(inner) if is_of_storage(inner.as_ref()) => ErrorKind::Unavailable,
             DataFusionError::Internal(_) => ErrorKind::Internal,
             _ => ErrorKind::BadInput,
         };
@@ -367,14 +408,25 @@ impl From<DataFusionError> for Error {
 
 /// An error that neither DataFusion nor Arrow made: of storage, or of the query's own functions and tables.
 fn kind_of_foreign(error: &(dyn std::error::Error + 'static)) -> ErrorKind {
+    if is_of_storage(error) { ErrorKind::Unavailable } else { ErrorKind::UserCode }
+}
+
+/// Whether storage is at the bottom of it.
+fn is_of_storage(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(e) = next {
         if e.is::<object_store::Error>() || e.is::<std::io::Error>() {
-            return ErrorKind::Unavailable;
+            return true;
         }
         next = e.source();
     }
-    ErrorKind::UserCode
+    false
+}
+
+/// Whether a reader says by it that the bytes are not what they should be, and not that there are none.
+fn is_about_contents(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+    matches!(error.kind(), InvalidData | InvalidInput | UnexpectedEof)
 }
 
 /// Looks through the layers that DataFusion and Arrow put around an external error.
@@ -398,22 +450,9 @@ impl From<Error> for DataFusionError {
     }
 }
 
-impl From<arrow::error::ArrowError> for Error {
-    fn from(error: arrow::error::ArrowError) -> Self {
+impl From<ArrowError> for Error {
+    fn from(error: ArrowError) -> Self {
         DataFusionError::from(error).into()
-    }
-}
-
-impl From<object_store::Error> for Error {
-    fn from(error: object_store::Error) -> Self {
-        let kind = match &error {
-            object_store::Error::NotFound { .. } => ErrorKind::SourceLostData,
-            object_store::Error::NotSupported { .. } | object_store::Error::NotImplemented { .. } => {
-                ErrorKind::Unsupported
-            }
-            _ => ErrorKind::Unavailable,
-        };
-        Error::new(kind, error.to_string()).with_source(error)
     }
 }
 
@@ -434,5 +473,34 @@ mod tests {
     fn place_is_named_by_whoever_knew_it_first() {
         let error = Error::internal("x").with_partition(PartitionId(1)).with_partition(PartitionId(2));
         assert!(error.to_string().contains("partition 1"));
+    }
+
+    /// A sink whose folder is gone has not lost the input of a source.
+    #[test]
+    fn what_a_store_answers_is_of_the_kind_that_it_is() {
+        let gone = || object_store::Error::NotFound { path: "out/a".to_owned(), source: "no such key".into() };
+        let error = Error::store("write the file", "s3://b/out/a", gone());
+        assert_eq!((error.kind(), error.file()), (ErrorKind::Unavailable, Some("s3://b/out/a")));
+        assert_eq!(Error::from(DataFusionError::ObjectStore(Box::new(gone()))).kind(), ErrorKind::Unavailable);
+        let through_arrow = ArrowError::ExternalError(Box::new(gone()));
+        assert_eq!(Error::from(through_arrow).kind(), ErrorKind::Unavailable);
+        let disk = |kind| ArrowError::IoError("reading".to_owned(), std::io::Error::from(kind));
+        assert_eq!(Error::from(disk(std::io::ErrorKind::TimedOut)).kind(), ErrorKind::Unavailable);
+        assert_eq!(Error::from(disk(std::io::ErrorKind::UnexpectedEof)).kind(), ErrorKind::BadInput);
+        assert_eq!(Error::from(ArrowError::CastError("x".to_owned())).kind(), ErrorKind::BadInput);
+    }
+
+    #[test]
+    fn debug_shows_each_cause_that_says_more() {
+        let disk = std::io::Error::other("the disk answers no more");
+        let inner = Error::new(ErrorKind::Unavailable, "cannot read the index").with_source(disk);
+        let error = Error::new(ErrorKind::Unavailable, "cannot load state").with_hint("wait").with_source(inner);
+        assert_eq!(
+            format!("{error:?}"),
+            "storage unavailable: cannot load state. What to do: wait\n  \
+             caused by: storage unavailable: cannot read the index\n  caused by: the disk answers no more"
+        );
+        let repeated = Error::io("read", "f", std::io::Error::other("no answer"));
+        assert_eq!(format!("{repeated:?}"), repeated.to_string());
     }
 }
