@@ -267,6 +267,14 @@ impl StreamingWrite for FileSinkWriter {
         }
         self.manifest.lock().await.commit(batch, &entries).await
     }
+
+    /// Without a commit, no log will ever list these files.
+    async fn abort(&self, _batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
+        for receipt in receipts {
+            self.writers.layout.root().remove(&receipt.json::<Vec<ManifestEntry>>()?).await?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -212,10 +212,6 @@ impl MicroBatchStream for RateReader {
         }
         self.pace.rows_between(from, to, self.born_ms)?.splits(self.partitions).map(Some)
     }
-
-    async fn commit(&mut self, _end: &Offset) -> Result<()> {
-        Ok(())
-    }
 }
 
 fn parse_offset(offset: &Offset) -> Result<i64> {

@@ -59,13 +59,14 @@ use crate::checkpoint::{Belongings, CommitEntry, Epoch, OffsetEntry};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::error::{Error, ErrorKind, Result};
-use crate::execution::{BatchWork, Runner, Runtimes};
+use crate::execution::{BatchWork, Outcome, Runner, Runtimes};
 use crate::executor::Executor;
 use crate::id::{BatchId, RunId};
 use crate::plan::QueryPlan;
 use crate::plan::static_inputs::Keep;
 use crate::progress::{Between, EventQueue, Phase, Stopwatch};
 use crate::source::{LatestOffset, MicroBatchStream, Offset, ReadLimit, Scanners, whose};
+use crate::state::StateCommit;
 use crate::trigger::Schedule;
 use crate::watermark::WatermarkTracker;
 
@@ -321,23 +322,13 @@ impl Driver {
             (std::mem::take(&mut outcome.receipts), std::mem::take(&mut outcome.dead_letters));
         let filled =
             self.sinks.fill(begun, receipts, dead_letters, &self.calls).await.map_err(|e| e.with_batch(batch))?;
-        self.runtimes.check().map_err(|e| e.with_batch(batch))?;
-
-        let mut state = None;
-        if !self.state.is_empty() {
-            watch.enter(Phase::Merging);
-            let waits = || {
-                let what = format!("batch {batch} waits until files of its state are merged: storage does not keep up");
-                self.shared.set_status(what, true);
-            };
-            let room = self.calls.unless_cancelled(self.state.make_room(batch, waits)).await;
-            room.map_err(|e| e.with_batch(batch))?;
-            watch.enter(Phase::StateCommit);
-            let written = self.state.commit(batch, &outcome.operators);
-            let written = self.checkpoint_calls.call(Phase::StateCommit, checkpoint, written).await;
-            state = Some(written.map_err(|e| e.with_batch(batch))?);
-            watch.enter(Phase::AddBatch);
-        }
+        let state = match self.commit_state(&outcome, &mut watch).await {
+            Ok(state) => state,
+            Err(error) => {
+                self.sinks.abort(&self.calls, filled).await;
+                return Err(error.with_batch(batch));
+            }
+        };
         let rows = self.sinks.commit(&self.calls, &self.epoch, filled).await.map_err(|e| e.with_batch(batch))?;
         // `foreach_batch` may have run a plan of its own: whether it saw all rows is as uncertain.
         self.runtimes.check().map_err(|e| e.with_batch(batch))?;
@@ -372,6 +363,26 @@ impl Driver {
         self.idle_since = self.clock.elapsed();
         self.clean_up(batch).await;
         Ok(())
+    }
+
+    /// Waits for merges, if there must be some, and commits the state after the batch; `None` for a query without state.
+    async fn commit_state(&mut self, outcome: &Outcome, watch: &mut Stopwatch) -> Result<Option<StateCommit>> {
+        self.runtimes.check()?;
+        if self.state.is_empty() {
+            return Ok(None);
+        }
+        let batch = self.next;
+        watch.enter(Phase::Merging);
+        let waits = || {
+            let what = format!("batch {batch} waits until files of its state are merged: storage does not keep up");
+            self.shared.set_status(what, true);
+        };
+        self.calls.unless_cancelled(self.state.make_room(batch, waits)).await?;
+        watch.enter(Phase::StateCommit);
+        let written = self.state.commit(batch, &outcome.operators);
+        let written = self.checkpoint_calls.call(Phase::StateCommit, checkpoint, written).await?;
+        watch.enter(Phase::AddBatch);
+        Ok(Some(written))
     }
 
     /// Makes the plan fit to run again.

@@ -39,6 +39,26 @@
 //!    repeated run of the batch.
 //! 3. If another run committed N in the meantime, `commit(N)` fails with [`ErrorKind::Fenced`] and changes nothing.
 //!
+//! # A batch that fails
+//!
+//! What a failed batch has written stays invisible. Before its commit was called, the sink may also take it back: writers that
+//! have not finished are [aborted](DataWriter::abort), and those that have are by their receipts
+//! ([`StreamingWrite::abort`]). Neither is called after a crash of the process, nor once `commit` was: it may have succeeded. So
+//! both only save space, and no promise rests on them.
+//!
+//! # Threads, runtimes, blocking
+//!
+//! The methods of a [`StreamingWrite`] are called by the driver of the query; `partition`, [`WriterFactory::writer`] and the
+//! methods of a [`DataWriter`] on the [executor](crate::executor)'s threads, for several partitions at a time, and for one
+//! writer one after the other. A tokio runtime is entered whenever one of these is polled, so timers and sockets of tokio
+//! work, and `tokio::spawn` does.
+//!
+//! No call blocks its thread: who must (a client library without async calls, a slow disk) wraps that in
+//! [`block_in_place`](crate::executor::block_in_place), and another thread takes over the other tasks. A call ends within the
+//! query's [`call_timeout`](crate::query::StreamWriter::call_timeout) or fails the query, unless
+//! [`has_time_limit`](Sink::has_time_limit) says otherwise, and is dropped when the query is aborted. A panic becomes an error
+//! that names the sink.
+//!
 //! [`ErrorKind::Fenced`]: crate::error::ErrorKind::Fenced
 
 mod dead_letters;
@@ -224,6 +244,14 @@ pub trait StreamingWrite: std::fmt::Debug + Send + Sync {
     /// Makes batch `batch` visible: `receipts` are those of all partitions that had rows, in partition order. Also called
     /// for a batch without rows.
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()>;
+
+    /// Takes back what writers of batch `batch` have finished: the batch has failed, and [`commit`](Self::commit) was not called
+    /// for it. `receipts` are those that are known, in no order. What goes wrong here is logged, and the batch repeated all the
+    /// same. The default leaves all where it is.
+    async fn abort(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
+        let _ = (batch, receipts);
+        Ok(())
+    }
 }
 
 /// Makes writers of a sink where the tasks of a query run.
@@ -244,6 +272,13 @@ pub trait DataWriter: Send {
     /// Writes some rows.
     async fn write(&mut self, rows: RecordBatch) -> Result<()>;
 
-    /// Ends the partition. What the receipt names is safe on storage, and still invisible.
+    /// Ends the partition. What the receipt names is safe on storage, and still invisible. One that fails takes back what it has
+    /// written by itself.
     async fn finish(self: Box<Self>) -> Result<Receipt>;
+
+    /// Takes back what was written: the batch has failed, and `finish` is not called any more. A `write` before may have been
+    /// dropped halfway. What goes wrong here is logged. The default leaves that to the destructor, which may not wait.
+    async fn abort(&mut self) -> Result<()> {
+        Ok(())
+    }
 }

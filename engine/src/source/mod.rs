@@ -35,7 +35,22 @@
 //! [`process_all_available`](crate::query::StreamingQuery::process_all_available). A query that goes on does so with what its
 //! other sources have; its status says what it waits for, since when and why, until the source answers or fails.
 //!
-//! An [`Offset`] is JSON of the source's own making. Two offsets are the same place exactly if their JSON is the same, and
+//! # Threads, runtimes, blocking
+//!
+//! The methods of a [`MicroBatchStream`] are called by the driver of the query, one at a time. The plan that `bind` or `scan`
+//! gives runs on the [executor](crate::executor)'s threads, each partition as a task; [`SourceScanner::scan`] may be called from
+//! any of them. A tokio runtime is entered whenever one of these is polled, so timers and sockets of tokio work, and
+//! `tokio::spawn` does.
+//!
+//! No call blocks its thread: who must (a client library without async calls, a slow disk) wraps that in
+//! [`block_in_place`](crate::executor::block_in_place), and another thread takes over the other tasks. A call ends within the
+//! query's [`call_timeout`](crate::query::StreamWriter::call_timeout) or fails the query, and is dropped when the query is
+//! aborted: to what it has written, that is a crash. A panic becomes an error that names the source.
+//!
+//! # Offsets
+//!
+//! An [`Offset`] is JSON of the source's own making. Make it by [`Offset::try_new`] and read it by [`Offset::to`], which refuses
+//! those of other sources. Two offsets are the same place exactly if their JSON is the same, and
 //! what they [prove](Offset::with_proof).
 
 mod forward;
@@ -155,8 +170,11 @@ pub struct SourceContext {
 #[async_trait]
 pub trait MicroBatchStream: std::fmt::Debug + Send + Sync {
     /// Fixes the end of the stream: from now on, only what exists at this moment is offered. Called at most once, right
-    /// after `open`, for triggers that end by themselves. Fails if that cannot be found out.
-    async fn prepare_for_available_now(&mut self) -> Result<()>;
+    /// after `open`, for triggers that end by themselves. Fails if that cannot be found out. The default does nothing, which is
+    /// right for a source whose end does not move; with any other, such a query would go on as long as rows come.
+    async fn prepare_for_available_now(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     /// How far a batch that begins after `after` may go. `after` is `None` while no batch has read this source. With
     /// [`ReadLimit::All`] the query ends after that batch: a source that knows how to wait for an answer does so
@@ -181,8 +199,12 @@ pub trait MicroBatchStream: std::fmt::Debug + Send + Sync {
     }
 
     /// Rows up to and including `end` will not be asked for again, except by a replay of the batch that ends there.
-    /// The moment to delete or archive what was read. An error here fails the query; what is only best effort is logged.
-    async fn commit(&mut self, end: &Offset) -> Result<()>;
+    /// The moment to delete or archive what was read. An error here fails the query; what is only best effort is logged. The
+    /// default keeps everything.
+    async fn commit(&mut self, end: &Offset) -> Result<()> {
+        let _ = end;
+        Ok(())
+    }
 
     /// A future that is done once there may be more than `latest_offset` found when it was last asked. With it the query is
     /// idle until then; without, it asks again and again, at intervals that grow with what asking takes. It may be done too

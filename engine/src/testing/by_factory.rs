@@ -46,4 +46,8 @@ impl StreamingWrite for ByFactory {
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
         self.driver.commit(batch, receipts).await
     }
+
+    async fn abort(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
+        self.driver.abort(batch, receipts).await
+    }
 }
