@@ -9,15 +9,18 @@
 //!
 //! What `bind` gives runs in the process of the query's driver. A source whose rows may be read elsewhere implements `splits`
 //! in its place, and `Source::scanner`.
+//!
+//! DataFusion, Arrow and `async_trait` come from `tidewater`, so they have the versions that its traits are made of.
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Int64Array, RecordBatch};
-use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use datafusion::arrow::util::pretty::pretty_format_batches;
-use datafusion::datasource::memory::MemorySourceConfig;
-use datafusion::physical_plan::ExecutionPlan;
-use datafusion::prelude::*;
+use tidewater::arrow::array::{Int64Array, RecordBatch};
+use tidewater::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use tidewater::arrow::util::pretty::pretty_format_batches;
+use tidewater::async_trait;
+use tidewater::datafusion::datasource::memory::MemorySourceConfig;
+use tidewater::datafusion::physical_plan::ExecutionPlan;
+use tidewater::datafusion::prelude::*;
 use tidewater::prelude::*;
 use tidewater::source::{
     LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext,
@@ -27,7 +30,7 @@ use tidewater::source::{
 #[derive(Debug)]
 struct Squares;
 
-#[async_trait::async_trait]
+#[async_trait]
 impl Source for Squares {
     fn description(&self) -> String {
         "squares".to_owned()
@@ -49,7 +52,7 @@ struct SquaresReader {
 }
 
 /// `prepare_for_available_now` and `commit` stay with their defaults: the end does not move, and nothing is to be cleaned up.
-#[async_trait::async_trait]
+#[async_trait]
 impl MicroBatchStream for SquaresReader {
     async fn latest_offset(&mut self, after: Option<&Offset>, _limit: ReadLimit) -> Result<LatestOffset> {
         Ok(LatestOffset::at(Offset::new((count(after)? + 10).min(30))))

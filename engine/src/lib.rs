@@ -40,10 +40,13 @@
 //! need. Whoever connects another system implements [`source::Source`] or [`sink::Sink`]; [`testing`] has the suites that
 //! prove it right.
 //!
+//! The engine's versions of DataFusion and Arrow are part of its API. They are here as [`datafusion`] and [`arrow`], and
+//! [`async_trait`] is the attribute of its traits: a program that takes them from here cannot have others by mistake.
+//!
 //! ```
 //! use std::sync::Arc;
-//! use arrow::array::{Int64Array, RecordBatch};
-//! use datafusion::prelude::*;
+//! use tidewater::arrow::array::{Int64Array, RecordBatch};
+//! use tidewater::datafusion::prelude::*;
 //! use tidewater::prelude::*;
 //!
 //! /// One function, two lives.
@@ -70,6 +73,10 @@
 //! # Ok(())
 //! # }
 //! ```
+
+pub use arrow;
+pub use async_trait::async_trait;
+pub use datafusion;
 
 pub mod guide;
 
@@ -116,6 +123,12 @@ pub mod error;
 pub mod id;
 
 pub mod identity;
+
+/// What the connectors of this repository share with the engine, and nobody else needs: it may change in any release.
+pub mod internal {
+    pub use crate::checkpoint::format::{check_version, with_version};
+    pub use crate::checkpoint::store::{create_folders, local_path, sync_folder};
+}
 
 pub mod clock;
 

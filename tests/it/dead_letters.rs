@@ -48,14 +48,8 @@ fn letters_of(rows: &RecordBatch, partition: usize) -> RecordBatch {
     let mut letters = DeadLetters::new("picky");
     let headers = [("trace".to_owned(), Some(b"7".to_vec()))];
     for (n, value) in rows.column(0).as_primitive::<Int64Type>().iter().zip(rows.column(1).as_string::<i32>()) {
-        letters.push(DeadLetter {
-            error: "`oops` is no value",
-            partition: i32::try_from(partition).ok(),
-            offset: n,
-            value: value.map(str::as_bytes),
-            headers: &headers,
-            ..DeadLetter::default()
-        });
+        let letter = DeadLetter::new("`oops` is no value").partition(i32::try_from(partition).ok());
+        letters.push(letter.offset(n).value(value.map(str::as_bytes)).headers(&headers));
     }
     letters.finish().unwrap()
 }
@@ -106,7 +100,7 @@ impl MicroBatchStream for PickyReader {
     async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
         let tells = self.told.as_ref() != Some(range);
         self.told = Some(range.clone());
-        let whole = ScanRequest { projection: vec![0, 1], schema: schema(), filters: vec![] };
+        let whole = ScanRequest::new(vec![0, 1], schema());
         let rows = self.inner.bind(range, &whole).await?;
         let parts = (0..rows.output_partitioning().partition_count()).map(|partition| {
             let part = Part { rows: Arc::clone(&rows), partition, schema: schema(), tells };

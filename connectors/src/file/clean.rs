@@ -19,6 +19,7 @@ const AT_ONCE: usize = 8;
 
 /// What becomes of an input file once the batch that read it is committed and the next one is planned.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum CleanSource {
     /// It stays.
     #[default]

@@ -7,6 +7,7 @@ use crate::options::Options;
 
 /// What becomes of a row that cannot be read as the schema says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum ParseMode {
     /// The query stops and names file and line. Nothing is lost: the batch is repeated once the line is fixed.
     #[default]

@@ -14,10 +14,10 @@ use std::sync::Arc;
 use arrow::datatypes::Schema;
 use async_trait::async_trait;
 use datafusion::execution::memory_pool::MemoryPool;
-use tidewater::checkpoint::create_folders;
 use tidewater::error::{Error, Result};
 use tidewater::id::{BatchId, PartitionId};
 use tidewater::identity::Identity;
+use tidewater::internal::create_folders;
 use tidewater::interval::Interval;
 use tidewater::query::OutputMode;
 use tidewater::sink::{
@@ -288,7 +288,7 @@ mod tests {
     use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
     use tidewater::clock::ManualClock;
     use tidewater::error::ErrorKind;
-    use tidewater::id::{QueryId, RunId};
+    use tidewater::id::QueryId;
     use tidewater::testing::open_by_factory;
     use tidewater::testing::sink_suite::{self, SinkUnderTest};
 
@@ -306,18 +306,11 @@ mod tests {
     }
 
     fn going_on_with(batch: u64, may_be_committed: bool) -> SinkContext {
-        SinkContext {
-            role: tidewater::sink::SinkRole::Output,
-            next_batch: BatchId(batch),
-            next_batch_may_be_committed: may_be_committed,
-            schema: rows(&[], 0).schema(),
-            output_mode: OutputMode::Append,
-            query_id: QueryId::try_from("5f0a2ee4-9a3f-4e0f-8d5b-1f1f0a7f3c11".to_owned()).unwrap(),
-            run_id: RunId::random(),
-            session: Arc::new(SessionContext::new().state()),
-            clock: Arc::new(ManualClock::at(0)),
-            durable: true,
-        }
+        let mut context = SinkContext::new(rows(&[], 0).schema(), Arc::new(SessionContext::new().state()));
+        context.query_id = QueryId::try_from("5f0a2ee4-9a3f-4e0f-8d5b-1f1f0a7f3c11".to_owned()).unwrap();
+        (context.next_batch, context.next_batch_may_be_committed) = (BatchId(batch), may_be_committed);
+        context.clock = Arc::new(ManualClock::at(0));
+        context
     }
 
     async fn write(writer: &dyn StreamingWrite, batch: u64, partition: usize, rows: RecordBatch) -> Receipt {

@@ -65,21 +65,16 @@ impl Stream {
     }
 
     async fn open(&self, source: &FileSource) -> Result<Box<dyn MicroBatchStream>> {
-        let context = SourceContext {
-            log: Arc::clone(&self.log),
-            session: Arc::new(self.state()),
-            clock: Arc::new(ManualClock::at(0)),
-            partitions: 2,
-            min_batches_to_retain: 100,
-            former_places: vec![],
-        };
+        let clock = Arc::new(ManualClock::at(0));
+        let mut context = SourceContext::new(Arc::clone(&self.log), Arc::new(self.state()), clock);
+        context.partitions = 2;
         open_by_splits(source, context).await
     }
 
     /// The next range, if there is anything new; moves on.
     async fn next(&mut self, reader: &mut Box<dyn MicroBatchStream>, limit: ReadLimit) -> Option<OffsetRange> {
         let end = reader.latest_offset(self.at.as_ref(), limit).await.unwrap().batch_end?;
-        let range = OffsetRange { start: self.at.replace(end.clone()), end };
+        let range = OffsetRange::new(self.at.replace(end.clone()), end);
         (!range.is_empty()).then_some(range)
     }
 
@@ -111,7 +106,7 @@ impl Stream {
         filters: &[Expr],
     ) -> Result<Vec<String>> {
         let schema = Arc::new(Source::schema(source).project(&projection).unwrap());
-        let scan = ScanRequest { projection, schema: Arc::clone(&schema), filters: filters.to_vec() };
+        let scan = ScanRequest::new(projection, Arc::clone(&schema)).with_filters(filters.to_vec());
         let plan = reader.bind(range, &scan).await?;
         assert_eq!(plan.schema(), schema);
         let batches = datafusion::physical_plan::collect(plan, self.session.task_ctx()).await.map_err(Error::from)?;
@@ -493,7 +488,7 @@ async fn a_plan_says_what_it_reads() {
     let mut reader = stream.open(&source).await.unwrap();
     let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
     let schema = Arc::new(Source::schema(&source).project(&[1]).unwrap());
-    let scan = ScanRequest { projection: vec![1], schema, filters: vec![] };
+    let scan = ScanRequest::new(vec![1], schema);
     let plan = reader.bind(&range, &scan).await.unwrap();
     let text = displayable(plan.as_ref()).indent(false).to_string();
     assert!(text.contains("FileScanExec: csv, mode=FailFast, projection=[v], partitions=2, files=3"), "{text}");

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
-use tidewater::checkpoint::{CreateOutcome, check_version, with_version};
+use tidewater::checkpoint::CreateOutcome;
 use tidewater::clock::Clock;
 use tidewater::error::{Error, Result};
 use tidewater::identity::Identity;
+use tidewater::internal::{check_version, with_version};
 use tidewater::interval::Interval;
 use tidewater::source::{
     LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanContext, ScanRequest, Source, SourceContext,
@@ -231,7 +232,7 @@ mod tests {
     use super::*;
 
     fn range(start: Option<i64>, end: i64) -> OffsetRange {
-        OffsetRange { start: start.map(Offset::new), end: Offset::new(end) }
+        OffsetRange::new(start.map(Offset::new), Offset::new(end))
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::sink::Guarantee;
 
 /// What a query is doing right now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct QueryStatus {
     /// The status in words.
     pub message: String,

@@ -88,7 +88,7 @@ pub use self::discard::DiscardSink;
 pub use self::foreach_batch::ForeachBatchSink;
 pub use self::memory::MemorySink;
 pub use self::receipt::Receipt;
-use crate::clock::Clock;
+use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
 use crate::id::{BatchId, PartitionId, QueryId, RunId};
 use crate::identity::Identity;
@@ -125,6 +125,7 @@ impl std::fmt::Display for Guarantee {
 /// The role of a sink in its query: for rows, or for dead letters. A sink that keeps a record of its batches outside,
 /// under the query's id, keeps one per role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SinkRole {
     /// It takes the rows that the query produces.
     Output,
@@ -181,6 +182,7 @@ pub trait Sink: std::fmt::Debug + Send + Sync {
 
 /// The query that opens a sink: its schema, output mode, ids and next batch.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct SinkContext {
     /// Which of the query's sinks it is.
     pub role: SinkRole,
@@ -205,8 +207,40 @@ pub struct SinkContext {
     pub durable: bool,
 }
 
+impl SinkContext {
+    /// A context for a sink that is opened without a query, in a test or by another sink: for rows of this schema in append mode,
+    /// of a new query whose first batch is 0, durable, with the machine's clock. Change what should be otherwise.
+    pub fn new(schema: SchemaRef, session: Arc<SessionState>) -> Self {
+        SinkContext {
+            role: SinkRole::Output,
+            schema,
+            output_mode: OutputMode::Append,
+            query_id: QueryId::random(),
+            run_id: RunId::random(),
+            next_batch: BatchId(0),
+            next_batch_may_be_committed: false,
+            session,
+            clock: Arc::new(SystemClock::default()),
+            durable: true,
+        }
+    }
+
+    /// What the writers of this sink know of it.
+    pub fn for_writers(&self) -> WriterContext {
+        WriterContext {
+            role: self.role,
+            schema: Arc::clone(&self.schema),
+            query_id: self.query_id,
+            run_id: self.run_id,
+            durable: self.durable,
+            session: Arc::clone(&self.session),
+        }
+    }
+}
+
 /// The query, as its writers need to know it in any process: the same for all of them, and nothing that the driver owns.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct WriterContext {
     /// Which of the query's sinks it is.
     pub role: SinkRole,

@@ -150,6 +150,7 @@ pub(crate) fn whose(source: &dyn Source) -> String {
 
 /// The query that opens a source: its session, clock, partitions and place in the checkpoint.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct SourceContext {
     /// The source's own place in the checkpoint, `sources/<i>`. What is written there before `latest_offset` returns is
     /// on disk before the batch exists.
@@ -164,6 +165,19 @@ pub struct SourceContext {
     pub min_batches_to_retain: u64,
     /// Where it was in earlier runs, oldest first, as [`Identity::place`] had it: it has been moved since.
     pub former_places: Vec<String>,
+}
+
+impl SourceContext {
+    /// A context for a source that is opened without a query, in a test or by another source: of one that was never moved, with
+    /// 100 batches to retain and one partition. Change what should be otherwise.
+    pub fn new(log: Arc<dyn MetadataStore>, session: Arc<SessionState>, clock: Arc<dyn Clock>) -> Self {
+        SourceContext { log, session, clock, partitions: 1, min_batches_to_retain: 100, former_places: vec![] }
+    }
+
+    /// What the scanner of this source knows of it.
+    pub fn for_scanner(&self) -> ScanContext {
+        ScanContext { session: Arc::clone(&self.session), clock: Arc::clone(&self.clock) }
+    }
 }
 
 /// A source that one run of one query has opened. The [module](self) has the order of calls and the promises.
@@ -222,6 +236,7 @@ pub trait MicroBatchStream: std::fmt::Debug + Send + Sync {
 
 /// The result of [`MicroBatchStream::latest_offset`].
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct LatestOffset {
     /// Where the next batch may end, within the limit; `None` while there has never been anything to read.
     pub batch_end: Option<Offset>,
@@ -242,6 +257,13 @@ impl LatestOffset {
         LatestOffset { latest: Some(end.clone()), batch_end: Some(end), unknown: None }
     }
 
+    /// The same, where all there is ends elsewhere, or where that is not known.
+    #[must_use]
+    pub fn with_latest(mut self, latest: impl Into<Option<Offset>>) -> Self {
+        self.latest = latest.into();
+        self
+    }
+
     /// Nobody can say what there is after `after`, and why.
     pub fn unknown(after: Option<&Offset>, why: Error) -> Self {
         LatestOffset { batch_end: after.cloned(), latest: None, unknown: Some(why) }
@@ -258,6 +280,7 @@ impl PartialEq for LatestOffset {
 
 /// What one scan in the plan needs of a source: columns and filters.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ScanRequest {
     /// Which columns of the source's schema, by position and in this order. The position behind the last one is that of
     /// [`FILE_NAME_COLUMN`], if the source offers it.
@@ -266,4 +289,18 @@ pub struct ScanRequest {
     pub schema: SchemaRef,
     /// Predicates over the source's columns that every wanted row fulfils.
     pub filters: Vec<Expr>,
+}
+
+impl ScanRequest {
+    /// These columns, which have this schema, and all rows.
+    pub fn new(projection: Vec<usize>, schema: SchemaRef) -> Self {
+        ScanRequest { projection, schema, filters: vec![] }
+    }
+
+    /// The same columns, of rows that fulfil these predicates.
+    #[must_use]
+    pub fn with_filters(mut self, filters: Vec<Expr>) -> Self {
+        self.filters = filters;
+        self
+    }
 }

@@ -143,6 +143,7 @@ fn sorted(value: Value) -> Value {
 
 /// What a batch reads of one source: all after `start`, up to and including `end`.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OffsetRange {
     /// The end of the batch before; `None` in the first batch that reads the source.
     pub start: Option<Offset>,
@@ -151,6 +152,11 @@ pub struct OffsetRange {
 }
 
 impl OffsetRange {
+    /// All after `start`, or from the beginning, up to and including `end`.
+    pub fn new(start: Option<Offset>, end: Offset) -> Self {
+        OffsetRange { start, end }
+    }
+
     /// True if there is nothing between start and end.
     pub fn is_empty(&self) -> bool {
         self.start.as_ref() == Some(&self.end)

@@ -17,8 +17,8 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use globset::{GlobBuilder, GlobMatcher};
 use percent_encoding::percent_decode_str;
-use tidewater::checkpoint::local_path;
 use tidewater::error::{Error, ErrorKind, Result};
+use tidewater::internal::local_path;
 
 use super::manifest::{MANIFEST_FOLDER, committed_files};
 use super::moved::check_in_place;

@@ -157,7 +157,7 @@ async fn a_file_that_is_gone_may_be_gone_on_without() {
             assert_eq!(stream.read(&source, &mut reader, &range, &[]).await.unwrap(), ["b|1"]);
         } else {
             let all = vec![0, 1];
-            let scan = ScanRequest { projection: all, schema: Source::schema(&source), filters: vec![] };
+            let scan = ScanRequest::new(all, Source::schema(&source));
             let plan = reader.bind(&range, &scan).await.unwrap();
             std::fs::remove_file(stream.path("in/a.csv")).unwrap();
             let found = datafusion::physical_plan::collect(plan, stream.session.task_ctx()).await.unwrap();

@@ -15,9 +15,10 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use object_store::path::Path as ObjectPath;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
-use tidewater::checkpoint::{MetadataStore, create_folders, local_path, open_store, sync_folder};
+use tidewater::checkpoint::{MetadataStore, open_store};
 use tidewater::error::{Error, ErrorKind, Result};
 use tidewater::executor::block_in_place;
+use tidewater::internal::{create_folders, local_path, sync_folder};
 
 use super::super::manifest::{MANIFEST_FOLDER, ManifestEntry};
 use super::super::uri::{FileLocation, object_store, uri_of};

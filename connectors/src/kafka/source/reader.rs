@@ -254,8 +254,8 @@ impl KafkaReader {
             ReadLimit::All => Some(available.clone()),
             ReadLimit::Configured => self.within_limits(&begin, &available)?,
         };
-        let mut latest =
-            LatestOffset { batch_end: after.cloned(), latest: Some(available.to_offset()), unknown: missing };
+        let mut latest = LatestOffset::nothing().with_latest(available.to_offset());
+        (latest.batch_end, latest.unknown) = (after.cloned(), missing);
         let Some(end) = end else { return Ok(latest) };
         self.lag = available
             .iter()

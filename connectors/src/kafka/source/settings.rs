@@ -82,6 +82,7 @@ impl Topics {
 
 /// Where a new query begins. A query that goes on does so where its checkpoint says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StartingOffsets {
     /// With the first record there is.
     Earliest,
@@ -110,6 +111,7 @@ pub(super) enum NoOffsetForTime {
 
 /// The policy for a record that is not in the declared format.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum BadRecordPolicy {
     /// The query fails, and says which record it is.
     #[default]
