@@ -68,12 +68,10 @@ pub fn source(
     match canonical(format).as_str() {
         #[cfg(feature = "file")]
         name @ ("csv" | "json" | "parquet") => {
-            let (Some(path), Some(schema)) = (path, schema) else {
-                let message =
-                    format!("a stream of {name} files needs to know where they are and which columns they have");
-                return Err(Error::invalid(message).with_hint(
-                    "name a folder, and write the columns down: files that come later may not look like the first",
-                ));
+            let Some(schema) = schema else {
+                let message = format!("a stream of {name} files needs to know which columns they have");
+                return Err(Error::invalid(message)
+                    .with_hint("write the columns down: files that come later may not look like the first"));
             };
             Ok(Arc::new(crate::file::FileSource::from_options(name, path, options)?.with_schema(schema)))
         }

@@ -31,7 +31,7 @@ use datafusion::prelude::*;
 use futures::future::{join_all, try_join_all};
 use tidewater::prelude::*;
 use tidewater_connectors::console::ConsoleSink;
-use tidewater_connectors::file::{FileSink, FileSource, committed_files};
+use tidewater_connectors::file::{CsvOptions, FileSink, FileSource, committed_files};
 
 use self::pipeline::{airlines_schema, flights_schema, pipeline};
 use self::show::{AboveBar, Show};
@@ -87,7 +87,7 @@ async fn main() -> ExitCode {
 
 impl Args {
     fn source(&self) -> FileSource {
-        let source = FileSource::csv(&self.input).with_schema(flights_schema()).header(true);
+        let source = FileSource::new(&self.input, CsvOptions::new().header(true)).with_schema(flights_schema());
         source.max_files_per_trigger(self.files_per_batch)
     }
 

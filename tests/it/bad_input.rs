@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tidewater::checkpoint::{MetadataStore, memory_store};
 use tidewater::prelude::*;
 use tidewater::testing::{FullDisk, assert_same_rows, table};
-use tidewater_connectors::file::{FileSink, FileSource, ParseMode};
+use tidewater_connectors::file::{FileSink, FileSource};
 use tidewater_workspace::events::{event_schema, events};
 use tidewater_workspace::files::{Format, committed_rows, put_file, put_rows};
 
@@ -73,7 +73,7 @@ async fn malformed(name: &str, good: &str, spoil: (&str, &str), source: fn(&Path
     // On request the bad line is left out, and counted.
     let other = Place::new();
     put_file(&other.path("in"), &format!("2-{name}"), bad.as_bytes()).unwrap();
-    let query = other.run(source(&other.path("in")).parse_mode(ParseMode::DropMalformed)).await.unwrap();
+    let query = other.run(source(&other.path("in")).option("mode", "DROPMALFORMED")).await.unwrap();
     let progress = query.last_progress().unwrap();
     assert_eq!(progress.sources[0].metrics.get("malformedRowsDropped").map(String::as_str), Some("1"), "{progress:?}");
     assert_eq!(progress.sink.num_output_rows, 2);
@@ -97,8 +97,7 @@ async fn a_malformed_line_can_be_kept() {
     let place = Place::new();
     put_file(&place.path("in"), "x.csv", b"1,one\nx,two\n3,three\n").unwrap();
     let schema = table::schema(&[("n", "long"), ("name", "string"), ("_corrupt_record", "string")]).unwrap();
-    let source =
-        FileSource::csv(text(&place.path("in"))).with_schema(schema.clone()).option("mode", "PERMISSIVE").unwrap();
+    let source = FileSource::csv(text(&place.path("in"))).with_schema(schema.clone()).option("mode", "PERMISSIVE");
     let sink = MemorySink::new();
     let stream = SessionContext::new().read_stream(source).unwrap();
     let query = finish(to_the_end(stream, sink.clone(), &place.path("checkpoint"))).await.unwrap();
@@ -207,13 +206,15 @@ async fn a_full_disk() {
     }
 }
 
-/// What is wrong with an option is said when the query is made or started, before anything is read.
+/// What is wrong with an option is said when the query starts, before anything is read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn options_that_are_wrong() {
     let place = Place::new();
     put_rows(&place.path("in"), "1.json", Format::Json, &events(1, 5).unwrap()).unwrap();
 
-    let near = json_events(&place.path("in")).option("maxFilePerTrigger", "5").unwrap_err();
+    let source = json_events(&place.path("in")).option("maxFilePerTrigger", "5");
+    let stream = SessionContext::new().read_stream(source).unwrap();
+    let near = finish(to_the_end(stream, DiscardSink::new(), &place.path("checkpoint"))).await.unwrap_err();
     assert_eq!(near.kind(), ErrorKind::InvalidQuery, "{near}");
     assert!(near.to_string().contains("`maxFilesPerTrigger`"), "{near}");
 

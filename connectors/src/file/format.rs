@@ -20,6 +20,15 @@ pub enum ParseMode {
 }
 
 impl ParseMode {
+    /// Its name among Spark's options.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            ParseMode::FailFast => "FAILFAST",
+            ParseMode::DropMalformed => "DROPMALFORMED",
+            ParseMode::Permissive => "PERMISSIVE",
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         match text.to_ascii_uppercase().as_str() {
             "FAILFAST" => Some(ParseMode::FailFast),
