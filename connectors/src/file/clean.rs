@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use datafusion::execution::runtime_env::RuntimeEnv;
 use tidewater::error::{Error, Result};
+use tidewater::executor::block_in_place;
 
 use super::listing::Pattern;
 use super::uri::FileLocation;
@@ -96,7 +97,7 @@ async fn clean_file(uri: &str, archive: Option<&FileLocation>, runtime: &Runtime
     let Some(archive) = archive else { return done(uri, store.delete(&file.path).await) };
     let to = below(archive, &file);
     match (file.on_disk(), to.on_disk()) {
-        (Some(from), Some(to_path)) if file.is_odd() || to.is_odd() => move_on_disk(&from, &to_path),
+        (Some(from), Some(to_path)) if file.is_odd() || to.is_odd() => block_in_place(|| move_on_disk(&from, &to_path)),
         _ => done(uri, move_file(store.as_ref(), &file.path, &to.path).await),
     }
 }

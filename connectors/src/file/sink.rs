@@ -15,6 +15,7 @@ use arrow::datatypes::Schema;
 use async_trait::async_trait;
 use datafusion::execution::memory_pool::MemoryPool;
 use tidewater::error::{Error, Result};
+use tidewater::executor::block_in_place;
 use tidewater::id::{BatchId, PartitionId};
 use tidewater::identity::Identity;
 use tidewater::internal::create_folders;
@@ -195,7 +196,7 @@ impl Sink for FileSink {
         let root = Root::parse(&self.location, runtime)?;
         let writers = self.writers(root.clone(), &context.schema, context.durable, &runtime.memory_pool)?;
         if let Root::Local(folder) = &root {
-            create_folders(folder, context.durable)?;
+            block_in_place(|| create_folders(folder, context.durable))?;
         }
         let log = root.manifest_store(runtime, context.durable)?;
         let owner = Owner::new(context.query_id, context.role);

@@ -113,8 +113,8 @@ impl Root {
             Root::Local(root) => {
                 check_lengths(name, LONGEST_NAME, usize::MAX)?;
                 let path = root.join(name);
-                if let Some(folder) = path.parent() {
-                    create_folders(folder, durable)?;
+                if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {
+                    block_in_place(|| create_folders(folder, durable))?;
                 }
                 let file =
                     File::create_new(&path).map_err(|e| Error::io("create the file", path.display().to_string(), e))?;
