@@ -40,8 +40,9 @@
 //! need. Whoever connects another system implements [`source::Source`] or [`sink::Sink`]; [`testing`] has the suites that
 //! prove it right.
 //!
-//! The engine's versions of DataFusion and Arrow are part of its API. They are here as [`datafusion`] and [`arrow`], and
-//! [`async_trait`] is the attribute of its traits: a program that takes them from here cannot have others by mistake.
+//! The engine's versions of DataFusion and Arrow are part of its API. They are here as [`tidewater::datafusion`](crate::datafusion)
+//! and [`tidewater::arrow`](crate::arrow), and `tidewater::async_trait` is the attribute of its traits: a program that takes them
+//! from here cannot have others by mistake.
 //!
 //! ```
 //! use std::sync::Arc;

@@ -19,6 +19,8 @@ mod belongings;
 
 mod clean_up;
 
+mod commit_state;
+
 mod decide;
 
 mod inputs;
@@ -59,14 +61,13 @@ use crate::checkpoint::{Belongings, CommitEntry, Epoch, OffsetEntry};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::error::{Error, ErrorKind, Result};
-use crate::execution::{BatchWork, Outcome, Runner, Runtimes};
+use crate::execution::{BatchWork, Runner, Runtimes};
 use crate::executor::Executor;
 use crate::id::{BatchId, RunId};
 use crate::plan::QueryPlan;
 use crate::plan::static_inputs::Keep;
 use crate::progress::{Between, EventQueue, Phase, Stopwatch};
 use crate::source::{LatestOffset, MicroBatchStream, Offset, ReadLimit, Scanners, whose};
-use crate::state::StateCommit;
 use crate::trigger::Schedule;
 use crate::watermark::WatermarkTracker;
 
@@ -363,26 +364,6 @@ impl Driver {
         self.idle_since = self.clock.elapsed();
         self.clean_up(batch).await;
         Ok(())
-    }
-
-    /// Waits for merges, if there must be some, and commits the state after the batch; `None` for a query without state.
-    async fn commit_state(&mut self, outcome: &Outcome, watch: &mut Stopwatch) -> Result<Option<StateCommit>> {
-        self.runtimes.check()?;
-        if self.state.is_empty() {
-            return Ok(None);
-        }
-        let batch = self.next;
-        watch.enter(Phase::Merging);
-        let waits = || {
-            let what = format!("batch {batch} waits until files of its state are merged: storage does not keep up");
-            self.shared.set_status(what, true);
-        };
-        self.calls.unless_cancelled(self.state.make_room(batch, waits)).await?;
-        watch.enter(Phase::StateCommit);
-        let written = self.state.commit(batch, &outcome.operators);
-        let written = self.checkpoint_calls.call(Phase::StateCommit, checkpoint, written).await?;
-        watch.enter(Phase::AddBatch);
-        Ok(Some(written))
     }
 
     /// Makes the plan fit to run again.
