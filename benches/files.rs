@@ -90,7 +90,7 @@ async fn write(
     if let Some(files) = files_per_batch {
         source = source.max_files_per_trigger(files);
     }
-    let stream = SessionContext::new().read_stream(source).await?;
+    let stream = SessionContext::new().read_stream(source)?;
     let checkpoint = folder.join("checkpoint").display().to_string();
     Ok(stream.write_stream(DiscardSink::new()).checkpoint(checkpoint).durable(false))
 }

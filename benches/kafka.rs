@@ -143,7 +143,7 @@ fn bare_loop(broker: &Broker, topic: &str) -> Result<f64, Failure> {
 async fn through_engine(broker: &Broker, topic: &str, column: Option<&str>) -> Result<f64, Failure> {
     let started = Instant::now();
     let source = KafkaSource::subscribe(broker.bootstrap(), [topic]).starting_offsets(StartingOffsets::Earliest);
-    let mut stream = SessionContext::new().read_stream(source).await?;
+    let mut stream = SessionContext::new().read_stream(source)?;
     if let Some(column) = column {
         stream = stream.select_columns(&[column])?;
     }
@@ -168,7 +168,7 @@ async fn sink(broker: &Broker) -> Result<(), Failure> {
             let source = KafkaSource::subscribe(broker.bootstrap(), [topic.as_str()])
                 .starting_offsets(StartingOffsets::Earliest)
                 .max_offsets_per_trigger(100_000);
-            let stream = SessionContext::new().read_stream(source).await?.select_columns(&["key", "value"])?;
+            let stream = SessionContext::new().read_stream(source)?.select_columns(&["key", "value"])?;
             let sink = KafkaSink::new(broker.bootstrap()).topic(&out);
             let sink = if at_least_once { sink.at_least_once() } else { sink };
             let query = stream
@@ -273,7 +273,7 @@ async fn start(
     let source = KafkaSource::subscribe(broker.bootstrap(), [from])
         .starting_offsets(StartingOffsets::Earliest)
         .value_format(Format::json(vec![at]));
-    let records = SessionContext::new().read_stream(source).await?.select(vec![
+    let records = SessionContext::new().read_stream(source)?.select(vec![
         col("key"),
         col("timestamp"),
         get_field(col("value"), "at").alias("at"),
@@ -283,7 +283,7 @@ async fn start(
         Job::Windows => records
             .with_watermark("timestamp", "10 seconds")?
             .aggregate(
-                vec![window(col("timestamp"), "1 minute", None, None)?.alias("window"), col("key")],
+                vec![window(col("timestamp"), "1 minute").alias("window"), col("key")],
                 vec![count(lit(1)).alias("rows"), max(col("at")).alias("at")],
             )?
             .select(vec![col("key"), value])?,

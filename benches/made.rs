@@ -61,23 +61,19 @@ impl Source for Made {
 #[derive(Debug)]
 struct MadeReader(Made);
 
-fn count(offset: &Offset) -> u64 {
-    offset.value().as_u64().unwrap_or(0)
+fn count(offset: Option<&Offset>) -> Result<u64> {
+    offset.map_or(Ok(0), |offset| offset.to("batches that are made"))
 }
 
 #[async_trait]
 impl MicroBatchStream for MadeReader {
-    async fn prepare_for_available_now(&mut self) -> Result<()> {
-        Ok(())
-    }
-
     async fn latest_offset(&mut self, after: Option<&Offset>, _limit: ReadLimit) -> Result<LatestOffset> {
-        Ok(LatestOffset::at(Offset::new((after.map_or(0, count) + 1).min(self.0.batches))))
+        Ok(LatestOffset::at(Offset::new((count(after)? + 1).min(self.0.batches))))
     }
 
     async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
         let mut partitions: Vec<Vec<RecordBatch>> = vec![];
-        for batch in range.start.as_ref().map_or(0, count)..count(&range.end) {
+        for batch in count(range.start.as_ref())?..count(Some(&range.end))? {
             for (partition, rows) in (self.0.make)(batch)?.into_iter().enumerate() {
                 partitions.resize_with(partitions.len().max(partition + 1), Vec::new);
                 partitions[partition].push(rows);
@@ -85,10 +81,6 @@ impl MicroBatchStream for MadeReader {
         }
         let schema = Arc::clone(&self.0.schema);
         Ok(MemorySourceConfig::try_new_exec(&partitions, schema, Some(scan.projection.clone()))?)
-    }
-
-    async fn commit(&mut self, _end: &Offset) -> Result<()> {
-        Ok(())
     }
 }
 

@@ -28,12 +28,11 @@ pub(crate) async fn run() -> Result<(), Box<dyn std::error::Error>> {
         let stream = if number % 2 == 0 {
             let source = MemorySource::new(row.schema());
             memories.push(source.clone());
-            ctx.read_stream(source).await?
+            ctx.read_stream(source)?
         } else {
             let input = at(format!("in{number}"));
             std::fs::create_dir(&input)?;
-            ctx.read_stream(FileSource::csv(input.display().to_string()).with_schema(row.schema().as_ref().clone()))
-                .await?
+            ctx.read_stream(FileSource::csv(input.display().to_string()).with_schema(row.schema().as_ref().clone()))?
         };
         let query = stream
             .filter(col("v").gt(lit(1)))?

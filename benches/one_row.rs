@@ -53,7 +53,7 @@ async fn measure(
         source.add(vec![rows.clone()])?;
     }
     let listener = Arc::new(Collect::default());
-    let stream = SessionContext::new().read_stream(source).await?;
+    let stream = SessionContext::new().read_stream(source)?;
     let mut writer = stream
         .filter(col("v").gt(lit(1)))?
         .select(vec![(col("v") * lit(2)).alias("twice")])?

@@ -74,7 +74,7 @@ async fn tidewater_seconds(input: &str, partitions: usize) -> Result<f64, Box<dy
     let started = Instant::now();
     let ctx = SessionContext::new();
     let source = FileSource::parquet(input).infer_schema(&ctx).await?;
-    let query = query(ctx.read_stream(source).await?)?
+    let query = query(ctx.read_stream(source)?)?
         .write_stream(DiscardSink::new())
         .partitions(partitions)
         .trigger(Trigger::AvailableNow)

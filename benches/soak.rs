@@ -53,8 +53,8 @@ pub(crate) async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let checkpoint = folder.path().join("checkpoint");
     let ctx = SessionContext::new();
-    let left = ctx.read_stream(side("l", 1, batches)).await?;
-    let right = ctx.read_stream(side("r", 2, batches)).await?;
+    let left = ctx.read_stream(side("l", 1, batches))?;
+    let right = ctx.read_stream(side("r", 2, batches))?;
     let sampler = Arc::new(Sampler { checkpoint: checkpoint.clone(), seen: Mutex::default() });
     let started = Instant::now();
     let query = query(&ctx, left, right)?
@@ -149,8 +149,7 @@ fn query(ctx: &SessionContext, left: DataFrame, right: DataFrame) -> Result<Data
     let pairs = pairs.select(vec![col("lts").alias("ts"), col("lk").alias("k"), col("rid"), col("rtext")])?;
     let aggregates = ["count(*) AS n", "count(rid) AS matched", "max(rtext) AS text"];
     let aggregates = aggregates.map(|sql| pairs.parse_sql_expr(sql)).into_iter().collect::<Result<_, _>>()?;
-    let windows =
-        pairs.aggregate(vec![window(col("ts"), "10 seconds", None, None)?.alias("w"), col("k")], aggregates)?;
+    let windows = pairs.aggregate(vec![window(col("ts"), "10 seconds").alias("w"), col("k")], aggregates)?;
     Ok(windows.select(vec![
         col("w").field("start").alias("window_start"),
         col("k"),

@@ -169,7 +169,7 @@ fn rows(keys: u64, batches: u64) -> Result<Made, Failure> {
 /// Runs the query over so many batches in all, from its checkpoint on.
 async fn start(keys: u64, batches: u64, folder: &str, listener: Arc<dyn QueryListener>) -> Result<(), Failure> {
     let ctx = SessionContext::new();
-    let stream = ctx.read_stream(rows(keys, batches)?).await?;
+    let stream = ctx.read_stream(rows(keys, batches)?)?;
     let aggregates: Vec<Expr> = ["count(*) AS n", "sum(v) AS total"]
         .iter()
         .map(|sql| stream.parse_sql_expr(sql))

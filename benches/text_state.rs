@@ -89,7 +89,7 @@ pub(crate) async fn run_child(arguments: &[String]) -> Result<(), Failure> {
     let [_, batches, folder] = arguments else { return Err("a number of batches and a folder are needed".into()) };
     let (started, listener) = (Instant::now(), Arc::new(Collect::default()));
     let ctx = SessionContext::new();
-    let stream = ctx.read_stream(texts(batches.parse()?)).await?;
+    let stream = ctx.read_stream(texts(batches.parse()?))?;
     let greatest = stream.parse_sql_expr("max(text) AS text")?;
     let query = stream
         .aggregate(vec![col("key")], vec![greatest])?

@@ -9,15 +9,18 @@
 //!
 //! What `bind` gives runs in the process of the query's driver. A source whose rows may be read elsewhere implements `splits`
 //! in its place, and `Source::scanner`.
+//!
+//! DataFusion, Arrow and `async_trait` come from `tidewater`, so they have the versions that its traits are made of.
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Int64Array, RecordBatch};
-use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use datafusion::arrow::util::pretty::pretty_format_batches;
-use datafusion::datasource::memory::MemorySourceConfig;
-use datafusion::physical_plan::ExecutionPlan;
-use datafusion::prelude::*;
+use tidewater::arrow::array::{Int64Array, RecordBatch};
+use tidewater::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use tidewater::arrow::util::pretty::pretty_format_batches;
+use tidewater::async_trait;
+use tidewater::datafusion::datasource::memory::MemorySourceConfig;
+use tidewater::datafusion::physical_plan::ExecutionPlan;
+use tidewater::datafusion::prelude::*;
 use tidewater::prelude::*;
 use tidewater::source::{
     LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext,
@@ -27,7 +30,7 @@ use tidewater::source::{
 #[derive(Debug)]
 struct Squares;
 
-#[async_trait::async_trait]
+#[async_trait]
 impl Source for Squares {
     fn description(&self) -> String {
         "squares".to_owned()
@@ -48,40 +51,32 @@ struct SquaresReader {
     schema: SchemaRef,
 }
 
-#[async_trait::async_trait]
+/// `prepare_for_available_now` and `commit` stay with their defaults: the end does not move, and nothing is to be cleaned up.
+#[async_trait]
 impl MicroBatchStream for SquaresReader {
-    /// The end of the stream is fixed anyway, so there is nothing to prepare for a query that ends by itself.
-    async fn prepare_for_available_now(&mut self) -> Result<()> {
-        Ok(())
-    }
-
     async fn latest_offset(&mut self, after: Option<&Offset>, _limit: ReadLimit) -> Result<LatestOffset> {
-        Ok(LatestOffset::at(Offset::new((after.map_or(0, count) + 10).min(30))))
+        Ok(LatestOffset::at(Offset::new((count(after)? + 10).min(30))))
     }
 
     async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
-        let numbers = range.start.as_ref().map_or(0, count)..count(&range.end);
+        let numbers = count(range.start.as_ref())?..count(Some(&range.end))?;
         let squares = Arc::new(Int64Array::from_iter_values(numbers.map(|n| n * n)));
         let rows = RecordBatch::try_new(Arc::clone(&self.schema), vec![squares])?;
         let schema = Arc::clone(&self.schema);
         Ok(MemorySourceConfig::try_new_exec(&[vec![rows]], schema, Some(scan.projection.clone()))?)
     }
-
-    /// Called once rows will not be asked for again; a place to clean up.
-    async fn commit(&mut self, _end: &Offset) -> Result<()> {
-        Ok(())
-    }
 }
 
-fn count(offset: &Offset) -> i64 {
-    offset.value().as_i64().unwrap_or(0)
+/// Strict: an offset of another source is an error, and no place to begin at.
+fn count(offset: Option<&Offset>) -> Result<i64> {
+    offset.map_or(Ok(0), |offset| offset.to("squares"))
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let sink = MemorySink::new();
     let ctx = SessionContext::new();
-    let even = ctx.read_stream(Squares).await?.filter((col("square") % lit(2)).eq(lit(0)))?;
+    let even = ctx.read_stream(Squares)?.filter((col("square") % lit(2)).eq(lit(0)))?;
     let query = even.write_stream(sink.clone()).trigger(Trigger::AvailableNow).start().await?;
     query.await_termination().await?;
     println!("{}", pretty_format_batches(&sink.batches())?);

@@ -34,7 +34,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let ctx = SessionContext::new();
     let first = sales(&["north", "south", "north"], &[250, 100, 50])?;
     let source = MemorySource::new(first.schema());
-    let query = ctx.read_stream(source.clone()).await?.write_stream(sink).start().await?;
+    let query = ctx.read_stream(source.clone())?.write_stream(sink).start().await?;
     println!("guarantee: {}", query.guarantee());
 
     for rows in [first, sales(&["south", "south"], &[70, 30])?] {

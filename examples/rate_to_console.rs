@@ -2,8 +2,6 @@
 //!
 //! `cargo run --release --example rate_to_console`
 
-use std::time::Duration;
-
 use datafusion::prelude::*;
 use tidewater::prelude::*;
 use tidewater_connectors::console::ConsoleSink;
@@ -14,7 +12,7 @@ async fn main() -> Result<()> {
     let ctx = SessionContext::new();
 
     // Five rows a second, each with a `timestamp` and a `value` that counts up.
-    let ticks = ctx.read_stream(RateSource::new(5)).await?;
+    let ticks = ctx.read_stream(RateSource::new(5))?;
 
     // From here on it is an ordinary DataFrame: every function of DataFusion works on it.
     let even = ticks.filter((col("value") % lit(2)).eq(lit(0)))?.select(vec![
@@ -25,9 +23,9 @@ async fn main() -> Result<()> {
 
     // A batch every second. Without a checkpoint directory the query keeps its logs in a temporary one, so the next run
     // begins anew; give it `.checkpoint("dir")` and the next run goes on where this one stopped.
-    let query = even.write_stream(ConsoleSink::new()).trigger(Trigger::processing_time("1 second")?).start().await?;
+    let query = even.write_stream(ConsoleSink::new()).trigger(Trigger::processing_time("1 second")).start().await?;
 
     // `stop` lets the running batch finish; this is what Ctrl-C should do in a program of yours.
-    query.await_termination_for(Duration::from_secs(4)).await?;
+    query.await_termination_for("4 seconds").await?;
     query.stop().await
 }

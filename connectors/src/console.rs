@@ -233,8 +233,6 @@ fn as_text(schema: &Schema, rows: &RecordBatch, truncate: Truncate) -> Result<Re
 mod tests {
     use arrow::array::Int64Array;
     use datafusion::prelude::SessionContext;
-    use tidewater::clock::ManualClock;
-    use tidewater::id::{QueryId, RunId};
 
     use super::*;
 
@@ -259,18 +257,9 @@ mod tests {
 
     async fn printed(sink: impl FnOnce(ConsoleSink) -> ConsoleSink, partitions: &[i64]) -> String {
         let page = Page::default();
-        let context = SinkContext {
-            role: tidewater::sink::SinkRole::Output,
-            schema: rows(0).schema(),
-            output_mode: OutputMode::Update,
-            query_id: QueryId::random(),
-            run_id: RunId::random(),
-            next_batch: BatchId(7),
-            next_batch_may_be_committed: true,
-            session: Arc::new(SessionContext::new().state()),
-            clock: Arc::new(ManualClock::at(0)),
-            durable: false,
-        };
+        let mut context = SinkContext::new(rows(0).schema(), Arc::new(SessionContext::new().state()));
+        context.output_mode = OutputMode::Update;
+        (context.next_batch, context.next_batch_may_be_committed) = (BatchId(7), true);
         let writer = sink(ConsoleSink::to(page.clone())).open(context).await.unwrap();
         assert_eq!(writer.begin(BatchId(7)).await.unwrap(), BatchStatus::New);
         let mut receipts = vec![];

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use tidewater::config::parse_interval_ms;
 use tidewater::error::{Error, Result};
+use tidewater::interval::Interval;
 
 /// The options given to one source or sink, all of them known to it.
 ///
@@ -33,7 +33,7 @@ impl Options {
         let mut options = Options { what: what.to_owned(), given: BTreeMap::new() };
         for (name, value) in given {
             if !known.iter().any(|k| k.eq_ignore_ascii_case(&name)) {
-                return Err(unknown("option", &name, what, known));
+                return Err(Error::unknown("option", &name, what, known));
             }
             options.given.insert(name.to_ascii_lowercase(), value);
         }
@@ -56,11 +56,10 @@ impl Options {
         Ok(given.unwrap_or(default))
     }
 
-    /// A length of time such as `10 seconds` or `7d`, in milliseconds; never negative.
-    pub fn duration_ms(&self, name: &str) -> Result<Option<i64>> {
-        self.parsed(name, "a length of time such as `10 seconds`", |value| {
-            parse_interval_ms(value).ok().filter(|ms| *ms >= 0)
-        })
+    /// A length of time such as `10 seconds`, in milliseconds; never negative.
+    pub fn interval_ms(&self, name: &str) -> Result<Option<i64>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        Interval::from(value).non_negative_ms(&format!("option `{name}` of {}", self.what)).map(Some)
     }
 
     /// The value of `name` as `parse` reads it, or an error that says what was `wanted`.
@@ -71,28 +70,6 @@ impl Options {
             None => Err(Error::invalid(format!("option `{name}` of {} is `{value}`, not {wanted}", self.what))),
         }
     }
-}
-
-/// The error for a `name` that is not among the `known` ones: `kind` is what it names ("option"), `what` is who was
-/// asked.
-pub(crate) fn unknown(kind: &str, name: &str, what: &str, known: &[&str]) -> Error {
-    let near = near(name, known);
-    let guess = if near.is_empty() { String::new() } else { format!(": did you mean {}?", near.join(" or ")) };
-    let hint = if known.is_empty() { "it knows none".to_owned() } else { format!("it knows {}", known.join(", ")) };
-    Error::invalid(format!("unknown {kind} `{name}` of {what}{guess}")).with_hint(hint)
-}
-
-/// Up to three of `known` that are spelled much like `name`, nearest first.
-fn near(name: &str, known: &[&str]) -> Vec<String> {
-    const ALIKE: f64 = 0.8;
-    let name = name.to_ascii_lowercase();
-    let mut scored: Vec<(f64, &str)> = known
-        .iter()
-        .map(|k| (strsim::jaro_winkler(&name, &k.to_ascii_lowercase()), *k))
-        .filter(|(score, _)| *score >= ALIKE)
-        .collect();
-    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
-    scored.into_iter().take(3).map(|(_, k)| format!("`{k}`")).collect()
 }
 
 #[cfg(test)]
@@ -110,7 +87,7 @@ mod tests {
             options(&[("MAXFILESPERTRIGGER", "3"), ("latestfirst", "TRUE"), ("maxFileAge", "7 days")]).unwrap();
         assert_eq!(options.positive_u64("maxFilesPerTrigger").unwrap(), Some(3));
         assert!(options.bool("latestFirst", false).unwrap());
-        assert_eq!(options.duration_ms("maxFileAge").unwrap(), Some(7 * 24 * 3600 * 1000));
+        assert_eq!(options.interval_ms("maxFileAge").unwrap(), Some(7 * 24 * 3600 * 1000));
         assert_eq!(options.get("nothing"), None);
     }
 
@@ -134,7 +111,7 @@ mod tests {
             let options = options(&[(name, value)]).unwrap();
             let error = match name {
                 "maxFilesPerTrigger" => options.positive_u64(name).unwrap_err(),
-                "maxFileAge" => options.duration_ms(name).unwrap_err(),
+                "maxFileAge" => options.interval_ms(name).unwrap_err(),
                 _ => options.bool(name, false).unwrap_err(),
             };
             assert!(error.message().contains(name) && error.message().contains(value), "{error}");

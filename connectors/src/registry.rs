@@ -1,6 +1,7 @@
 //! Connectors by name, for SQL and command lines.
 //!
-//! Here a name and some text become a source or a sink; everything else in this crate is typed. SQL reaches it through
+//! Here a name and some text become a source or a sink, which `read_stream` and `write_stream` take like any other;
+//! everything else in this crate is typed. SQL reaches it through
 //! DataFusion's own statement, once [`register_connectors`] was called:
 //!
 //! ```sql
@@ -22,7 +23,7 @@ use tidewater::error::{Error, Result};
 use tidewater::sink::{DiscardSink, Sink};
 use tidewater::source::{Source, StreamTable};
 
-use crate::options::{Options, unknown};
+use crate::options::Options;
 
 /// The sources, by the names that [`source`] takes.
 pub const SOURCES: &[&str] = &[
@@ -67,12 +68,10 @@ pub fn source(
     match canonical(format).as_str() {
         #[cfg(feature = "file")]
         name @ ("csv" | "json" | "parquet") => {
-            let (Some(path), Some(schema)) = (path, schema) else {
-                let message =
-                    format!("a stream of {name} files needs to know where they are and which columns they have");
-                return Err(Error::invalid(message).with_hint(
-                    "name a folder, and write the columns down: files that come later may not look like the first",
-                ));
+            let Some(schema) = schema else {
+                let message = format!("a stream of {name} files needs to know which columns they have");
+                return Err(Error::invalid(message)
+                    .with_hint("write the columns down: files that come later may not look like the first"));
             };
             Ok(Arc::new(crate::file::FileSource::from_options(name, path, options)?.with_schema(schema)))
         }
@@ -82,7 +81,7 @@ pub fn source(
         "rate" => Ok(Arc::new(crate::rate::RateSource::from_options(options)?)),
         #[cfg(feature = "rate")]
         "rate-micro-batch" => Ok(Arc::new(crate::rate::RatePerBatchSource::from_options(options)?)),
-        _ => Err(unknown("source", format, "this program", SOURCES)),
+        _ => Err(Error::unknown("source", format, "this program", SOURCES)),
     }
 }
 
@@ -104,7 +103,7 @@ pub fn sink(
             Options::new("the discard sink", &[], options)?;
             Ok(Arc::new(DiscardSink::new()))
         }
-        _ => Err(unknown("sink", format, "this program", SINKS)),
+        _ => Err(Error::unknown("sink", format, "this program", SINKS)),
     }
 }
 
@@ -171,6 +170,9 @@ fn options_of(options: &HashMap<String, String>) -> Vec<(String, String)> {
 
 #[cfg(test)]
 mod tests {
+    use tidewater::query::{StreamingDataFrameExt, StreamingSessionExt};
+    use tidewater::trigger::Trigger;
+
     use super::*;
 
     fn none() -> Vec<(String, String)> {
@@ -195,6 +197,16 @@ mod tests {
         assert!(source("json", Some("in"), None, none()).unwrap_err().message().contains("which columns"));
         let error = sink("noop", None, [("a".to_owned(), "b".to_owned())]).unwrap_err();
         assert!(error.message().contains("unknown option `a` of the discard sink"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_a_name_stands_for_is_read_and_written_like_any_other() {
+        let rate = source("rate-micro-batch", None, None, [("rowsPerBatch".to_owned(), "5".to_owned())]).unwrap();
+        let stream = SessionContext::new().read_stream(rate).unwrap();
+        let writer = stream.write_stream(sink("noop", None, none()).unwrap()).trigger(Trigger::Once);
+        let query = writer.start().await.unwrap();
+        query.await_termination().await.unwrap();
+        assert_eq!(query.last_progress().unwrap().sink.num_output_rows, 5);
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@
 //!
 //! - turns a panic into an error that says whose it was,
 //! - ends when the query is asked to drop its batch,
-//! - has a time limit, [`QueryConfig::call_timeout_ms`](crate::config::QueryConfig::call_timeout_ms), by the query's
+//! - has a time limit, [`QueryConfig::call_timeout`](crate::config::QueryConfig::call_timeout), by the query's
 //!   [clock](crate::clock::Clock::sleep).
 //!
 //! A call that ends early is dropped. What it began may go on where nobody sees it, as a blocking thread does that writes a

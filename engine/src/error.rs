@@ -6,11 +6,12 @@
 
 mod causes;
 
+mod foreign;
+
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use datafusion::error::DataFusionError;
 use futures::FutureExt;
 use serde::{Deserialize, Serialize};
 
@@ -137,6 +138,22 @@ impl Error {
         Self::new(ErrorKind::Internal, message)
     }
 
+    /// There is no `name` among the `known` ones. `kind` is what it should name ("option"), `whose` is who was asked ("the file
+    /// source"). The message offers the names that are spelled much like it; the hint lists all.
+    ///
+    /// ```
+    /// use tidewater::error::Error;
+    ///
+    /// let error = Error::unknown("option", "heder", "the file source", &["header", "quote"]);
+    /// assert_eq!(error.message(), "unknown option `heder` of the file source: did you mean `header`?");
+    /// ```
+    pub fn unknown(kind: &str, name: &str, whose: &str, known: &[&str]) -> Self {
+        let near = near(name, known);
+        let guess = if near.is_empty() { String::new() } else { format!(": did you mean {}?", near.join(" or ")) };
+        let hint = if known.is_empty() { "it knows none".to_owned() } else { format!("it knows {}", known.join(", ")) };
+        Self::invalid(format!("unknown {kind} `{name}` of {whose}{guess}")).with_hint(hint)
+    }
+
     /// Reading or writing `file` failed; the kind follows from the IO error.
     pub fn io(action: &str, file: impl Into<String>, source: std::io::Error) -> Self {
         let hint = match source.kind() {
@@ -151,6 +168,26 @@ impl Error {
             .with_file(file)
             .with_hint(hint)
             .with_source(source)
+    }
+
+    /// Reading or writing `file` in an object store failed. Whether a file that is not there is lost input, or just not there, is
+    /// known to who asked for it: here it is [`Unavailable`](ErrorKind::Unavailable), as all that a store answers but that
+    /// it does not support the operation.
+    pub fn store(action: &str, file: impl Into<String>, source: object_store::Error) -> Self {
+        use object_store::Error as Store;
+        let (kind, hint) = match &source {
+            Store::NotSupported { .. } | Store::NotImplemented { .. } => {
+                (ErrorKind::Unsupported, "use another object store")
+            }
+            Store::NotFound { .. } => {
+                (ErrorKind::Unavailable, "check that the path exists and nothing else deletes files there")
+            }
+            Store::PermissionDenied { .. } | Store::Unauthenticated { .. } => {
+                (ErrorKind::Unavailable, "give the process the right to this path, then start again")
+            }
+            _ => (ErrorKind::Unavailable, "check the store, its credentials and the network, then start again"),
+        };
+        Self::new(kind, format!("cannot {action}: {source}")).with_file(file).with_hint(hint).with_source(source)
     }
 
     /// Code of the user panicked: `whose` says which. The panic ended what called it, not the process.
@@ -254,6 +291,19 @@ impl Error {
     }
 }
 
+/// Up to three of `known` that are spelled much like `name`, nearest first.
+fn near(name: &str, known: &[&str]) -> Vec<String> {
+    const ALIKE: f64 = 0.8;
+    let name = name.to_ascii_lowercase();
+    let mut scored: Vec<(f64, &str)> = known
+        .iter()
+        .map(|k| (strsim::jaro_winkler(&name, &k.to_ascii_lowercase()), *k))
+        .filter(|(score, _)| *score >= ALIKE)
+        .collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    scored.into_iter().take(3).map(|(_, k)| format!("`{k}`")).collect()
+}
+
 /// What a panic said.
 pub(crate) fn words_of_panic(panic: &(dyn std::any::Any + Send)) -> &str {
     let words = panic.downcast_ref::<String>().map(String::as_str);
@@ -302,10 +352,23 @@ impl fmt::Display for Error {
     }
 }
 
-/// As it reads: a `main` that returns this error prints it with `Debug`.
+/// As it reads, and below it, line by line, the errors underneath that say more: a `main` that returns this error prints it with
+/// `Debug`.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        let mut said = self.to_string();
+        f.write_str(&said)?;
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            let words = cause.to_string();
+            // Many errors repeat what is underneath.
+            if !said.contains(&words) {
+                write!(f, "\n  caused by: {words}")?;
+                said.push_str(&words);
+            }
+            next = cause.source();
+        }
+        Ok(())
     }
 }
 
@@ -315,95 +378,27 @@ impl std::error::Error for Error {
     }
 }
 
-impl From<DataFusionError> for Error {
-    /// Finds a Tidewater error that travelled through a DataFusion stream; anything else keeps DataFusion's words.
-    fn from(error: DataFusionError) -> Self {
-        if let Some(own) = find_own(&error) {
-            return own.clone();
-        }
-        let kind = match error.find_root() {
-            DataFusionError::Plan(_) | DataFusionError::SchemaError(..) | DataFusionError::SQL(..) => {
-                ErrorKind::InvalidQuery
-            }
-            DataFusionError::NotImplemented(_) => ErrorKind::Unsupported,
-            DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => ErrorKind::Unavailable,
-            DataFusionError::ResourcesExhausted(_) => ErrorKind::OutOfMemory,
-            DataFusionError::External(inner) => kind_of_foreign(inner.as_ref()),
-            DataFusionError::Internal(_) => ErrorKind::Internal,
-            _ => ErrorKind::BadInput,
-        };
-        Error::new(kind, error.strip_backtrace()).with_source(error)
-    }
-}
-
-/// An error that neither DataFusion nor Arrow made: of storage, or of the query's own functions and tables.
-fn kind_of_foreign(error: &(dyn std::error::Error + 'static)) -> ErrorKind {
-    let mut next = Some(error);
-    while let Some(e) = next {
-        if e.is::<object_store::Error>() || e.is::<std::io::Error>() {
-            return ErrorKind::Unavailable;
-        }
-        next = e.source();
-    }
-    ErrorKind::UserCode
-}
-
-/// Looks through the layers that DataFusion and Arrow put around an external error.
-fn find_own(error: &DataFusionError) -> Option<&Error> {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(e) = next {
-        if let Some(own) = e.downcast_ref::<Error>() {
-            return Some(own);
-        }
-        if let Some(DataFusionError::Shared(inner)) = e.downcast_ref::<DataFusionError>() {
-            return find_own(inner);
-        }
-        next = e.source();
-    }
-    None
-}
-
-impl From<Error> for DataFusionError {
-    fn from(error: Error) -> Self {
-        DataFusionError::External(Box::new(error))
-    }
-}
-
-impl From<arrow::error::ArrowError> for Error {
-    fn from(error: arrow::error::ArrowError) -> Self {
-        DataFusionError::from(error).into()
-    }
-}
-
-impl From<object_store::Error> for Error {
-    fn from(error: object_store::Error) -> Self {
-        let kind = match &error {
-            object_store::Error::NotFound { .. } => ErrorKind::SourceLostData,
-            object_store::Error::NotSupported { .. } | object_store::Error::NotImplemented { .. } => {
-                ErrorKind::Unsupported
-            }
-            _ => ErrorKind::Unavailable,
-        };
-        Error::new(kind, error.to_string()).with_source(error)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn own_errors_survive_the_way_through_datafusion() {
-        let own = Error::new(ErrorKind::Fenced, "batch 3 was written by another run").with_batch(BatchId(3));
-        let outer = DataFusionError::Context("while writing".into(), Box::new(own.into()));
-        let back = Error::from(outer);
-        assert_eq!(back.kind(), ErrorKind::Fenced);
-        assert_eq!(back.batch(), Some(BatchId(3)));
-    }
-
-    #[test]
     fn place_is_named_by_whoever_knew_it_first() {
         let error = Error::internal("x").with_partition(PartitionId(1)).with_partition(PartitionId(2));
         assert!(error.to_string().contains("partition 1"));
+    }
+
+    #[test]
+    fn debug_shows_each_cause_that_says_more() {
+        let disk = std::io::Error::other("the disk answers no more");
+        let inner = Error::new(ErrorKind::Unavailable, "cannot read the index").with_source(disk);
+        let error = Error::new(ErrorKind::Unavailable, "cannot load state").with_hint("wait").with_source(inner);
+        assert_eq!(
+            format!("{error:?}"),
+            "storage unavailable: cannot load state. What to do: wait\n  \
+             caused by: storage unavailable: cannot read the index\n  caused by: the disk answers no more"
+        );
+        let repeated = Error::io("read", "f", std::io::Error::other("no answer"));
+        assert_eq!(format!("{repeated:?}"), repeated.to_string());
     }
 }

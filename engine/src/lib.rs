@@ -40,10 +40,14 @@
 //! need. Whoever connects another system implements [`source::Source`] or [`sink::Sink`]; [`testing`] has the suites that
 //! prove it right.
 //!
+//! The engine's versions of DataFusion and Arrow are part of its API. They are here as [`tidewater::datafusion`](crate::datafusion)
+//! and [`tidewater::arrow`](crate::arrow), and `tidewater::async_trait` is the attribute of its traits: a program that takes them
+//! from here cannot have others by mistake.
+//!
 //! ```
 //! use std::sync::Arc;
-//! use arrow::array::{Int64Array, RecordBatch};
-//! use datafusion::prelude::*;
+//! use tidewater::arrow::array::{Int64Array, RecordBatch};
+//! use tidewater::datafusion::prelude::*;
 //! use tidewater::prelude::*;
 //!
 //! /// One function, two lives.
@@ -62,7 +66,7 @@
 //! // As a stream.
 //! let source = MemorySource::new(rows.schema());
 //! let sink = MemorySink::new();
-//! let query = large(ctx.read_stream(source.clone()).await?)?.write_stream(sink.clone()).start().await?;
+//! let query = large(ctx.read_stream(source.clone())?)?.write_stream(sink.clone()).start().await?;
 //! source.add(vec![rows])?;
 //! query.process_all_available().await?;
 //! assert_eq!(sink.batches()[0].num_rows(), 1);
@@ -70,6 +74,10 @@
 //! # Ok(())
 //! # }
 //! ```
+
+pub use arrow;
+pub use async_trait::async_trait;
+pub use datafusion;
 
 pub mod guide;
 
@@ -95,6 +103,8 @@ mod state;
 
 pub mod watermark;
 
+pub mod window;
+
 pub mod sink;
 
 pub mod checkpoint;
@@ -115,11 +125,19 @@ pub mod executor;
 
 pub mod config;
 
+pub mod interval;
+
 pub mod error;
 
 pub mod id;
 
 pub mod identity;
+
+/// What the connectors of this repository share with the engine, and nobody else needs: it may change in any release.
+pub mod internal {
+    pub use crate::checkpoint::format::{check_version, with_version};
+    pub use crate::checkpoint::store::{create_folders, local_path, sync_folder};
+}
 
 pub mod clock;
 

@@ -2,9 +2,11 @@
 
 use std::fmt;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// A place in a source: JSON of the source's own making, kept in one canonical spelling (keys sorted, numbers as numbers; no
 /// spaces), so that two offsets are the same place exactly if they are equal.
@@ -30,6 +32,48 @@ impl Offset {
     /// From any JSON value.
     pub fn new(value: impl Into<Value>) -> Self {
         Offset { json: sorted(value.into()).to_string(), proof: None }
+    }
+
+    /// From anything that can be JSON.
+    ///
+    /// ```
+    /// use serde::{Deserialize, Serialize};
+    /// use tidewater::source::Offset;
+    ///
+    /// #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    /// struct Place {
+    ///     file: String,
+    ///     line: u64,
+    /// }
+    ///
+    /// let place = Place { file: "a.txt".to_owned(), line: 7 };
+    /// let offset = Offset::try_new(&place)?;
+    /// assert_eq!(offset.to::<Place>("lines of text")?, place);
+    /// assert!(Offset::new(7).to::<Place>("lines of text").is_err());
+    /// # Ok::<(), tidewater::error::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If it cannot: a map whose keys are no texts, say.
+    pub fn try_new(place: &impl Serialize) -> Result<Self> {
+        let failed = |e| Error::internal(format!("an offset of a source cannot be JSON: {e}")).with_source(e);
+        serde_json::to_value(place).map(Offset::new).map_err(failed)
+    }
+
+    /// The place, read strictly. `source` is the source's [description](super::Source::description), for the error.
+    ///
+    /// # Errors
+    ///
+    /// If it is none of this type: another source wrote it. The kind is
+    /// [`IncompatibleCheckpoint`](ErrorKind::IncompatibleCheckpoint).
+    pub fn to<T: DeserializeOwned>(&self, source: &str) -> Result<T> {
+        serde_json::from_str(&self.json).map_err(|e| {
+            let message = format!("`{self}` is not an offset of the source `{source}`: {e}");
+            Error::new(ErrorKind::IncompatibleCheckpoint, message)
+                .with_hint("the checkpoint belongs to another query: give this one its own")
+                .with_source(e)
+        })
     }
 
     /// Adds what proves, beside the offset, that a later run has the same thing before it: JSON of the source's own making.
@@ -99,6 +143,7 @@ fn sorted(value: Value) -> Value {
 
 /// What a batch reads of one source: all after `start`, up to and including `end`.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OffsetRange {
     /// The end of the batch before; `None` in the first batch that reads the source.
     pub start: Option<Offset>,
@@ -107,6 +152,11 @@ pub struct OffsetRange {
 }
 
 impl OffsetRange {
+    /// All after `start`, or from the beginning, up to and including `end`.
+    pub fn new(start: Option<Offset>, end: Offset) -> Self {
+        OffsetRange { start, end }
+    }
+
     /// True if there is nothing between start and end.
     pub fn is_empty(&self) -> bool {
         self.start.as_ref() == Some(&self.end)

@@ -4,6 +4,7 @@ use std::fmt;
 
 /// How the rows that a batch hands to the sink relate to those of the batches before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum OutputMode {
     /// Rows are final: none is ever changed or withdrawn.
     #[default]

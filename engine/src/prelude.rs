@@ -3,8 +3,8 @@
 pub use crate::clock::{Clock, ManualClock};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::id::BatchId;
+pub use crate::interval::Interval;
 pub use crate::progress::{QueryEvent, QueryListener, QueryProgress};
-pub use crate::query::window::{session_window, window, window_time};
 pub use crate::query::{
     OutputMode, QueryManager, StreamWriter, StreamingDataFrameExt, StreamingQuery, StreamingSessionExt,
 };
@@ -12,3 +12,4 @@ pub use crate::sink::{DiscardSink, ForeachBatchSink, Guarantee, MemorySink};
 pub use crate::source::MemorySource;
 pub use crate::trigger::Trigger;
 pub use crate::watermark::WatermarkPolicy;
+pub use crate::window::{TimeWindow, session_window, window, window_time};

@@ -31,7 +31,7 @@ use datafusion::prelude::*;
 use futures::future::{join_all, try_join_all};
 use tidewater::prelude::*;
 use tidewater_connectors::console::ConsoleSink;
-use tidewater_connectors::file::{FileSink, FileSource, committed_files};
+use tidewater_connectors::file::{CsvOptions, FileSink, FileSource, committed_files};
 
 use self::pipeline::{airlines_schema, flights_schema, pipeline};
 use self::show::{AboveBar, Show};
@@ -87,7 +87,7 @@ async fn main() -> ExitCode {
 
 impl Args {
     fn source(&self) -> FileSource {
-        let source = FileSource::csv(&self.input).with_schema(flights_schema()).header(true);
+        let source = FileSource::new(&self.input, CsvOptions::new().header(true)).with_schema(flights_schema());
         source.max_files_per_trigger(self.files_per_batch)
     }
 
@@ -103,7 +103,7 @@ impl Args {
     /// What all three queries have in common.
     fn common(&self, writer: StreamWriter, name: &str, checkpoint: String) -> Result<StreamWriter> {
         let trigger = match &self.trigger {
-            Some(interval) => Trigger::processing_time(interval)?,
+            Some(interval) => Trigger::processing_time(interval),
             None => Trigger::AvailableNow,
         };
         let writer = writer.name(name).trigger(trigger).checkpoint(checkpoint);
@@ -119,17 +119,17 @@ async fn stream(args: &Args, started: Instant) -> Result<()> {
     let ctx = SessionContext::new();
     let show = Arc::new(Show::new(started, &args.input, args.files_per_batch));
 
-    let delays = pipeline(ctx.read_stream(args.source()).await?, airlines(&ctx).await?)?;
+    let delays = pipeline(ctx.read_stream(args.source())?, airlines(&ctx).await?)?;
     let delay_columns = columns(&delays);
     let writer = delays.write_stream(FileSink::parquet(&args.output).partition_by(["origin"])).listener(show.clone());
     let flights = args.common(writer, "flights", args.checkpoint.clone())?.start().await?;
 
-    let hours = hourly(ctx.read_stream(args.source()).await?)?;
+    let hours = hourly(ctx.read_stream(args.source())?)?;
     let hour_columns = columns(&hours);
     let writer = hours.write_stream(FileSink::parquet(args.hourly_output())).output_mode(OutputMode::Append);
     let hours = args.common(writer, "hourly", Args::beside(&args.checkpoint, "hourly"))?.start().await?;
 
-    let routes = worst_routes(ctx.read_stream(args.source()).await?)?;
+    let routes = worst_routes(ctx.read_stream(args.source())?)?;
     let writer = routes.write_stream(ConsoleSink::to(AboveBar::new(&show))).output_mode(OutputMode::Update);
     let routes = args.common(writer, "routes", Args::beside(&args.checkpoint, "routes"))?.start().await?;
 
@@ -192,8 +192,7 @@ async fn read_back(output: &str, columns: SchemaRef) -> Result<DataFrame> {
     let ctx = SessionContext::new();
     let rows = MemorySink::new();
     let query = ctx
-        .read_stream(FileSource::parquet(output).with_schema(columns))
-        .await?
+        .read_stream(FileSource::parquet(output).with_schema(columns))?
         .write_stream(rows.clone())
         .trigger(Trigger::AvailableNow)
         .start()

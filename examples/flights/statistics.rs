@@ -24,7 +24,7 @@ pub(crate) fn hourly(flights: DataFrame) -> Result<DataFrame> {
     let left = flights.filter(col("dep_delay").is_not_null())?.with_watermark("time_hour", DELAY)?;
     let late = when(col("dep_delay").gt_eq(lit(LATE_MINUTES)), lit(1.0)).otherwise(lit(0.0))?;
     let hours = left.aggregate(
-        vec![window(col("time_hour"), "1 hour", None, None)?.alias("hour"), col("carrier")],
+        vec![window(col("time_hour"), "1 hour").alias("hour"), col("carrier")],
         vec![
             count(lit(1)).alias("flights"),
             avg(col("dep_delay")).alias("mean_delay"),

@@ -109,15 +109,15 @@ async fn run(args: &Args) -> Result<()> {
     let mut queries = vec![];
 
     if args.orders_per_second > 0 && !args.once {
-        let rate = ctx.read_stream(RateSource::new(args.orders_per_second)).await?;
+        let rate = ctx.read_stream(RateSource::new(args.orders_per_second))?;
         queries.push(args.start(made_up(rate)?.write_stream(args.sink("orders")), "orders").await?);
     }
 
     // Its bad orders are emitted by `revenue` already; here they become null, and the filter drops them.
-    let orders = ctx.read_stream(args.orders(BadRecordPolicy::Null)).await?;
+    let orders = ctx.read_stream(args.orders(BadRecordPolicy::Null))?;
     queries.push(args.start(large(orders)?.write_stream(args.sink("large")), "large").await?);
 
-    let orders = ctx.read_stream(args.orders(BadRecordPolicy::DeadLetter)).await?;
+    let orders = ctx.read_stream(args.orders(BadRecordPolicy::DeadLetter))?;
     let writer = revenue(orders)?.write_stream(args.sink("revenue")).dead_letters(args.sink("dead-letters"));
     let spent = args.start(writer, "revenue").await?;
     if args.once {
@@ -127,7 +127,7 @@ async fn run(args: &Args) -> Result<()> {
     }
     queries.push(spent);
 
-    let records = ctx.read_stream(args.source("revenue").value_format(Format::json(revenue_fields()))).await?;
+    let records = ctx.read_stream(args.source("revenue").value_format(Format::json(revenue_fields())))?;
     let archive = fields_of_value(records, &revenue_fields())?;
     let sink = FileSink::parquet(format!("{}/revenue", args.dir));
     queries.push(args.start(archive.write_stream(sink), "archive").await?);

@@ -87,7 +87,7 @@ pub(crate) fn large(records: DataFrame) -> Result<DataFrame> {
 pub(crate) fn revenue(records: DataFrame) -> Result<DataFrame> {
     let orders = fields_of_value(records, &order_fields())?.with_watermark("ordered_at", DELAY)?;
     let spent = orders.aggregate(
-        vec![window(col("ordered_at"), WINDOW, None, None)?.alias("window"), col("customer")],
+        vec![window(col("ordered_at"), WINDOW).alias("window"), col("customer")],
         vec![count(lit(1)).alias("orders"), sum(col("amount")).alias("revenue")],
     )?;
     let spent = spent.select(vec![

@@ -57,7 +57,7 @@ async fn answers(sql: &str, batches: &[RecordBatch]) -> Result<Vec<Vec<String>>>
         source.add(table::deal(batch, 2)?)?;
         let ctx = SessionContext::new();
         register(&ctx);
-        ctx.register_stream("t", source.clone()).await?;
+        ctx.register_stream("t", source.clone())?;
         let query = ctx.streaming_sql(sql).await?.write_stream(sink.clone()).output_mode(OutputMode::Complete);
         let query = query.checkpoint_store(Arc::clone(&store)).partitions(2).trigger(Trigger::AvailableNow);
         finish(query).await?;
@@ -267,7 +267,7 @@ async fn the_last_row_of_each_key_is_all_that_is_kept() {
     (0..6).for_each(|number| source.add(table::deal(&batch(number), 2).unwrap()).unwrap());
     let runtime = RuntimeEnvBuilder::new().with_memory_limit(LIMIT, 1.0).build_arc().unwrap();
     let ctx = SessionContext::new_with_config_rt(SessionConfig::new(), runtime);
-    ctx.register_stream("t", source).await.unwrap();
+    ctx.register_stream("t", source).unwrap();
     let sink = MemorySink::new();
     let sql = "SELECT k, max(named_struct('ts', ts, 'text', text))['text'] AS last, \
                min(make_array(text))[1] AS least FROM t GROUP BY k";
@@ -327,7 +327,7 @@ async fn what_older_releases_kept_is_continued_or_refused_truthfully() {
             source.add(table::deal(rows, 2).unwrap()).unwrap();
             let ctx = SessionContext::new();
             register(&ctx);
-            ctx.register_stream("t", source.clone()).await?;
+            ctx.register_stream("t", source.clone())?;
             let query = ctx.streaming_sql(&sql).await?.write_stream(sink.clone()).output_mode(OutputMode::Complete);
             let store = local_checkpoint(checkpoint.path());
             finish(query.checkpoint_store(store).partitions(2).trigger(Trigger::AvailableNow)).await.map(|_| ())

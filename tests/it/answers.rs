@@ -77,7 +77,7 @@ impl Streams {
     ) -> Result<StreamWriter> {
         let ctx = self.tables().await;
         for (name, source) in NAMES.into_iter().zip(sources) {
-            let stream = ctx.read_stream(source.clone()).await?;
+            let stream = ctx.read_stream(source.clone())?;
             let stream = if self.watermark { stream.with_watermark("ts", "0 seconds")? } else { stream };
             ctx.register_table(name, stream.into_view())?;
         }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tidewater::checkpoint::{MetadataStore, memory_store};
 use tidewater::prelude::*;
 use tidewater::testing::{FullDisk, assert_same_rows, table};
-use tidewater_connectors::file::{FileSink, FileSource, ParseMode};
+use tidewater_connectors::file::{FileSink, FileSource};
 use tidewater_workspace::events::{event_schema, events};
 use tidewater_workspace::files::{Format, committed_rows, put_file, put_rows};
 
@@ -32,7 +32,7 @@ impl Place {
 
     /// Runs files → filter, projection → Parquet files until nothing is left.
     async fn run(&self, source: FileSource) -> Result<StreamingQuery> {
-        let stream = doubled(SessionContext::new().read_stream(source).await?)?;
+        let stream = doubled(SessionContext::new().read_stream(source)?)?;
         finish(to_the_end(stream, FileSink::parquet(text(&self.path("out"))), &self.path("checkpoint"))).await
     }
 
@@ -73,7 +73,7 @@ async fn malformed(name: &str, good: &str, spoil: (&str, &str), source: fn(&Path
     // On request the bad line is left out, and counted.
     let other = Place::new();
     put_file(&other.path("in"), &format!("2-{name}"), bad.as_bytes()).unwrap();
-    let query = other.run(source(&other.path("in")).parse_mode(ParseMode::DropMalformed)).await.unwrap();
+    let query = other.run(source(&other.path("in")).option("mode", "DROPMALFORMED")).await.unwrap();
     let progress = query.last_progress().unwrap();
     assert_eq!(progress.sources[0].metrics.get("malformedRowsDropped").map(String::as_str), Some("1"), "{progress:?}");
     assert_eq!(progress.sink.num_output_rows, 2);
@@ -97,10 +97,9 @@ async fn a_malformed_line_can_be_kept() {
     let place = Place::new();
     put_file(&place.path("in"), "x.csv", b"1,one\nx,two\n3,three\n").unwrap();
     let schema = table::schema(&[("n", "long"), ("name", "string"), ("_corrupt_record", "string")]).unwrap();
-    let source =
-        FileSource::csv(text(&place.path("in"))).with_schema(schema.clone()).option("mode", "PERMISSIVE").unwrap();
+    let source = FileSource::csv(text(&place.path("in"))).with_schema(schema.clone()).option("mode", "PERMISSIVE");
     let sink = MemorySink::new();
-    let stream = SessionContext::new().read_stream(source).await.unwrap();
+    let stream = SessionContext::new().read_stream(source).unwrap();
     let query = finish(to_the_end(stream, sink.clone(), &place.path("checkpoint"))).await.unwrap();
     let kept = json!([[1, "one", null], [null, null, "x,two"], [3, "three", null]]);
     assert_same_rows(&[table::rows(&schema, &kept).unwrap()], &sink.batches());
@@ -113,7 +112,7 @@ async fn a_vanished_file() {
     let place = Place::new();
     let rows = events(1, 5).unwrap();
     let file = put_rows(&place.path("in"), "1.json", Format::Json, &rows).unwrap();
-    let stream = doubled(SessionContext::new().read_stream(json_events(&place.path("in"))).await.unwrap()).unwrap();
+    let stream = doubled(SessionContext::new().read_stream(json_events(&place.path("in"))).unwrap()).unwrap();
     // The sink fails, so the batch is logged and will be repeated.
     let failing = ForeachBatchSink::new(|_, _| async { Err("not now".into()) });
     let failed = finish(to_the_end(stream, failing, &place.path("checkpoint"))).await.unwrap_err();
@@ -121,7 +120,7 @@ async fn a_vanished_file() {
 
     // The checkpoint knows its sink: that it is another one from now on is said.
     let run = async || {
-        let stream = doubled(SessionContext::new().read_stream(json_events(&place.path("in"))).await?)?;
+        let stream = doubled(SessionContext::new().read_stream(json_events(&place.path("in")))?)?;
         let writer = to_the_end(stream, FileSink::parquet(text(&place.path("out"))), &place.path("checkpoint"));
         let out = format!("parquet files at file://{}", text(&place.path("out")));
         finish(writer.moved("foreach batch", out)).await
@@ -192,7 +191,7 @@ async fn a_full_disk() {
         let (source, sink, disk) = (memory_events(), MemorySink::new(), memory_store());
         rows.iter().for_each(|rows| add(&source, rows));
         let run = async |store: Arc<dyn MetadataStore>| {
-            let stream = doubled(SessionContext::new().read_stream(source.clone()).await?)?;
+            let stream = doubled(SessionContext::new().read_stream(source.clone())?)?;
             let writer = stream.write_stream(sink.clone()).checkpoint_store(store).partitions(PARTITIONS);
             finish(writer.trigger(Trigger::AvailableNow)).await
         };
@@ -207,17 +206,19 @@ async fn a_full_disk() {
     }
 }
 
-/// What is wrong with an option is said when the query is made or started, before anything is read.
+/// What is wrong with an option is said when the query starts, before anything is read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn options_that_are_wrong() {
     let place = Place::new();
     put_rows(&place.path("in"), "1.json", Format::Json, &events(1, 5).unwrap()).unwrap();
 
-    let near = json_events(&place.path("in")).option("maxFilePerTrigger", "5").unwrap_err();
+    let source = json_events(&place.path("in")).option("maxFilePerTrigger", "5");
+    let stream = SessionContext::new().read_stream(source).unwrap();
+    let near = finish(to_the_end(stream, DiscardSink::new(), &place.path("checkpoint"))).await.unwrap_err();
     assert_eq!(near.kind(), ErrorKind::InvalidQuery, "{near}");
     assert!(near.to_string().contains("`maxFilesPerTrigger`"), "{near}");
 
-    let stream = SessionContext::new().read_stream(json_events(&place.path("in"))).await.unwrap();
+    let stream = SessionContext::new().read_stream(json_events(&place.path("in"))).unwrap();
     let sink = FileSink::parquet(text(&place.path("out"))).option("compresion", "zstd");
     let near = finish(to_the_end(stream.clone(), sink, &place.path("checkpoint"))).await.unwrap_err();
     assert_eq!(near.kind(), ErrorKind::InvalidQuery, "{near}");
@@ -242,7 +243,7 @@ async fn options_that_are_wrong() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_output_mode_that_a_sink_cannot_take() {
     let place = Place::new();
-    let stream = SessionContext::new().read_stream(memory_events()).await.unwrap();
+    let stream = SessionContext::new().read_stream(memory_events()).unwrap();
     let sink = FileSink::parquet(text(&place.path("out")));
     let writer = to_the_end(stream, sink, &place.path("checkpoint")).output_mode(OutputMode::Update);
     let refused = writer.start().await.unwrap_err();
@@ -274,7 +275,7 @@ async fn a_checkpoint_that_is_not_healthy() {
         let source = memory_events();
         (0..3).for_each(|i| add(&source, &events(i, 5).unwrap()));
         let run = async || {
-            let stream = SessionContext::new().read_stream(source.clone()).await.unwrap();
+            let stream = SessionContext::new().read_stream(source.clone()).unwrap();
             finish(to_the_end(stream, DiscardSink::new(), &place.path("checkpoint"))).await
         };
         run().await.unwrap();

@@ -37,7 +37,7 @@ async fn run_with_tables(
         ctx.register_csv("letters", text(&tables.join("letters.csv")), CsvReadOptions::new()).await?;
     }
     // Structs whose fields can be asked for by name.
-    let stream = ctx.read_stream(source.clone()).await?;
+    let stream = ctx.read_stream(source.clone())?;
     ctx.register_table("plain", stream.into_view())?;
     for (table, first) in [("s1", 1), ("s2", 5)] {
         let rows = format!("CREATE TABLE {table} AS VALUES ('a', {first}), ('A', {}), ('b', 3)", first + 1);
@@ -267,7 +267,7 @@ async fn run_timed(folder: &Path, source: &MemorySource, sql: &str, mode: Output
     let mut config = SessionConfig::new();
     config.options_mut().execution.time_zone = Some(zone.to_owned());
     let ctx = SessionContext::new_with_config(config);
-    let stream = ctx.read_stream(source.clone()).await?.with_watermark("ts", "5 minutes")?;
+    let stream = ctx.read_stream(source.clone())?.with_watermark("ts", "5 minutes")?;
     ctx.register_table("t", stream.into_view())?;
     let query = ctx.streaming_sql(sql).await?;
     finish(to_the_end(query, MemorySink::new(), folder).output_mode(mode)).await.map(|_| ())
@@ -309,7 +309,7 @@ async fn windows_and_what_the_session_decides_belong_to_the_meaning() {
 async fn one_frame_is_started_twice() {
     let dir = tempfile::tempdir().unwrap();
     let (ctx, source) = (SessionContext::new(), MemorySource::new(rows().schema()));
-    ctx.register_table("t", ctx.read_stream(source.clone()).await.unwrap().into_view()).unwrap();
+    ctx.register_table("t", ctx.read_stream(source.clone()).unwrap().into_view()).unwrap();
     let sql = "SELECT k, sum(v + id) AS s, avg(v + id) AS a, max(upper(j) || k) AS m, min(upper(j) || k) AS n FROM t GROUP BY k";
     let frame = ctx.sql(sql).await.unwrap();
     for turn in 1..=3 {
@@ -351,7 +351,7 @@ impl World {
         let ctx = SessionContext::new();
         let mut all: Option<DataFrame> = None;
         for folder in folders {
-            let stream = ctx.read_stream(json_events(&self.at(folder))).await.unwrap();
+            let stream = ctx.read_stream(json_events(&self.at(folder))).unwrap();
             all = Some(match all {
                 Some(all) => all.union(stream).unwrap(),
                 None => stream,
@@ -389,8 +389,8 @@ async fn a_checkpoint_knows_its_sources_and_sinks() {
 
     let ctx = SessionContext::new();
     let csv = FileSource::csv(text(&world.at("a"))).with_schema(event_schema().unwrap());
-    let stream = ctx.read_stream(csv).await.unwrap();
-    let stream = stream.union(ctx.read_stream(json_events(&world.at("b"))).await.unwrap()).unwrap();
+    let stream = ctx.read_stream(csv).unwrap();
+    let stream = stream.union(ctx.read_stream(json_events(&world.at("b"))).unwrap()).unwrap();
     let stream = stream.select_columns(&["ts", "k", "v"]).unwrap();
     let sink = FileSink::parquet(text(&world.at("out")));
     let words = ["source 0 was json files at", "and is csv files at"];
@@ -460,8 +460,8 @@ async fn sources_in_memory_change_places() {
     let united = |first: usize, second: usize| {
         let (ctx, sources) = (ctx.clone(), sources.clone());
         async move {
-            let first = ctx.read_stream(sources[first].clone()).await.unwrap();
-            first.union(ctx.read_stream(sources[second].clone()).await.unwrap()).unwrap()
+            let first = ctx.read_stream(sources[first].clone()).unwrap();
+            first.union(ctx.read_stream(sources[second].clone()).unwrap()).unwrap()
         }
     };
     finish(to_the_end(united(0, 1).await, MemorySink::new(), dir.path())).await.unwrap();
@@ -494,7 +494,7 @@ async fn a_query_does_not_read_its_own_output() {
         let ctx = SessionContext::new();
         let files =
             FileSource::json(source.clone()).with_schema(event_schema().unwrap()).recursive_file_lookup(recursive);
-        let stream = ctx.read_stream(files).await.unwrap().select_columns(&["k", "v"]).unwrap();
+        let stream = ctx.read_stream(files).unwrap().select_columns(&["k", "v"]).unwrap();
         let mut to = FileSink::json(sink.clone());
         if partitioned {
             to = to.partition_by(["k"]);
@@ -518,7 +518,7 @@ async fn a_query_does_not_read_its_own_output() {
     // Nor its checkpoint.
     let ctx = SessionContext::new();
     let files = FileSource::json(path("b")).with_schema(event_schema().unwrap()).recursive_file_lookup(true);
-    let stream = ctx.read_stream(files).await.unwrap();
+    let stream = ctx.read_stream(files).unwrap();
     let error = to_the_end(stream, MemorySink::new(), &world.at("b/checkpoint")).start().await.map(|_| ()).unwrap_err();
     assert!(error.message().contains("checkpoint files"), "{error}");
 }

@@ -31,7 +31,7 @@ impl Place {
     }
 
     async fn start(&self, durable: bool) -> StreamingQuery {
-        let stream = SessionContext::new().read_stream(json_events(&self.path("in"))).await.unwrap();
+        let stream = SessionContext::new().read_stream(json_events(&self.path("in"))).unwrap();
         let sink = FileSink::parquet(text(&self.path("out")));
         let writer = to_the_end(doubled(stream).unwrap(), sink, &self.path("checkpoint"));
         writer.durable(durable).trigger(Trigger::Immediate).start().await.unwrap()

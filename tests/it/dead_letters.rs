@@ -48,14 +48,8 @@ fn letters_of(rows: &RecordBatch, partition: usize) -> RecordBatch {
     let mut letters = DeadLetters::new("picky");
     let headers = [("trace".to_owned(), Some(b"7".to_vec()))];
     for (n, value) in rows.column(0).as_primitive::<Int64Type>().iter().zip(rows.column(1).as_string::<i32>()) {
-        letters.push(DeadLetter {
-            error: "`oops` is no value",
-            partition: i32::try_from(partition).ok(),
-            offset: n,
-            value: value.map(str::as_bytes),
-            headers: &headers,
-            ..DeadLetter::default()
-        });
+        let letter = DeadLetter::new("`oops` is no value").partition(i32::try_from(partition).ok());
+        letters.push(letter.offset(n).value(value.map(str::as_bytes)).headers(&headers));
     }
     letters.finish().unwrap()
 }
@@ -106,7 +100,7 @@ impl MicroBatchStream for PickyReader {
     async fn bind(&mut self, range: &OffsetRange, scan: &ScanRequest) -> Result<Arc<dyn ExecutionPlan>> {
         let tells = self.told.as_ref() != Some(range);
         self.told = Some(range.clone());
-        let whole = ScanRequest { projection: vec![0, 1], schema: schema(), filters: vec![] };
+        let whole = ScanRequest::new(vec![0, 1], schema());
         let rows = self.inner.bind(range, &whole).await?;
         let parts = (0..rows.output_partitioning().partition_count()).map(|partition| {
             let part = Part { rows: Arc::clone(&rows), partition, schema: schema(), tells };
@@ -198,15 +192,14 @@ impl World {
     }
 
     async fn stream(&self, ctx: &SessionContext) -> DataFrame {
-        ctx.read_stream(self.source.clone()).await.unwrap()
+        ctx.read_stream(self.source.clone()).unwrap()
     }
 
     /// Passes on what can be read, every boundary watched.
     async fn run(&self, falls: &FaultInjector) -> Result<StreamingQuery> {
         let source = FaultySource::new(self.source.clone(), falls);
         let writer = SessionContext::new()
-            .read_stream(source)
-            .await?
+            .read_stream(source)?
             .write_stream(FaultySink::new(self.sink.clone(), falls))
             .dead_letters(FaultySink::new(self.letters.clone(), falls))
             .checkpoint_store(Arc::new(FaultyStore::new(Arc::clone(&self.checkpoint), falls)))
@@ -289,7 +282,7 @@ async fn every_fall_leaves_both_sinks_whole() {
 async fn a_query_without_a_sink_for_them_is_refused() {
     let world = World::new();
     let source = FaultySource::new(world.source.clone(), &FaultInjector::disarmed());
-    let stream = SessionContext::new().read_stream(source).await.unwrap();
+    let stream = SessionContext::new().read_stream(source).unwrap();
     let writer = stream.write_stream(world.sink.clone()).checkpoint_store(Arc::clone(&world.checkpoint));
     let refused = writer.start().await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidQuery, "{refused}");
@@ -304,7 +297,7 @@ async fn a_query_without_a_sink_for_them_is_refused() {
 async fn dead_letters_that_were_not_announced_fail_the_batch() {
     let world = World::new();
     let source = Picky { announces: false, ..world.source.clone() };
-    let stream = SessionContext::new().read_stream(source).await.unwrap();
+    let stream = SessionContext::new().read_stream(source).unwrap();
     let failed = to_the_end(stream.write_stream(world.sink.clone())).await.unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::Internal, "{failed}");
     assert!(failed.to_string().contains("emits_dead_letters"), "{failed}");
@@ -315,7 +308,7 @@ async fn dead_letters_that_were_not_announced_fail_the_batch() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sink_for_them_may_stay_empty() {
     let world = World::new();
-    let stream = SessionContext::new().read_stream(world.source.inner.clone()).await.unwrap();
+    let stream = SessionContext::new().read_stream(world.source.inner.clone()).unwrap();
     let query = to_the_end(stream.clone().write_stream(MemorySink::new())).await.unwrap();
     assert!(dead_letter_rows(&query).iter().all(Option::is_none));
 

@@ -13,7 +13,7 @@ use tidewater::sink::{
     BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, StreamingWrite, WriterContext, WriterFactory,
 };
 use tidewater::testing::{assert_same_rows, table};
-use tidewater_connectors::file::{FileSink, FileSource, ParseMode};
+use tidewater_connectors::file::{CsvOptions, FileSink, FileSource, ParseMode};
 use tidewater_workspace::files::{Format, committed_rows, put_file};
 
 use crate::job::{finish, session, text, to_the_end};
@@ -72,9 +72,10 @@ async fn what_tasks_do_needs_no_driver() {
         put_file(&input, name, lines.as_bytes()).unwrap();
     }
     let schema = table::schema(&[("n", "long"), ("s", "string")]).unwrap();
-    let source = FileSource::csv(text(&input)).with_schema(schema.clone()).parse_mode(ParseMode::DropMalformed);
+    let source = FileSource::new(text(&input), CsvOptions::new().parse_mode(ParseMode::DropMalformed))
+        .with_schema(schema.clone());
     let ctx = session();
-    let rows = ctx.read_stream(source).await.unwrap();
+    let rows = ctx.read_stream(source).unwrap();
     let twice = rows.clone().filter(col("n").gt(lit(1))).unwrap().union(rows).unwrap();
     let sink = Apart(FileSink::json(text(&output)));
     let query = finish(to_the_end(twice, sink, &dir.path().join("checkpoint"))).await.unwrap();

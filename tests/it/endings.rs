@@ -50,7 +50,7 @@ async fn counted(source: &MemorySource, slow: &ScalarUDF) -> DataFrame {
     let table = MemTable::try_new(batches[0].schema(), vec![batches]).unwrap();
     ctx.register_table("d", Arc::new(table)).unwrap();
     ctx.register_udf(slow.clone());
-    ctx.register_stream("s", source.clone()).await.unwrap();
+    ctx.register_stream("s", source.clone()).unwrap();
     ctx.sql("SELECT s.x, g.n FROM s JOIN (SELECT slow(x) AS x, count(*) AS n FROM d GROUP BY slow(x)) g ON s.x = g.x")
         .await
         .unwrap()
@@ -98,10 +98,10 @@ fn a_batch_whose_tasks_were_dropped_is_not_committed() {
 /// Neither a panic nor a request to report it: the runtime was dropped under an idle query.
 #[test]
 fn an_idle_query_whose_runtime_goes_says_so() {
-    for trigger in [Trigger::Immediate, Trigger::processing_time("1 hour").unwrap()] {
+    for trigger in [Trigger::Immediate, Trigger::processing_time("1 hour")] {
         let first = runtime();
         let query = first.block_on(async {
-            let stream = SessionContext::new().read_stream(memory_events()).await.unwrap();
+            let stream = SessionContext::new().read_stream(memory_events()).unwrap();
             let query = stream.write_stream(MemorySink::new()).trigger(trigger).start().await.unwrap();
             while !query.status().message.contains("waiting for data") {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -154,7 +154,7 @@ async fn a_listener_may_stop_its_query_and_wait() {
             }
             counted.fetch_add(1, Ordering::SeqCst);
         });
-        let stream = ctx.read_stream(source).await.unwrap();
+        let stream = ctx.read_stream(source).unwrap();
         let query = stream.write_stream(DiscardSink::new()).listener(stops).start().await.unwrap();
         assert!(query.await_termination_for(SOON).await.unwrap());
         for _ in 0..500 {
@@ -175,7 +175,7 @@ async fn a_query_may_be_started_again_when_its_end_is_told() {
     let again = Arc::new(Mutex::new(None));
     let restart = {
         let (stream, path, again) =
-            (ctx.read_stream(source.clone()).await.unwrap(), dir.path().to_owned(), Arc::clone(&again));
+            (ctx.read_stream(source.clone()).unwrap(), dir.path().to_owned(), Arc::clone(&again));
         listener(move |event| {
             if matches!(event, QueryEvent::Terminated { .. }) {
                 let writer = to_the_end(stream.clone(), DiscardSink::new(), &path).name("one");
@@ -183,7 +183,7 @@ async fn a_query_may_be_started_again_when_its_end_is_told() {
             }
         })
     };
-    let stream = ctx.read_stream(source).await.unwrap();
+    let stream = ctx.read_stream(source).unwrap();
     finish(to_the_end(stream, DiscardSink::new(), dir.path()).name("one").listener(restart)).await.unwrap();
     let again = again.lock().unwrap().take().expect("the end was reported").expect("the checkpoint is free");
     assert!(again.await_termination_for(SOON).await.unwrap());
@@ -195,7 +195,7 @@ async fn a_listener_that_panics_silences_nobody() {
     add(&source, &events(1, 5).unwrap());
     let (heard, calls) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (hears, called) = (Arc::clone(&heard), Arc::clone(&calls));
-    let stream = SessionContext::new().read_stream(source).await.unwrap();
+    let stream = SessionContext::new().read_stream(source).unwrap();
     let writer = to_the_end(stream, DiscardSink::new(), dir.path())
         .listener(listener(move |_| {
             called.fetch_add(1, Ordering::SeqCst);
@@ -266,7 +266,7 @@ async fn panics_of_sinks_are_theirs() {
     for panics in [Panics::Begin, Panics::Commit, Panics::Drop] {
         let (dir, source) = (tempfile::tempdir().unwrap(), memory_events());
         add(&source, &events(1, 5).unwrap());
-        let stream = SessionContext::new().read_stream(source).await.unwrap();
+        let stream = SessionContext::new().read_stream(source).unwrap();
         let query = to_the_end(stream, panics, dir.path()).start().await.unwrap();
         let error = tokio::time::timeout(SOON, query.await_termination()).await.expect("it ends").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UserCode, "{panics:?}: {error}");
@@ -287,7 +287,7 @@ async fn a_panic_in_foreach_batch_is_user_code() {
         Ok(())
     });
     for sink in [at_once, later] {
-        let stream = SessionContext::new().read_stream(source.clone()).await.unwrap();
+        let stream = SessionContext::new().read_stream(source.clone()).unwrap();
         let error = finish(to_the_end(stream, sink, dir.path())).await.unwrap_err();
         assert_eq!((error.kind(), error.batch()), (ErrorKind::UserCode, Some(BatchId(0))), "{error}");
         assert!(error.to_string().contains("nine lives") && error.to_string().contains("foreach_batch"), "{error}");
@@ -322,7 +322,7 @@ async fn foreach_batch_may_stop_its_own_query() {
                 Ok(())
             }
         });
-        let query = ctx.read_stream(source).await.unwrap().write_stream(sink).start().await.unwrap();
+        let query = ctx.read_stream(source).unwrap().write_stream(sink).start().await.unwrap();
         assert!(query.await_termination_for(SOON).await.unwrap(), "{:?}", query.status());
         assert_eq!(calls.load(Ordering::SeqCst), 1, "no batch begins after a stop");
     }
@@ -333,23 +333,27 @@ async fn an_interval_of_zero_is_as_fast_as_possible() {
     let source = memory_events();
     add(&source, &events(1, 5).unwrap());
     let sink = MemorySink::new();
-    let writer = async |interval_ms| {
-        let stream = SessionContext::new().read_stream(source.clone()).await.unwrap();
-        stream.write_stream(sink.clone()).trigger(Trigger::ProcessingTime { interval_ms })
+    let writer = |interval: &str| {
+        let stream = SessionContext::new().read_stream(source.clone()).unwrap();
+        stream.write_stream(sink.clone()).trigger(Trigger::processing_time(interval))
     };
-    let query = writer(0).await.start().await.unwrap();
+    let query = writer("0 seconds").start().await.unwrap();
     query.process_all_available().await.unwrap();
     query.stop().await.unwrap();
     assert_eq!(sink.last_batch(), Some(BatchId(0)));
-    let refused = writer(-1).await.start().await.unwrap_err();
-    assert!(refused.kind() == ErrorKind::InvalidQuery && refused.to_string().contains("negative"), "{refused}");
+    for interval in ["-1 seconds", "soon", ""] {
+        let refused = writer(interval).start().await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidQuery, "{refused}");
+        assert!(refused.message().contains("the interval of the trigger"), "{refused}");
+        assert!(refused.message().contains(&format!("`{interval}`")), "{refused}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn await_any_termination_sees_queries_started_later() {
     let ctx = SessionContext::new();
     let start = async || {
-        let stream = ctx.read_stream(memory_events()).await.unwrap();
+        let stream = ctx.read_stream(memory_events()).unwrap();
         stream.write_stream(DiscardSink::new()).start().await.unwrap()
     };
     // Before there is any, and beside one that runs on.
@@ -377,7 +381,7 @@ async fn an_ended_query_keeps_no_rows() {
         let dir = tempfile::tempdir().unwrap();
         let source = MemorySource::new(rows.schema());
         source.add(vec![rows]).unwrap();
-        let stream = SessionContext::new().read_stream(source).await.unwrap();
+        let stream = SessionContext::new().read_stream(source).unwrap();
         finish(to_the_end(stream, DiscardSink::new(), dir.path())).await.unwrap()
     };
     assert!(query.explain().contains("Batch 0 read"), "{}", query.explain());
@@ -391,7 +395,7 @@ async fn state_that_outgrows_its_memory_is_out_of_memory() {
     let ctx = SessionContext::new_with_config_rt(SessionConfig::new(), small);
     let source = MemorySource::new(numbers(0, 1).schema()).adds_per_batch(1);
     (0..100).for_each(|n| source.add(vec![numbers(n * 2_000, n * 2_000 + 2_000)]).unwrap());
-    let stream = ctx.read_stream(source).await.unwrap().drop_duplicates(&[]).unwrap();
+    let stream = ctx.read_stream(source).unwrap().drop_duplicates(&[]).unwrap();
     let error = finish(to_the_end(stream, DiscardSink::new(), dir.path())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}");
     assert!(!error.to_string().contains("storage unavailable") && error.hint().is_some(), "{error}");
@@ -415,7 +419,7 @@ async fn what_a_function_says_is_told_from_bad_input() {
         let dir = tempfile::tempdir().unwrap();
         let source = MemorySource::new(numbers(0, 1).schema());
         source.add(vec![numbers(0, 10)]).unwrap();
-        let stream = SessionContext::new().read_stream(source).await.unwrap();
+        let stream = SessionContext::new().read_stream(source).unwrap();
         let stream = stream.select(vec![fails(word).call(vec![col("x")]).alias("y")]).unwrap();
         let error = finish(to_the_end(stream, DiscardSink::new(), dir.path())).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UserCode, "{word}: {error}");
@@ -428,7 +432,7 @@ async fn what_a_function_says_is_told_from_bad_input() {
     let source = MemorySource::new(numbers(0, 1).schema());
     source.add(vec![numbers(0, 10)]).unwrap();
     let ctx = SessionContext::new();
-    ctx.register_stream("s", source).await.unwrap();
+    ctx.register_stream("s", source).unwrap();
     let stream = ctx.sql("SELECT 10 / (x - 4) AS y FROM s").await.unwrap();
     let error = finish(to_the_end(stream, DiscardSink::new(), dir.path())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BadInput, "{error}");
@@ -456,7 +460,7 @@ async fn a_full_limit_neither_evaluates_nor_reads() {
         let source = MemorySource::new(numbers(0, 1).schema()).adds_per_batch(1);
         source.add(vec![numbers(0, 3)]).unwrap();
         source.add(vec![numbers(3, 6)]).unwrap();
-        ctx.register_stream("s", source.clone()).await.unwrap();
+        ctx.register_stream("s", source.clone()).unwrap();
         ctx.register_batch("d", numbers(1, 3)).unwrap();
         let sink = MemorySink::new();
         for _ in 0..2 {
@@ -483,7 +487,7 @@ async fn below_a_full_limit_state_and_watermark_go_on() {
         let (dir, source) = (tempfile::tempdir().unwrap(), memory_events());
         (1..=4).for_each(|seed| add(&source, &events(seed, 20).unwrap()));
         let ctx = SessionContext::new();
-        let stream = ctx.read_stream(source).await.unwrap().with_watermark("ts", "0 seconds").unwrap();
+        let stream = ctx.read_stream(source).unwrap().with_watermark("ts", "0 seconds").unwrap();
         let stream = match operator {
             "deduplicate" => stream.drop_duplicates(&["ts", "k"]).unwrap(),
             _ => stream.aggregate(vec![col("ts"), col("k")], vec![count(lit(1)).alias("n")]).unwrap(),
@@ -515,7 +519,7 @@ async fn names_with_dots_and_capitals_are_columns() {
     let source = MemorySource::new(rows.schema());
     source.add(vec![rows.clone()]).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let stream = ctx.read_stream(source).await.unwrap().with_watermark("event.Time", "1 second").unwrap();
+    let stream = ctx.read_stream(source).unwrap().with_watermark("event.Time", "1 second").unwrap();
     let sink = MemorySink::new();
     let stream = stream.drop_duplicates_within_watermark(&["Key"]).unwrap();
     let query = finish(to_the_end(stream, sink.clone(), dir.path())).await.unwrap();
@@ -534,7 +538,7 @@ async fn names_with_dots_and_capitals_are_columns() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_can_be_explained() {
     let ctx = SessionContext::new();
-    ctx.register_stream("s", memory_events()).await.unwrap();
+    ctx.register_stream("s", memory_events()).unwrap();
     let told = ctx.sql("EXPLAIN SELECT k FROM s WHERE v > 1").await.unwrap().collect().await.unwrap();
     let told = arrow::util::pretty::pretty_format_batches(&told).unwrap().to_string();
     assert!(told.contains("logical_plan") && told.contains("physical_plan"), "{told}");

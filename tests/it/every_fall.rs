@@ -15,7 +15,7 @@ use tidewater::source::Source;
 use tidewater::testing::oracle::row_lines;
 use tidewater::testing::{FaultInjector, FaultySink, FaultySource, FaultyStore, crash_at_every_call, table};
 use tidewater_connectors::console::ConsoleSink;
-use tidewater_connectors::file::{CleanSource, FileSink, FileSource};
+use tidewater_connectors::file::{CleanSource, CsvOptions, FileSink, FileSource};
 use tidewater_workspace::events::events;
 use tidewater_workspace::files::{Format, committed_rows, put_file, put_rows};
 
@@ -34,7 +34,7 @@ async fn drive(
     falls: &FaultInjector,
 ) -> Result<()> {
     let ctx = session();
-    let stream = ctx.read_stream(FaultySource::new(source, falls)).await?;
+    let stream = ctx.read_stream(FaultySource::new(source, falls))?;
     query(&ctx, stream)
         .await?
         .write_stream(FaultySink::new(sink, falls))
@@ -88,8 +88,9 @@ impl Flights {
     }
 
     async fn run(&self, falls: &FaultInjector) -> Result<()> {
-        let source =
-            FileSource::csv(text(&self.path("in"))).with_schema(flights_schema()).header(true).max_files_per_trigger(3);
+        let source = FileSource::new(text(&self.path("in")), CsvOptions::new().header(true))
+            .with_schema(flights_schema())
+            .max_files_per_trigger(3);
         let sink = FileSink::parquet(text(&self.path("out"))).partition_by(["origin"]);
         let job = async |ctx: &SessionContext, flights| pipeline(flights, Self::airlines(ctx).await?);
         drive(source, job, sink, local_checkpoint(&self.path("checkpoint")), falls).await

@@ -21,7 +21,7 @@ use crate::job::{DOUBLED, add, doubled, doubled_answer, finish, memory_events, t
 async fn driver(source: &MemorySource, dir: &TempDir) -> StreamingQuery {
     let ctx = SessionContext::new();
     let sink = FileSink::parquet(text(&dir.path().join("out")));
-    to_the_end(doubled(ctx.read_stream(source.clone()).await.unwrap()).unwrap(), sink, &dir.path().join("checkpoint"))
+    to_the_end(doubled(ctx.read_stream(source.clone()).unwrap()).unwrap(), sink, &dir.path().join("checkpoint"))
         .trigger(Trigger::Immediate)
         .clock(Arc::new(ManualClock::at(0)))
         .start()
@@ -84,7 +84,7 @@ async fn a_driver_that_slept_is_fenced() {
     add(&source, &events(1, 10).unwrap());
     add(&source, &events(2, 10).unwrap());
     let start = async |sink: ForeachBatchSink| {
-        let stream = SessionContext::new().read_stream(source.clone()).await.unwrap();
+        let stream = SessionContext::new().read_stream(source.clone()).unwrap();
         to_the_end(stream, sink, &dir.path().join("checkpoint")).start().await.unwrap()
     };
     let slept = start(hanging).await;
@@ -121,7 +121,7 @@ impl Sink for Late {
     }
 
     async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
-        let stream = doubled(SessionContext::new().read_stream(self.source.clone()).await?)?;
+        let stream = doubled(SessionContext::new().read_stream(self.source.clone())?)?;
         finish(to_the_end(stream, self.inner.clone(), &self.checkpoint)).await?;
         self.inner.open(context).await
     }
@@ -135,7 +135,7 @@ async fn a_driver_overtaken_while_it_starts_is_fenced() {
     rows.iter().for_each(|rows| add(&source, rows));
     let (out, checkpoint) = (dir.path().join("out"), dir.path().join("checkpoint"));
     let late = Late { inner: FileSink::parquet(text(&out)), source: source.clone(), checkpoint: checkpoint.clone() };
-    let stream = doubled(SessionContext::new().read_stream(source).await.unwrap()).unwrap();
+    let stream = doubled(SessionContext::new().read_stream(source).unwrap()).unwrap();
     let fenced = finish(to_the_end(stream, late, &checkpoint)).await.unwrap_err();
     assert_eq!(fenced.kind(), ErrorKind::Fenced, "{fenced}");
     assert_same_rows(&doubled_answer(&rows).await, &written(&out).await);
@@ -151,7 +151,7 @@ async fn drivers_at_full_speed_double_nothing() {
         rows.iter().for_each(|rows| add(&source, rows));
         let run = async || {
             let ctx = SessionContext::new();
-            let stream = doubled(ctx.read_stream(source.clone()).await?)?;
+            let stream = doubled(ctx.read_stream(source.clone())?)?;
             let sink = FileSink::parquet(text(&dir.path().join("out")));
             finish(to_the_end(stream, sink, &dir.path().join("checkpoint"))).await
         };
@@ -173,7 +173,7 @@ async fn one_session_does_not_share_a_checkpoint() {
     let (dir, source) = (tempfile::tempdir().unwrap(), memory_events());
     let ctx = SessionContext::new();
     let start = async |checkpoint: &str| {
-        let stream = ctx.read_stream(source.clone()).await.unwrap();
+        let stream = ctx.read_stream(source.clone()).unwrap();
         to_the_end(stream, DiscardSink::new(), &dir.path().join(checkpoint)).trigger(Trigger::Immediate).start().await
     };
     let one = start("checkpoint").await.unwrap();

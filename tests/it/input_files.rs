@@ -51,7 +51,7 @@ async fn a_row_knows_the_file_it_was_read_from() {
     let source = input(&folder);
     let (a, b) = (uri(&folder, "a"), uri(&folder, "b%231"));
     let ctx = SessionContext::new();
-    let stream = async || ctx.read_stream(source.clone()).await.unwrap();
+    let stream = async || ctx.read_stream(source.clone()).unwrap();
 
     // Selected, renamed, within an expression, twice.
     let named = stream().await.select(vec![col("v"), input_file_name().alias("f")]).unwrap();
@@ -74,7 +74,7 @@ async fn a_row_knows_the_file_it_was_read_from() {
     assert_eq!(answer(grouped, OutputMode::Complete).await.unwrap(), [format!("{a} 2"), format!("{b} 1")]);
     let union = stream().await.union(stream().await).unwrap().select(vec![col("v"), input_file_name()]).unwrap();
     assert_eq!(answer(union, OutputMode::Append).await.unwrap().len(), 6);
-    ctx.register_stream("t", source.clone()).await.unwrap();
+    ctx.register_stream("t", source.clone()).unwrap();
     let sql = "SELECT input_file_name() AS f, count(*) FROM (SELECT * FROM t WHERE v > 1) s GROUP BY input_file_name()";
     let rows = answer(ctx.streaming_sql(sql).await.unwrap(), OutputMode::Update).await.unwrap();
     assert_eq!(rows, [format!("{a} 1"), format!("{b} 1")]);
@@ -85,9 +85,9 @@ async fn what_cannot_be_told_of_a_row_is_refused_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let source = input(&dir.path().join("in"));
     let ctx = SessionContext::new();
-    let stream = ctx.read_stream(source).await.unwrap();
+    let stream = ctx.read_stream(source).unwrap();
     let memory = MemorySource::new(table::schema(&COLUMNS).unwrap());
-    let no_files = ctx.read_stream(memory).await.unwrap();
+    let no_files = ctx.read_stream(memory).unwrap();
     let grouped = stream.clone().aggregate(vec![col("k")], vec![count(lit(1)).alias("n")]).unwrap();
     for (stream, mode, why) in [
         (grouped.select(vec![input_file_name()]).unwrap(), OutputMode::Complete, "not known any more"),
@@ -126,7 +126,7 @@ async fn progress_tells_what_was_left_out() {
     let source = input(&folder);
     std::os::unix::fs::symlink("nowhere", folder.join("dangling")).unwrap();
     let sink = MemorySink::new();
-    let stream = SessionContext::new().read_stream(source).await.unwrap();
+    let stream = SessionContext::new().read_stream(source).unwrap();
     let query = finish(to_the_end(stream, sink.clone(), &dir.path().join("checkpoint"))).await.unwrap();
     let metrics = &query.last_progress().unwrap().sources[0].metrics;
     assert_eq!(metrics["entriesLeftOut"], "1", "{metrics:?}");
@@ -141,13 +141,13 @@ async fn an_output_folder_that_moved_is_told_as_what_it_is() {
     let path = |name: &str| dir.path().join(name);
     let schema = table::schema(&COLUMNS).unwrap();
     let write = async |to: &Path| {
-        let stream = SessionContext::new().read_stream(source(&path("in"))).await.unwrap();
+        let stream = SessionContext::new().read_stream(source(&path("in"))).unwrap();
         let writer = to_the_end(stream, FileSink::json(format!("file:{}", text(to))), &path("checkpoint"));
         finish(writer.moved(uri(dir.path(), "out"), uri(dir.path(), "moved"))).await
     };
     let read = async || {
         let from = FileSource::json(text(&path("moved"))).with_schema(table::schema(&COLUMNS).unwrap());
-        answer(SessionContext::new().read_stream(from).await.unwrap(), OutputMode::Append).await
+        answer(SessionContext::new().read_stream(from).unwrap(), OutputMode::Append).await
     };
     input(&path("in"));
     write(&path("out")).await.unwrap();
@@ -176,7 +176,7 @@ async fn a_move_that_could_not_be_told_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let read = async |from: &str, moved: Option<(&str, &str)>| {
-        let stream = SessionContext::new().read_stream(source(&path(from))).await.unwrap();
+        let stream = SessionContext::new().read_stream(source(&path(from))).unwrap();
         let writer = to_the_end(stream, FileSink::json(text(&path("out"))), &path("checkpoint"));
         finish(match moved {
             Some((from, to)) => writer.moved(uri(dir.path(), from), uri(dir.path(), to)),
@@ -206,11 +206,11 @@ async fn a_move_that_could_not_be_told_is_refused() {
 async fn a_folder_that_lost_its_log_is_not_listed_instead() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    let stream = SessionContext::new().read_stream(input(&path("in"))).await.unwrap();
+    let stream = SessionContext::new().read_stream(input(&path("in"))).unwrap();
     finish(to_the_end(stream, FileSink::csv(text(&path("middle"))), &path("checkpoint 1"))).await.unwrap();
     put_file(&path("middle"), "part-stray.csv", b"stray,9\n").unwrap();
     let read = async |trigger| {
-        let stream = SessionContext::new().read_stream(source(&path("middle"))).await.unwrap();
+        let stream = SessionContext::new().read_stream(source(&path("middle"))).unwrap();
         let writer = to_the_end(stream, FileSink::json(text(&path("out"))), &path("checkpoint 2"));
         writer.trigger(trigger).start().await
     };

@@ -8,7 +8,7 @@ use datafusion::prelude::*;
 use tidewater::checkpoint::{MetadataStore, open_store};
 use tidewater::prelude::*;
 use tidewater::testing::{batch_answer, difference, serialised_batches, table};
-use tidewater_connectors::file::FileSource;
+use tidewater_connectors::file::{CsvOptions, FileSource};
 use tidewater_workspace::events::event_schema;
 
 /// Of every stage, because one partition hides mistakes.
@@ -53,7 +53,7 @@ pub(crate) fn json_events(folder: &Path) -> FileSource {
 
 /// A file source of events as CSV with a header line.
 pub(crate) fn csv_events(folder: &Path) -> FileSource {
-    FileSource::csv(text(folder)).with_schema(event_schema().unwrap()).header(true)
+    FileSource::new(text(folder), CsvOptions::new().header(true)).with_schema(event_schema().unwrap())
 }
 
 /// A path as text.

@@ -71,7 +71,7 @@ async fn written(sql: &str, mode: OutputMode, batches: &[RecordBatch]) -> Result
     for rows in batches {
         source.add(table::deal(rows, 2)?)?;
         let ctx = SessionContext::new();
-        ctx.register_stream("t", source.clone()).await?;
+        ctx.register_stream("t", source.clone())?;
         let query = ctx.streaming_sql(sql).await?.write_stream(sink.clone()).output_mode(mode);
         let query = query.checkpoint_store(Arc::clone(&store)).partitions(3).trigger(Trigger::AvailableNow);
         finish(query).await?;
@@ -140,8 +140,8 @@ async fn joined_on_a_key_of_every_type() {
             left.add(table::deal(rows, 2).unwrap()).unwrap();
             right.add(table::deal(rows, 2).unwrap()).unwrap();
             let ctx = SessionContext::new();
-            ctx.register_stream("l", left.clone()).await.unwrap();
-            ctx.register_stream("r", right.clone()).await.unwrap();
+            ctx.register_stream("l", left.clone()).unwrap();
+            ctx.register_stream("r", right.clone()).unwrap();
             let sql = format!("SELECT l.id AS a, r.id AS b, r.* FROM l JOIN r ON l.\"{key}\" = r.\"{key}\"");
             let query = ctx.streaming_sql(&sql).await.unwrap().write_stream(sink.clone());
             let query = query.checkpoint_store(Arc::clone(&store)).partitions(3).trigger(Trigger::AvailableNow);
@@ -233,7 +233,7 @@ async fn text_leaves_no_slack() {
             let source = MemorySource::new(batch(0, &as_type).schema()).partitions(2).adds_per_batch(1);
             (0..40).for_each(|number| source.add(table::deal(&batch(number, &as_type), 2).unwrap()).unwrap());
             let ctx = SessionContext::new();
-            ctx.register_stream("t", source).await.unwrap();
+            ctx.register_stream("t", source).unwrap();
             let frame = ctx.streaming_sql(sql).await.unwrap();
             let mode = if sql.contains("DISTINCT k, id") || sql.contains("JOIN") {
                 OutputMode::Append

@@ -40,6 +40,8 @@ mod kill;
 mod memory_limit;
 
 mod overtaken;
+
+mod own_connector;
 mod planner_faults;
 
 mod put_answers;

@@ -46,7 +46,7 @@ impl World {
     }
 
     async fn run(&self, ctx: &SessionContext, job: impl AsyncFn(DataFrame) -> Result<DataFrame>) -> Result<()> {
-        let stream = job(ctx.read_stream(self.source.clone()).await?).await?;
+        let stream = job(ctx.read_stream(self.source.clone())?).await?;
         stream
             .write_stream(self.sink.clone())
             .partitions(PARTITIONS)
@@ -117,7 +117,7 @@ async fn merging_and_loading_hold_little_more_than_the_state() {
         let pool: Arc<dyn MemoryPool> = Arc::clone(&peak) as _;
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc().unwrap();
         let ctx = SessionContext::new_with_config_rt(small_state(SessionConfig::new(), 100, 20_000), runtime);
-        let stream = grouped(ctx.read_stream(source.clone()).await?, vec![col("k")], &["max(text) AS text"])?;
+        let stream = grouped(ctx.read_stream(source.clone())?, vec![col("k")], &["max(text) AS text"])?;
         let writer = stream.write_stream(DiscardSink::new()).output_mode(OutputMode::Update).partitions(2);
         let writer = writer.checkpoint_store(Arc::clone(&checkpoint)).trigger(Trigger::AvailableNow);
         let query = writer.start().await?;

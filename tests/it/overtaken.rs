@@ -87,7 +87,7 @@ async fn drive(
     checkpoint: Arc<dyn MetadataStore>,
     falls: &FaultInjector,
 ) -> Result<()> {
-    let stream = session().read_stream(FaultySource::new(source, falls)).await?;
+    let stream = session().read_stream(FaultySource::new(source, falls))?;
     let writer = doubled(stream)?
         .write_stream(FaultySink::new(sink, falls))
         .checkpoint_store(Arc::new(FaultyStore::new(checkpoint, falls)))
@@ -399,7 +399,7 @@ async fn two_replicas_that_start_each_other_again() {
 async fn starts_on_a_busy_checkpoint() {
     let (source, sink, checkpoint) = (memory_events(), MemorySink::new(), memory_store());
     let start = async || {
-        let stream = SessionContext::new().read_stream(source.clone()).await?;
+        let stream = SessionContext::new().read_stream(source.clone())?;
         let writer = doubled(stream)?.write_stream(sink.clone()).checkpoint_store(Arc::clone(&checkpoint));
         writer.partitions(1).min_batches_to_retain(0).trigger(Trigger::Immediate).start().await
     };
@@ -434,7 +434,7 @@ async fn an_idle_run_leaves_its_successor_alone() {
         let files = Files::new();
         let start = async || {
             let source = json_events(&files.path("in")).max_files_per_trigger(1);
-            let stream = doubled(SessionContext::new().read_stream(source).await.unwrap()).unwrap();
+            let stream = doubled(SessionContext::new().read_stream(source).unwrap()).unwrap();
             let writer = stream
                 .write_stream(FileSink::parquet(text(&files.path("out"))))
                 .checkpoint_store(local_checkpoint(&files.path("checkpoint")))

@@ -54,7 +54,7 @@ async fn computed_columns_are_not_dropped() {
         let ctx = SessionContext::new();
         let source = MemorySource::new(rows()[0].schema()).partitions(2).adds_per_batch(1);
         rows().into_iter().for_each(|batch| source.add(vec![batch]).unwrap());
-        ctx.register_stream("s", source).await.unwrap();
+        ctx.register_stream("s", source).unwrap();
         let sink = MemorySink::new();
         let mode = if sql.contains("GROUP BY") { OutputMode::Update } else { OutputMode::Append };
         let stream = ctx.streaming_sql(sql).await.unwrap();
@@ -142,7 +142,7 @@ async fn rows_with_nan_are_not_lost() {
             let numbers = RecordBatch::try_from_iter([("v", Arc::new(Int64Array::from(vec![1, 2, 3])) as ArrayRef)]);
             let source = MemorySource::new(numbers.as_ref().unwrap().schema());
             source.add(vec![numbers.unwrap()]).unwrap();
-            ctx.register_stream("s", source).await.unwrap();
+            ctx.register_stream("s", source).unwrap();
             let sink = MemorySink::new();
             let stream = ctx.sql(&format!("SELECT k FROM s JOIN d ON v = k WHERE {predicate}")).await.unwrap();
             finish(stream.write_stream(sink.clone()).trigger(Trigger::AvailableNow)).await.unwrap();
@@ -196,7 +196,7 @@ async fn lists_that_were_cut_are_cast_rightly() {
         let ctx = SessionContext::new();
         let source = MemorySource::new(rows.schema()).partitions(2);
         source.add(vec![rows.slice(1, 2), rows.slice(3, 2)]).unwrap();
-        ctx.register_stream("s", source).await.unwrap();
+        ctx.register_stream("s", source).unwrap();
         let sink = MemorySink::new();
         let stream = ctx.sql(sql).await.unwrap_or_else(|e| panic!("{sql}: {e}"));
         let ended = finish(stream.write_stream(sink.clone()).trigger(Trigger::AvailableNow)).await;

@@ -120,13 +120,9 @@ async fn job(bucket: &Arc<Bucket>) -> Result<usize> {
     }
     let source = FileSource::json("bucket://place/in").with_schema(rows(0).schema()).max_files_per_trigger(1);
     let counts = ctx
-        .read_stream(source)
-        .await?
+        .read_stream(source)?
         .with_watermark("ts", "1 minute")?
-        .aggregate(
-            vec![window(col("ts"), "10 minutes", None, None)?.alias("w"), col("k")],
-            vec![count(lit(1)).alias("n")],
-        )?
+        .aggregate(vec![window(col("ts"), "10 minutes").alias("w"), col("k")], vec![count(lit(1)).alias("n")])?
         .select(vec![col("w").field("start").alias("start"), col("k"), col("n")])?;
     let schema = Arc::new(counts.schema().as_arrow().clone());
     counts
@@ -139,7 +135,7 @@ async fn job(bucket: &Arc<Bucket>) -> Result<usize> {
         .await_termination()
         .await?;
     let sink = MemorySink::new();
-    let written = ctx.read_stream(FileSource::parquet("bucket://place/out").with_schema(schema)).await?;
+    let written = ctx.read_stream(FileSource::parquet("bucket://place/out").with_schema(schema))?;
     written.write_stream(sink.clone()).trigger(Trigger::AvailableNow).start().await?.await_termination().await?;
     Ok(sink.batches().iter().map(RecordBatch::num_rows).sum())
 }

@@ -19,7 +19,7 @@ use crate::job::{DOUBLED, PARTITIONS, add, doubled, doubled_answer, finish, memo
 
 /// A query over memory that looks for input only when asked to.
 async fn idle_query(ctx: &SessionContext, source: &MemorySource, sink: &MemorySink) -> StreamingQuery {
-    doubled(ctx.read_stream(source.clone()).await.unwrap())
+    doubled(ctx.read_stream(source.clone()).unwrap())
         .unwrap()
         .write_stream(sink.clone())
         .partitions(PARTITIONS)
@@ -59,7 +59,7 @@ async fn progress_has_the_names_of_spark() {
     let (ctx, source) = (SessionContext::new(), memory_events());
     let all = [events(1, 30).unwrap(), events(2, 10).unwrap()];
     all.iter().for_each(|rows| add(&source, rows));
-    let stream = ctx.read_stream(source).await.unwrap().with_watermark("ts", "5 seconds").unwrap();
+    let stream = ctx.read_stream(source).unwrap().with_watermark("ts", "5 seconds").unwrap();
     let sink = FileSink::parquet(text(&dir.path().join("out")));
     let query =
         finish(to_the_end(doubled(stream).unwrap(), sink, &dir.path().join("checkpoint")).name("p")).await.unwrap();
@@ -134,7 +134,7 @@ async fn listeners_hear_all_in_order() {
     let (ear, source) = (Arc::new(Ear::default()), memory_events());
     add(&source, &events(1, 3).unwrap());
     add(&source, &events(2, 3).unwrap());
-    let stream = SessionContext::new().read_stream(source.clone()).await.unwrap();
+    let stream = SessionContext::new().read_stream(source.clone()).unwrap();
     let working = ForeachBatchSink::new(|_, _| async { Ok(()) });
     let writer = to_the_end(stream, working, dir.path()).name("ear").listener(Arc::clone(&ear) as _);
     finish(writer).await.unwrap();
@@ -142,7 +142,7 @@ async fn listeners_hear_all_in_order() {
 
     let ear = Arc::new(Ear::default());
     add(&source, &events(3, 3).unwrap());
-    let stream = SessionContext::new().read_stream(source).await.unwrap();
+    let stream = SessionContext::new().read_stream(source).unwrap();
     let failing = ForeachBatchSink::new(|_, _| async { Err("no".into()) });
     let writer = to_the_end(stream, failing, dir.path()).listener(Arc::clone(&ear) as _);
     finish(writer).await.unwrap_err();
@@ -155,7 +155,7 @@ async fn the_first_error_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let (ctx, source) = (SessionContext::new(), memory_events());
     add(&source, &events(1, 3).unwrap());
-    let stream = ctx.read_stream(source).await.unwrap();
+    let stream = ctx.read_stream(source).unwrap();
     let failing = ForeachBatchSink::new(|_, _| async { Err("the shelf is full".into()) });
     let query = to_the_end(stream, failing, dir.path()).start().await.unwrap();
     for failed in [
@@ -183,7 +183,7 @@ async fn a_panic_fails_the_batch_alone() {
     let int = DataType::Int64;
     let panics =
         create_udf("panics", vec![int.clone()], int, Volatility::Volatile, Arc::new(|_| panic!("seven is not even")));
-    let stream = ctx.read_stream(source).await.unwrap().select(vec![panics.call(vec![col("v")]).alias("x")]).unwrap();
+    let stream = ctx.read_stream(source).unwrap().select(vec![panics.call(vec![col("v")]).alias("x")]).unwrap();
     let failed = finish(to_the_end(stream, MemorySink::new(), dir.path())).await.unwrap_err();
     assert!(failed.to_string().contains("seven is not even"), "{failed}");
     assert_eq!(failed.batch(), Some(BatchId(0)), "{failed}");
@@ -217,7 +217,7 @@ async fn a_stop_is_graceful_and_abandoning_is_clean() {
             )
         };
         let run = async |work: Option<&datafusion::logical_expr::ScalarUDF>| {
-            let stream = doubled(SessionContext::new().read_stream(source.clone()).await.unwrap()).unwrap();
+            let stream = doubled(SessionContext::new().read_stream(source.clone()).unwrap()).unwrap();
             let stream = match work {
                 Some(udf) => {
                     let columns = vec![col("ts"), col("k"), udf.call(vec![col("v2")]).alias("v2")];
@@ -257,7 +257,7 @@ async fn explain_shows_what_reaches_the_files() {
     put_rows(&input, "1.parquet", Format::Parquet, &events(1, 50).unwrap()).unwrap();
     let ctx = SessionContext::new();
     let source = FileSource::parquet(text(&input)).with_schema(event_schema().unwrap());
-    let stream = ctx.read_stream(source).await.unwrap();
+    let stream = ctx.read_stream(source).unwrap();
     let wanted = stream.filter(col("v").gt(lit(100))).unwrap().select(vec![col("k")]).unwrap();
     let sink = MemorySink::new();
     let query = finish(to_the_end(wanted, sink.clone(), &dir.path().join("checkpoint"))).await.unwrap();
@@ -297,7 +297,7 @@ async fn the_manager_knows_the_queries_of_its_session() {
 async fn two_running_queries_have_two_names() {
     let (ctx, source) = (SessionContext::new(), memory_events());
     let start = async || {
-        let stream = ctx.read_stream(source.clone()).await.unwrap();
+        let stream = ctx.read_stream(source.clone()).unwrap();
         stream.write_stream(DiscardSink::new()).name("orders").start().await
     };
     let one = start().await.unwrap();
@@ -311,7 +311,7 @@ async fn two_running_queries_have_two_names() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn batch_calls_on_a_stream_are_answered() {
     let ctx = SessionContext::new();
-    let stream = ctx.read_stream(memory_events()).await.unwrap();
+    let stream = ctx.read_stream(memory_events()).unwrap();
     assert!(stream.is_streaming());
     let refused = Error::from(stream.clone().collect().await.unwrap_err());
     assert_eq!(refused.kind(), ErrorKind::InvalidQuery, "{refused}");

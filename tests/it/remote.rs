@@ -2,17 +2,19 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use arrow::array::{ArrayRef, Int64Array, StringArray};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use datafusion::prelude::*;
+use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as StoreResult,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as StoreResult, UploadPart,
 };
 use tidewater::prelude::*;
 use tidewater::testing::{assert_same_rows, table};
@@ -28,11 +30,43 @@ struct Bucket {
     objects: InMemory,
     full_for: &'static str,
     full: AtomicBool,
+    uploads: Arc<Uploads>,
+}
+
+/// How many uploads in parts were begun, and how many of these were neither completed nor aborted.
+#[derive(Debug, Default)]
+struct Uploads {
+    begun: AtomicUsize,
+    open: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Upload {
+    inner: Box<dyn MultipartUpload>,
+    uploads: Arc<Uploads>,
+}
+
+#[async_trait]
+impl MultipartUpload for Upload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        self.inner.put_part(data)
+    }
+
+    async fn complete(&mut self) -> StoreResult<PutResult> {
+        self.uploads.open.fetch_sub(1, Ordering::Relaxed);
+        self.inner.complete().await
+    }
+
+    async fn abort(&mut self) -> StoreResult<()> {
+        self.uploads.open.fetch_sub(1, Ordering::Relaxed);
+        self.inner.abort().await
+    }
 }
 
 impl Bucket {
     fn new(full_for: &'static str) -> Arc<Self> {
-        Arc::new(Bucket { objects: InMemory::new(), full_for, full: AtomicBool::new(false) })
+        let (objects, uploads) = (InMemory::new(), Arc::default());
+        Arc::new(Bucket { objects, full_for, full: AtomicBool::new(false), uploads })
     }
 
     fn check(&self, path: &Path) -> StoreResult<()> {
@@ -71,7 +105,10 @@ impl ObjectStore for Bucket {
         options: PutMultipartOptions,
     ) -> StoreResult<Box<dyn MultipartUpload>> {
         self.check(path)?;
-        self.objects.put_multipart_opts(path, options).await
+        let inner = self.objects.put_multipart_opts(path, options).await?;
+        self.uploads.begun.fetch_add(1, Ordering::Relaxed);
+        self.uploads.open.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(Upload { inner, uploads: Arc::clone(&self.uploads) }))
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> StoreResult<GetResult> {
@@ -105,7 +142,7 @@ fn session(bucket: &Arc<Bucket>) -> SessionContext {
 async fn run(bucket: &Arc<Bucket>) -> Result<StreamingQuery> {
     let ctx = session(bucket);
     let source = FileSource::json("bucket://place/in").with_schema(event_schema()?).max_files_per_trigger(1);
-    let writer = doubled(ctx.read_stream(source).await?)?
+    let writer = doubled(ctx.read_stream(source)?)?
         .write_stream(FileSink::parquet("bucket://place/out"))
         .checkpoint("bucket://place/checkpoint")
         .partitions(PARTITIONS)
@@ -117,7 +154,7 @@ async fn run(bucket: &Arc<Bucket>) -> Result<StreamingQuery> {
 async fn written(bucket: &Arc<Bucket>) -> Vec<RecordBatch> {
     let (ctx, sink) = (session(bucket), MemorySink::new());
     let source = FileSource::parquet("bucket://place/out").with_schema(table::schema(&DOUBLED).unwrap());
-    let writer = ctx.read_stream(source).await.unwrap().write_stream(sink.clone()).trigger(Trigger::AvailableNow);
+    let writer = ctx.read_stream(source).unwrap().write_stream(sink.clone()).trigger(Trigger::AvailableNow);
     finish(writer).await.unwrap();
     sink.batches()
 }
@@ -154,11 +191,37 @@ async fn a_store_without_room() {
     }
 }
 
+/// What a failed batch has sent does not stay: neither the parts of an upload, nor files that were finished.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_batch_takes_back_what_it_has_sent() {
+    let text = "x".repeat(1 << 20);
+    let row = |divisor: i64| {
+        let text: ArrayRef = Arc::new(StringArray::from(vec![text.as_str()]));
+        RecordBatch::try_from_iter([("text", text), ("divisor", Arc::new(Int64Array::from(vec![divisor])) as _)])
+            .unwrap()
+    };
+    for (rows_per_file, uploads) in [("100", 1), ("4", 0)] {
+        let bucket = Bucket::new("");
+        let source = MemorySource::new(row(1).schema());
+        // The last of twenty megabytes fails.
+        source.add((0..20).map(|i| row(i64::from(i < 19))).collect()).unwrap();
+        let stream = session(&bucket).read_stream(source).unwrap();
+        let stream = stream.select(vec![col("text"), (lit(1_i64) / col("divisor")).alias("one")]).unwrap();
+        let sink = FileSink::json("bucket://place/out").option("maxRecordsPerFile", rows_per_file);
+        let failed = finish(stream.write_stream(sink).partitions(1).trigger(Trigger::AvailableNow)).await.unwrap_err();
+        assert!(failed.message().to_lowercase().contains("divide by zero"), "{failed}");
+        assert_eq!(bucket.uploads.begun.load(Ordering::Relaxed), uploads, "{rows_per_file} rows per file");
+        assert_eq!(bucket.uploads.open.load(Ordering::Relaxed), 0, "parts were left behind");
+        let left: Vec<_> = bucket.objects.list(Some(&Path::from("out"))).try_collect().await.unwrap();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
 /// The session must know the store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_nobody_registered() {
     let bucket = Bucket::new("");
-    let stream = session(&bucket).read_stream(crate::job::memory_events()).await.unwrap();
+    let stream = session(&bucket).read_stream(crate::job::memory_events()).unwrap();
     let refused = stream.write_stream(DiscardSink::new()).checkpoint("elsewhere://place/x").start().await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidQuery, "{refused}");
     assert!(refused.to_string().contains("elsewhere://place/x"), "{refused}");

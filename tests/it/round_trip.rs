@@ -143,13 +143,13 @@ async fn comes_back(format: &str, options: &[(&str, &str)], read_options: &[(&st
 
     let source = MemorySource::new(rows.schema()).partitions(PARTITIONS);
     add(&source, &rows);
-    let stream = SessionContext::new().read_stream(source).await.unwrap();
+    let stream = SessionContext::new().read_stream(source).unwrap();
     let sink = FileSink::from_options(format, Some(&folder), options(&[])).unwrap();
     finish(to_the_end(stream, sink, &place.path().join("writing"))).await.unwrap();
 
     let source =
-        FileSource::from_options(format, folder.as_str(), options(read_options)).unwrap().with_schema(rows.schema());
-    let stream = SessionContext::new().read_stream(source).await.unwrap();
+        FileSource::from_options(format, Some(&folder), options(read_options)).unwrap().with_schema(rows.schema());
+    let stream = SessionContext::new().read_stream(source).unwrap();
     let sink = MemorySink::new();
     finish(to_the_end(stream, sink.clone(), &place.path().join("reading"))).await.unwrap();
     assert_eq!(texts(&sink.batches()), texts(&[rows]), "{format}, seed {seed}");
@@ -197,8 +197,8 @@ async fn dirty_files_are_read_in_one_go() {
         Field::new("n", DataType::Int64, true),
         Field::new("s", DataType::Utf8, true),
     ]);
-    let source = FileSource::csv(text(&folder)).with_schema(schema).option("mode", "DROPMALFORMED").unwrap();
-    let stream = SessionContext::new().read_stream(source).await.unwrap();
+    let source = FileSource::csv(text(&folder)).with_schema(schema).option("mode", "DROPMALFORMED");
+    let stream = SessionContext::new().read_stream(source).unwrap();
     let sink = MemorySink::new();
     let query = finish(to_the_end(stream, sink.clone(), &place.path().join("checkpoint"))).await.unwrap();
     let rows = sink.batches();

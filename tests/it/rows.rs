@@ -34,7 +34,7 @@ async fn a_static_table_is_read_again() {
     let (ctx, clock, sink) = (SessionContext::new(), ManualClock::at(0), MemorySink::new());
     let source = MemorySource::new(table::schema(&[("k", "string")]).unwrap()).partitions(PARTITIONS);
     let persons = ctx.read_json(text(&names), JsonReadOptions::default().schema(&name_schema)).await.unwrap();
-    let joined = ctx.read_stream(source.clone()).await.unwrap();
+    let joined = ctx.read_stream(source.clone()).unwrap();
     let joined = joined.join(persons, JoinType::Left, &["k"], &["id"], None).unwrap();
     let query = joined
         .select(vec![col("k"), col("name")])
@@ -193,7 +193,7 @@ async fn partitions_may_change_at_a_restart() {
         for file in [2 * i, 2 * i + 1] {
             put_rows(&input, &format!("{file}.json"), Format::Json, &rows[file]).unwrap();
         }
-        let stream = doubled(SessionContext::new().read_stream(json_events(&input)).await.unwrap()).unwrap();
+        let stream = doubled(SessionContext::new().read_stream(json_events(&input)).unwrap()).unwrap();
         let writer =
             to_the_end(stream, FileSink::parquet(text(&dir.path().join("out"))), &dir.path().join("checkpoint"));
         finish(writer.partitions(partitions)).await.unwrap();
@@ -210,7 +210,7 @@ async fn one_query_reads_what_another_wrote() {
     let source = memory_events();
     let rows: Vec<RecordBatch> = (0..3).map(|i| events(i, 20).unwrap()).collect();
     rows.iter().for_each(|rows| add(&source, rows));
-    let stream = doubled(SessionContext::new().read_stream(source).await.unwrap()).unwrap();
+    let stream = doubled(SessionContext::new().read_stream(source).unwrap()).unwrap();
     finish(to_the_end(stream, FileSink::parquet(text(&path("middle"))), &path("checkpoint 1"))).await.unwrap();
     // A file that no manifest names does not exist.
     put_rows(&path("middle"), "part-stray.parquet", Format::Parquet, &events(9, 9).unwrap()).unwrap();
@@ -218,7 +218,7 @@ async fn one_query_reads_what_another_wrote() {
     let schema = table::schema(&DOUBLED).unwrap();
     let sink = MemorySink::new();
     let middle = FileSource::parquet(text(&path("middle"))).with_schema(Arc::clone(&schema));
-    let stream = SessionContext::new().read_stream(middle).await.unwrap();
+    let stream = SessionContext::new().read_stream(middle).unwrap();
     finish(to_the_end(stream, sink.clone(), &path("checkpoint 2"))).await.unwrap();
     assert_same_rows(&doubled_answer(&rows).await, &sink.batches());
 }
@@ -229,9 +229,9 @@ async fn another_number_of_sources_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (ctx, source) = (SessionContext::new(), memory_events());
     add(&source, &events(1, 3).unwrap());
-    let one = ctx.read_stream(source.clone()).await.unwrap();
+    let one = ctx.read_stream(source.clone()).unwrap();
     finish(to_the_end(one.clone(), MemorySink::new(), dir.path())).await.unwrap();
-    let two = one.union(ctx.read_stream(memory_events()).await.unwrap()).unwrap();
+    let two = one.union(ctx.read_stream(memory_events()).unwrap()).unwrap();
     let refused = finish(to_the_end(two, MemorySink::new(), dir.path())).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::IncompatibleCheckpoint, "{refused}");
 }
@@ -241,7 +241,7 @@ async fn another_number_of_sources_is_refused() {
 async fn an_unknown_column_is_named() {
     let ctx = SessionContext::new();
     let schema = Arc::new(Schema::new(vec![Field::new("v", DataType::Int64, true)]));
-    ctx.register_stream("events", MemorySource::new(schema)).await.unwrap();
+    ctx.register_stream("events", MemorySource::new(schema)).unwrap();
     let unknown = Error::from(ctx.sql("SELECT nobody FROM events").await.unwrap_err());
     assert!(unknown.to_string().contains("nobody"), "{unknown}");
 }

@@ -34,7 +34,7 @@ fn lines(rows: &[RecordBatch]) -> Vec<String> {
 /// Runs `sql` over the stream `t` to its end, in the checkpoint at `folder`, and gives what came out by batch.
 async fn run(folder: &Path, source: &MemorySource, sql: &str, partitions: usize) -> Vec<Vec<RecordBatch>> {
     let ctx = SessionContext::new();
-    ctx.register_table("t", ctx.read_stream(source.clone()).await.unwrap().into_view()).unwrap();
+    ctx.register_table("t", ctx.read_stream(source.clone()).unwrap().into_view()).unwrap();
     let limits: Vec<Value> = (0..50).map(|v| json!([v])).collect();
     let d = table::rows(&table::schema(&[("w", "long")]).unwrap(), &Value::Array(limits)).unwrap();
     ctx.register_table("d", Arc::new(MemTable::try_new(d.schema(), vec![vec![d]]).unwrap())).unwrap();
@@ -121,7 +121,7 @@ async fn hourly(ctx: SessionContext, sql: &str, batches: &[Value]) -> Vec<Vec<St
     let dir = tempfile::tempdir().unwrap();
     let schema = table::schema(&[("v", "long")]).unwrap();
     let source = MemorySource::new(Arc::clone(&schema)).adds_per_batch(1);
-    ctx.register_table("t", ctx.read_stream(source.clone()).await.unwrap().into_view()).unwrap();
+    ctx.register_table("t", ctx.read_stream(source.clone()).unwrap().into_view()).unwrap();
     // Until 20:30 and 21:30.
     let columns = table::schema(&[("w", "long"), ("till", "timestamp")]).unwrap();
     let rows = json!([[1, "2024-01-01T20:30:00Z"], [2, "2024-01-01T21:30:00Z"]]);

@@ -185,7 +185,7 @@ async fn the_output_may_be_null() {
     let rows = table::rows(&schema, &json!([["2024-01-01T00:00:00Z", "a", 1]])).unwrap();
     let (source, sink) = (MemorySource::new(Arc::clone(&schema)), MemorySink::new());
     source.add(vec![rows.clone()]).unwrap();
-    ctx.register_stream("s", source).await.unwrap();
+    ctx.register_stream("s", source).unwrap();
     let stream = ctx.sql(sql).await.unwrap().write_stream(sink.clone());
     finish(stream.trigger(Trigger::AvailableNow)).await.unwrap();
 

@@ -36,7 +36,7 @@ async fn streamed(sql: &str, adds: &[RecordBatch]) -> Result<(Vec<String>, u64)>
     for rows in adds {
         source.add(table::deal(rows, 2)?)?;
         let ctx = SessionContext::new();
-        ctx.register_stream("t", source.clone()).await?;
+        ctx.register_stream("t", source.clone())?;
         let query = ctx.streaming_sql(sql).await?.write_stream(sink.clone()).output_mode(OutputMode::Complete);
         let query = query.checkpoint_store(Arc::clone(&store)).partitions(2).trigger(Trigger::AvailableNow);
         let query = finish(query).await?;
@@ -101,10 +101,10 @@ async fn an_unsigned_half_in_a_dataframe() {
     source.add(vec![rows(&[(Some(0), 1, 5, None), (Some(1), 1, 1, None)])]).unwrap();
     let ctx = SessionContext::new();
     let sink = MemorySink::new();
-    let session = session_window(col("ts"), lit("5 seconds")).unwrap();
+    let session = session_window(col("ts"), "5 seconds");
     let value = datafusion::functions_aggregate::expr_fn::max(col("u") / lit(10_i64)).alias("a");
     let half = datafusion::functions_aggregate::expr_fn::sum(col("u") * lit(0.1)).alias("b");
-    let frame = ctx.read_stream(source).await.unwrap().aggregate(vec![session, col("k")], vec![value, half]).unwrap();
+    let frame = ctx.read_stream(source).unwrap().aggregate(vec![session, col("k")], vec![value, half]).unwrap();
     let query =
         frame.select_columns(&["k", "a", "b"]).unwrap().write_stream(sink.clone()).output_mode(OutputMode::Complete);
     finish(query.checkpoint_store(memory_store()).trigger(Trigger::AvailableNow)).await.unwrap();
@@ -161,7 +161,7 @@ async fn windows_without_group_by_are_refused_at_once() {
         for mode in [OutputMode::Append, OutputMode::Complete, OutputMode::Update] {
             let source = MemorySource::new(adds[0].schema());
             let ctx = SessionContext::new();
-            ctx.register_stream("t", source).await.unwrap();
+            ctx.register_stream("t", source).unwrap();
             let started = match ctx.sql(sql).await {
                 Ok(frame) => {
                     let query =
@@ -189,7 +189,7 @@ async fn times_out_of_range_are_counted() {
     let source = MemorySource::new(rows.schema());
     source.add(vec![rows]).unwrap();
     let ctx = SessionContext::new();
-    let frame = ctx.read_stream(source).await.unwrap().with_watermark("ts", "1 second").unwrap();
+    let frame = ctx.read_stream(source).unwrap().with_watermark("ts", "1 second").unwrap();
     let sink = MemorySink::new();
     let query =
         finish(frame.write_stream(sink.clone()).checkpoint_store(memory_store()).trigger(Trigger::AvailableNow)).await;

@@ -109,8 +109,8 @@ async fn a_trigger_that_ends_fails() {
     for trigger in [Trigger::Once, Trigger::AvailableNow] {
         let (dir, source, sink) = (tempfile::tempdir().unwrap(), Mute::new(), MemorySink::new());
         let run = async || {
-            let stream = SessionContext::new().read_stream(source.clone()).await?;
-            finish(to_the_end(stream, sink.clone(), dir.path()).trigger(trigger)).await
+            let stream = SessionContext::new().read_stream(source.clone())?;
+            finish(to_the_end(stream, sink.clone(), dir.path()).trigger(trigger.clone())).await
         };
         for batch in 0..3_u64 {
             add(&source.inner, &events(batch, 7).unwrap());
@@ -133,7 +133,7 @@ async fn a_trigger_that_ends_fails_for_one_of_two_sources() {
     let (dir, mute, other, sink) = (tempfile::tempdir().unwrap(), Mute::new(), memory_events(), MemorySink::new());
     let run = async || {
         let ctx = SessionContext::new();
-        let both = ctx.read_stream(other.clone()).await?.union(ctx.read_stream(mute.clone()).await?)?;
+        let both = ctx.read_stream(other.clone())?.union(ctx.read_stream(mute.clone())?)?;
         finish(to_the_end(both, sink.clone(), dir.path()).trigger(Trigger::Once)).await
     };
     add(&other, &events(1, 5).unwrap());
@@ -169,7 +169,7 @@ impl QueryListener for Ear {
 async fn a_query_that_goes_on_says_what_it_waits_for() {
     let (mute, other, sink, ear) = (Mute::new(), memory_events(), MemorySink::new(), Arc::new(Ear::default()));
     let ctx = SessionContext::new();
-    let streams = (ctx.read_stream(other.clone()).await.unwrap(), ctx.read_stream(mute.clone()).await.unwrap());
+    let streams = (ctx.read_stream(other.clone()).unwrap(), ctx.read_stream(mute.clone()).unwrap());
     let both = streams.0.union(streams.1).unwrap();
     let writer = both.write_stream(sink.clone()).partitions(PARTITIONS).listener(Arc::clone(&ear) as _);
     let query = writer.start().await.unwrap();
@@ -213,7 +213,7 @@ async fn a_folder_that_is_gone_is_not_an_empty_one() {
             put_rows(&folder, &format!("{number}.json"), Format::Json, &events(number, 4).unwrap()).unwrap();
         };
         let writer = async || {
-            let stream = SessionContext::new().read_stream(json_events(&input.join(below))).await?;
+            let stream = SessionContext::new().read_stream(json_events(&input.join(below)))?;
             Ok::<_, Error>(
                 stream.write_stream(sink.clone()).checkpoint(text(&dir.path().join("cp"))).partitions(PARTITIONS),
             )

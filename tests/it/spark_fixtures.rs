@@ -117,7 +117,7 @@ async fn continue_files(name: &str, partition_by: &[&str]) {
         let ctx = SessionContext::new();
         let source = json_events(&fixture.path("input")).max_files_per_trigger(1);
         let sink = FileSink::parquet(text(&fixture.path("sink"))).partition_by(partition_by.iter().copied());
-        let stream = doubled(ctx.read_stream(source).await.unwrap()).unwrap();
+        let stream = doubled(ctx.read_stream(source).unwrap()).unwrap();
         finish(to_the_end(stream, sink, &fixture.path("checkpoint"))).await.unwrap()
     };
     for file in fixture.remaining() {
@@ -158,7 +158,7 @@ async fn rate_per_batch() {
     for _ in 0..3 {
         let ctx = SessionContext::new();
         let source = RatePerBatchSource::new(8).partitions(1).start_timestamp(1_704_067_200_000);
-        let stream = ctx.read_stream(source.advance_millis_per_batch(1500)).await.unwrap();
+        let stream = ctx.read_stream(source.advance_millis_per_batch(1500)).unwrap();
         let numbered = stream.select(vec![col("timestamp"), col("value"), (col("value") % lit(3)).alias("m")]).unwrap();
         let sink = FileSink::parquet(text(&fixture.path("sink")));
         let query = finish(to_the_end(numbered, sink, &fixture.path("checkpoint"))).await.unwrap();

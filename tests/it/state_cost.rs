@@ -132,7 +132,7 @@ async fn few_files_per_batch_of_a_file_source() {
     std::fs::create_dir_all(&input).unwrap();
     let source = FileSource::json(text(&input)).with_schema(job.inputs[0].schema.clone()).max_files_per_trigger(1);
     let ctx = SessionContext::new();
-    let stream = ctx.read_stream(source).await.unwrap();
+    let stream = ctx.read_stream(source).unwrap();
     let sink = MemorySink::new();
     let query = (job.query)(&ctx, &[stream])
         .unwrap()
@@ -173,7 +173,7 @@ impl Fed {
         let sources: Vec<MemorySource> = columns.iter().map(source).collect();
         let mut streams = vec![];
         for source in &sources {
-            streams.push(ctx.read_stream(source.clone()).await.unwrap());
+            streams.push(ctx.read_stream(source.clone()).unwrap());
         }
         let sink = MemorySink::new();
         let writer = query(&ctx, &streams).unwrap().write_stream(sink.clone());
@@ -227,7 +227,7 @@ async fn late_rows_are_counted_as_rows() {
         json!([at(12, "a", 1), at(13, "a", 2), at(14, "a", 3), at(15, "b", 4), at(27, "b", 5), at(101, "a", 6)]);
     let windows = Fed::start(&[&KEYED], |_, inputs| {
         let events = inputs[0].clone().with_watermark("ts", "5 seconds")?;
-        by_window(events, window(col("ts"), "10 seconds", None, None)?, &["count(*) AS n"], false)
+        by_window(events, window(col("ts"), "10 seconds"), &["count(*) AS n"], false)
     })
     .await;
     windows.take(&[json!([at(100, "a", 0)])]).await;
@@ -238,7 +238,7 @@ async fn late_rows_are_counted_as_rows() {
 
     let sliding = Fed::start(&[&KEYED], |_, inputs| {
         let events = inputs[0].clone().with_watermark("ts", "5 seconds")?;
-        by_window(events, window(col("ts"), "10 seconds", Some("5 seconds"), None)?, &["count(*) AS n"], false)
+        by_window(events, window(col("ts"), "10 seconds").slide("5 seconds"), &["count(*) AS n"], false)
     })
     .await;
     sliding.take(&[json!([at(100, "a", 0)])]).await;
@@ -247,7 +247,7 @@ async fn late_rows_are_counted_as_rows() {
 
     let sessions = Fed::start(&[&KEYED], |_, inputs| {
         let events = inputs[0].clone().with_watermark("ts", "5 seconds")?;
-        by_window(events, session_window(col("ts"), lit("3 seconds"))?, &["count(*) AS n"], false)
+        by_window(events, session_window(col("ts"), "3 seconds"), &["count(*) AS n"], false)
     })
     .await;
     sessions.take(&[json!([at(100, "a", 0)])]).await;
@@ -266,8 +266,8 @@ async fn late_rows_are_counted_as_rows() {
 
     let nested = Fed::start(&[&KEYED], |_, inputs| {
         let events = inputs[0].clone().with_watermark("ts", "5 seconds")?;
-        let fine = by_window(events, window(col("ts"), "10 seconds", None, None)?, &["count(*) AS n"], true)?;
-        by_window(fine, window(col("ts"), "30 seconds", None, None)?, &["sum(n) AS n"], false)
+        let fine = by_window(events, window(col("ts"), "10 seconds"), &["count(*) AS n"], true)?;
+        by_window(fine, window(col("ts"), "30 seconds"), &["sum(n) AS n"], false)
     })
     .await;
     nested.take(&[json!([at(100, "a", 0)])]).await;
@@ -298,7 +298,7 @@ async fn the_source_that_holds_the_watermark_is_named() {
     let query = Fed::start(&[&KEYED, &KEYED], |_, inputs| {
         let one = inputs[0].clone().with_watermark("ts", "0 seconds")?;
         let both = one.union(inputs[1].clone().with_watermark("ts", "0 seconds")?)?;
-        by_window(both, window(col("ts"), "10 seconds", None, None)?, &["count(*) AS n"], false)
+        by_window(both, window(col("ts"), "10 seconds"), &["count(*) AS n"], false)
     })
     .await;
     // Rows of the last batch that had any, from the source that is named.
@@ -322,7 +322,7 @@ async fn run_on(
     partitions: usize,
     query: impl FnOnce(DataFrame) -> Result<DataFrame>,
 ) -> Result<Vec<RecordBatch>> {
-    let stream = SessionContext::new().read_stream(source.clone()).await?;
+    let stream = SessionContext::new().read_stream(source.clone())?;
     let calls: Arc<Mutex<Vec<RecordBatch>>> = Arc::default();
     let sink = {
         let calls = Arc::clone(&calls);
@@ -353,7 +353,7 @@ fn by_key(rows: DataFrame, aggregates: &[&str]) -> Result<DataFrame> {
 }
 
 fn tens(rows: DataFrame) -> Result<DataFrame> {
-    by_window(rows, window(col("ts"), "10 seconds", None, None)?, &["count(*) AS n"], true)
+    by_window(rows, window(col("ts"), "10 seconds"), &["count(*) AS n"], true)
 }
 
 /// State is only read by the operator that wrote it: another query on its checkpoint is refused at the start, operator
@@ -495,7 +495,7 @@ async fn said_at_start(
     let ctx = SessionContext::new();
     let mut streams = vec![];
     for columns in columns {
-        streams.push(ctx.read_stream(MemorySource::new(table::schema(columns).unwrap())).await.unwrap());
+        streams.push(ctx.read_stream(MemorySource::new(table::schema(columns).unwrap())).unwrap());
     }
     let writer = query(&streams).unwrap().write_stream(DiscardSink::new()).output_mode(mode);
     let query = writer.checkpoint_store(memory_store()).clock(stopped_clock()).start().await.unwrap();

@@ -74,7 +74,7 @@ async fn greatest(
 ) -> Result<StreamWriter> {
     let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::clone(pool)).build_arc()?;
     let ctx = SessionContext::new_with_config_rt(small_state(SessionConfig::new(), 200, 10_000), runtime);
-    let stream = grouped(ctx.read_stream(source.clone()).await?, vec![col("k")], &["max(text) AS text"])?;
+    let stream = grouped(ctx.read_stream(source.clone())?, vec![col("k")], &["max(text) AS text"])?;
     let writer = stream.write_stream(DiscardSink::new()).output_mode(OutputMode::Update).partitions(2);
     Ok(writer.checkpoint_store(Arc::clone(checkpoint)).trigger(Trigger::AvailableNow))
 }
@@ -162,7 +162,7 @@ async fn a_batch_that_waits_for_a_merge_says_so() {
         let slow = Arc::new(SlowMerges(memory_store(), Semaphore::new(0)));
         let checkpoint: Arc<dyn MetadataStore> = Arc::clone(&slow) as _;
         let writer = greatest(&pool, &source, &checkpoint).await.unwrap();
-        let query = writer.trigger(Trigger::ProcessingTime { interval_ms: 0 }).start().await.unwrap();
+        let query = writer.trigger(Trigger::processing_time("0 seconds")).start().await.unwrap();
         until_one_waits(&query, &source).await;
         if goes_on {
             slow.1.add_permits(1_000);

@@ -126,9 +126,10 @@ struct Window {
 }
 
 impl Window {
-    fn of(self, time: &str) -> Result<Expr> {
+    fn of(self, time: &str) -> TimeWindow {
         let ms = |ms: usize| format!("{ms} milliseconds");
-        window(col(time), &ms(self.size_ms), self.slide_ms.map(ms).as_deref(), Some(&ms(self.offset_ms)))
+        let windows = window(col(time), ms(self.size_ms)).offset(ms(self.offset_ms));
+        self.slide_ms.map_or(windows.clone(), |slide_ms| windows.slide(ms(slide_ms)))
     }
 }
 
@@ -236,7 +237,7 @@ fn windows(dice: &mut Dice, delay: String, sliding: bool) -> Shape {
     let update = dice.below(3) == 0;
     let query = move |_: &SessionContext, inputs: &[DataFrame]| {
         let events = inputs[0].clone().with_watermark("ts", &delay)?;
-        by_window(events, window.of("ts")?, &as_strs(&aggregates), false)
+        by_window(events, window.of("ts"), &as_strs(&aggregates), false)
     };
     match update {
         true => (OutputMode::Update, Reading::LastByKey(3), Box::new(query)),
@@ -261,7 +262,7 @@ fn sessions(dice: &mut Dice, delay: String) -> Shape {
     let (gap, aggregates) = (gap(dice), dice.aggregates());
     appended(move |_, inputs| {
         let events = inputs[0].clone().with_watermark("ts", &delay)?;
-        by_window(events, session_window(col("ts"), gap()?)?, &as_strs(&aggregates), false)
+        by_window(events, session_window(col("ts"), gap()?), &as_strs(&aggregates), false)
     })
 }
 
@@ -299,10 +300,10 @@ fn chained(dice: &mut Dice, delay: String, first: u64) -> Shape {
             dice.tell(if first == 0 { "windows of windows" } else { "windows of sessions" });
             appended(move |_, inputs| {
                 let events = inputs[0].clone().with_watermark("ts", &delay)?;
-                let key = if first == 0 { fine.of("ts")? } else { session_window(col("ts"), gap()?)? };
+                let key = if first == 0 { fine.of("ts").into() } else { session_window(col("ts"), gap()?) };
                 let parts = by_window(events, key, &["count(*) AS n", "sum(v) AS total", "max(x) AS top"], true)?;
                 let sums = ["sum(n) AS n2", "max(total) AS t2", "array_agg(top ORDER BY top) AS tops"];
-                by_window(parts, coarse.of("ts")?, &sums, false)
+                by_window(parts, coarse.of("ts"), &sums, false)
             })
         }
         2 => {
@@ -310,7 +311,7 @@ fn chained(dice: &mut Dice, delay: String, first: u64) -> Shape {
             dice.tell("windows of rows without duplicates");
             appended(move |_, inputs| {
                 let events = inputs[0].clone().with_watermark("ts", &delay)?.drop_duplicates(&[])?;
-                by_window(events, coarse.of("ts")?, &as_strs(&aggregates), false)
+                by_window(events, coarse.of("ts"), &as_strs(&aggregates), false)
             })
         }
         _ => {
@@ -319,7 +320,7 @@ fn chained(dice: &mut Dice, delay: String, first: u64) -> Shape {
             appended(move |ctx, inputs| {
                 let pairs = joined(ctx, inputs, &delay, how, &near)?;
                 let pairs = pairs.select(vec![col("lts").alias("ts"), col("lk").alias("k"), col("lv"), col("rv")])?;
-                by_window(pairs, fine.of("ts")?, &["count(*) AS n", "count(rv) AS matched", "sum(lv) AS t"], false)
+                by_window(pairs, fine.of("ts"), &["count(*) AS n", "count(rv) AS matched", "sum(lv) AS t"], false)
             })
         }
     }
@@ -334,7 +335,7 @@ fn union(dice: &mut Dice, delay: String) -> Shape {
         let both = both.union(inputs[1].clone().with_watermark("ts", "1 minute")?)?;
         match timeless {
             true => grouped(both, vec![], &as_strs(&aggregates)),
-            false => by_window(both, window.of("ts")?, &as_strs(&aggregates), false),
+            false => by_window(both, window.of("ts"), &as_strs(&aggregates), false),
         }
     };
     match timeless {

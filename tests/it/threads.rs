@@ -68,7 +68,7 @@ fn source(adds: i64) -> MemorySource {
 
 /// Rows per key, kept in state.
 async fn counted(source: &MemorySource) -> DataFrame {
-    let stream = SessionContext::new().read_stream(source.clone()).await.unwrap();
+    let stream = SessionContext::new().read_stream(source.clone()).unwrap();
     stream
         .aggregate(vec![col("k")], vec![datafusion::functions_aggregate::expr_fn::count(col("x")).alias("n")])
         .unwrap()
@@ -194,7 +194,7 @@ fn a_sink_that_never_answers_stops_nobody_else() {
             let mut hanging = vec![];
             for number in 0..10 {
                 let hangs = [Hangs::Begin, Hangs::Write, Hangs::Commit][number % 3];
-                let stream = SessionContext::new().read_stream(source(1)).await.unwrap();
+                let stream = SessionContext::new().read_stream(source(1)).unwrap();
                 let writer = stream.write_stream(hangs).partitions(3).executor(executor.clone());
                 hanging.push(writer.start().await.unwrap());
             }
@@ -215,7 +215,7 @@ fn a_sink_that_never_answers_stops_nobody_else() {
 #[tokio::test]
 async fn a_call_that_takes_too_long_fails_the_query() {
     for hangs in [Hangs::Open, Hangs::Begin, Hangs::Write, Hangs::Commit] {
-        let stream = SessionContext::new().read_stream(source(1)).await.unwrap();
+        let stream = SessionContext::new().read_stream(source(1)).unwrap();
         let error = match stream.write_stream(hangs).call_timeout(Duration::from_millis(50)).start().await {
             Ok(query) => query.await_termination().await.unwrap_err(),
             Err(error) => error,
@@ -326,7 +326,7 @@ async fn a_query_that_waits_to_start_again_can_be_stopped() {
         let hour = Duration::from_secs(3_600);
         let sink =
             Away { inner: MemorySink::new(), times: Arc::new(AtomicUsize::new(1)), kind: ErrorKind::Unavailable };
-        let stream = SessionContext::new().read_stream(source(1)).await.unwrap();
+        let stream = SessionContext::new().read_stream(source(1)).unwrap();
         let writer = stream.write_stream(sink).restart_policy(RestartPolicy::exponential(hour, hour, 1));
         let query = writer.start().await.unwrap();
         while !query.status().message.starts_with("starting again") {
@@ -423,7 +423,7 @@ fn functions_may_use_rayon() {
             for _ in 0..QUERIES {
                 let (source, sink) = (source(BATCHES), MemorySink::new());
                 let square = parallel_square();
-                let stream = SessionContext::new().read_stream(source).await.unwrap();
+                let stream = SessionContext::new().read_stream(source).unwrap();
                 let stream = stream.select(vec![square.call(vec![col("x")]).alias("y")]).unwrap();
                 let writer = stream.write_stream(sink.clone()).partitions(3).trigger(Trigger::AvailableNow);
                 queries.push((writer.start().await.unwrap(), sink));
@@ -461,7 +461,7 @@ fn queries_start_within_queries() {
                 }
             });
             let dir = tempfile::tempdir().unwrap();
-            let stream = SessionContext::new().read_stream(source(3)).await.unwrap();
+            let stream = SessionContext::new().read_stream(source(3)).unwrap();
             finish(to_the_end(stream, sink, dir.path()).executor(Executor::builder().threads(1).build().unwrap()))
                 .await
                 .unwrap();

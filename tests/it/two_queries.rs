@@ -23,7 +23,7 @@ async fn written(out: &Path) -> Vec<arrow::record_batch::RecordBatch> {
 async fn query(sink: impl Sink + 'static, checkpoint: &Path, batches: std::ops::Range<u64>) -> Result<StreamingQuery> {
     let source = memory_events();
     batches.for_each(|i| add(&source, &events(i, 10).unwrap()));
-    let stream = SessionContext::new().read_stream(source).await?;
+    let stream = SessionContext::new().read_stream(source)?;
     finish(to_the_end(doubled(stream)?, sink, checkpoint)).await
 }
 
@@ -57,7 +57,7 @@ async fn two_that_start_at_once() {
         let (out, barrier) = (dir.path().join("out"), Arc::new(Barrier::new(2)));
         let run = async |name: &str, first: u64| {
             let source = memory_events();
-            let stream = doubled(SessionContext::new().read_stream(source.clone()).await.unwrap()).unwrap();
+            let stream = doubled(SessionContext::new().read_stream(source.clone()).unwrap()).unwrap();
             let writer = to_the_end(stream, FileSink::parquet(text(&out)), &dir.path().join(name));
             let query = writer.trigger(Trigger::Immediate).start().await.unwrap();
             barrier.wait().await;
@@ -88,7 +88,7 @@ async fn one_folder_for_rows_and_dead_letters() {
     let out = text(&dir.path().join("out"));
     let source = memory_events();
     add(&source, &events(1, 10).unwrap());
-    let stream = doubled(SessionContext::new().read_stream(source).await.unwrap()).unwrap();
+    let stream = doubled(SessionContext::new().read_stream(source).unwrap()).unwrap();
     let writer = to_the_end(stream, FileSink::parquet(&out), &dir.path().join("checkpoint"));
     let refused = finish(writer.dead_letters(FileSink::parquet(&out))).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::IncompatibleCheckpoint, "{refused}");

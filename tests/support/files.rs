@@ -12,8 +12,8 @@ use arrow::record_batch::RecordBatch;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::parquet::arrow::ArrowWriter;
 use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use tidewater::checkpoint::local_path;
 use tidewater::error::{Error, ErrorKind, Result};
+use tidewater::internal::local_path;
 use tidewater_connectors::file::committed_files;
 
 /// What a column without value is called in the name of a folder.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use datafusion::execution::runtime_env::RuntimeEnv;
 use tidewater::error::{Error, Result};
+use tidewater::executor::block_in_place;
 
 use super::listing::Pattern;
 use super::uri::FileLocation;
@@ -19,6 +20,7 @@ const AT_ONCE: usize = 8;
 
 /// What becomes of an input file once the batch that read it is committed and the next one is planned.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum CleanSource {
     /// It stays.
     #[default]
@@ -92,20 +94,20 @@ fn archive_folder(folder: &str, pattern: &Pattern) -> Result<FileLocation> {
 async fn clean_file(uri: &str, archive: Option<&FileLocation>, runtime: &RuntimeEnv) -> Result<()> {
     let file = FileLocation::parse(uri)?;
     let store: Arc<dyn ObjectStore> = file.open(runtime)?;
-    let Some(archive) = archive else { return done(store.delete(&file.path).await) };
+    let Some(archive) = archive else { return done(uri, store.delete(&file.path).await) };
     let to = below(archive, &file);
     match (file.on_disk(), to.on_disk()) {
-        (Some(from), Some(to_path)) if file.is_odd() || to.is_odd() => move_on_disk(&from, &to_path),
-        _ => done(move_file(store.as_ref(), &file.path, &to.path).await),
+        (Some(from), Some(to_path)) if file.is_odd() || to.is_odd() => block_in_place(|| move_on_disk(&from, &to_path)),
+        _ => done(uri, move_file(store.as_ref(), &file.path, &to.path).await),
     }
 }
 
-fn done(result: object_store::Result<()>) -> Result<()> {
+fn done(uri: &str, result: object_store::Result<()>) -> Result<()> {
     match result {
         Ok(()) => Ok(()),
         // A repeated commit finds its work done.
         Err(object_store::Error::NotFound { .. }) => Ok(()),
-        Err(e) => Err(e.into()),
+        Err(e) => Err(Error::store("clean up a file that was read", uri, e)),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::options::Options;
 
 /// What becomes of a row that cannot be read as the schema says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum ParseMode {
     /// The query stops and names file and line. Nothing is lost: the batch is repeated once the line is fixed.
     #[default]
@@ -19,6 +20,15 @@ pub enum ParseMode {
 }
 
 impl ParseMode {
+    /// Its name among Spark's options.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            ParseMode::FailFast => "FAILFAST",
+            ParseMode::DropMalformed => "DROPMALFORMED",
+            ParseMode::Permissive => "PERMISSIVE",
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         match text.to_ascii_uppercase().as_str() {
             "FAILFAST" => Some(ParseMode::FailFast),
@@ -46,7 +56,7 @@ impl Format {
             "csv" => Ok(Format::Csv(CsvFormat::default())),
             "json" => Ok(Format::Json),
             "parquet" => Ok(Format::Parquet),
-            _ => Err(crate::options::unknown("format", name, "the file source", KNOWN_FORMATS)),
+            _ => Err(Error::unknown("format", name, "the file source", KNOWN_FORMATS)),
         }
     }
 

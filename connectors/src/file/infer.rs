@@ -66,7 +66,8 @@ pub(super) async fn infer_schema(pattern: &Pattern, format: &Format, session: &S
     };
     let mut objects = vec![];
     for location in looked_at {
-        objects.push(store.head(&location.path).await.map_err(|e| Error::from(e).with_file(location.uri()))?);
+        objects
+            .push(store.head(&location.path).await.map_err(|e| Error::store("look at the file", location.uri(), e))?);
     }
     let columns = reader.infer_schema(session, &store, &objects).await.map_err(|e| {
         Error::from(e)

@@ -56,6 +56,8 @@ mod names;
 
 mod odd_file;
 
+mod options;
+
 mod partition_columns;
 
 mod place;
@@ -86,5 +88,6 @@ mod tests;
 pub use self::clean::CleanSource;
 pub use self::format::ParseMode;
 pub use self::manifest::{CommittedFile, committed_files};
+pub use self::options::{CsvOptions, FileFormat, JsonOptions, ParquetOptions};
 pub use self::sink::FileSink;
 pub use self::source::FileSource;

@@ -8,8 +8,8 @@ use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use futures::{StreamExt, TryStreamExt, stream};
-use tidewater::checkpoint::with_version;
 use tidewater::error::{Error, ErrorKind, Result};
+use tidewater::internal::with_version;
 use tidewater::source::{
     LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanRequest, SourceContext, Split,
 };
@@ -92,7 +92,7 @@ impl FileReader {
         let former: Vec<String> = context.former_places.iter().map(|place| root_of_place(place)).collect();
         let deep = pattern.recursive || pattern.is_glob();
         let log = log.moved(&former, &root_of_place(&pattern.place()), deep)?;
-        let mut seen = SeenFiles::new(settings.effective_age_ms(), settings.by_name);
+        let mut seen = SeenFiles::new(settings.effective_age_ms()?, settings.by_name);
         for entry in log.whole().await? {
             seen.add(&entry.path, entry.timestamp);
         }
@@ -305,7 +305,7 @@ impl MicroBatchStream for FileReader {
         if let Some(latest) = self.log.latest()
             && after_id < Some(latest)
         {
-            return Ok(LatestOffset { batch_end: Some(offset(latest)), ..LatestOffset::default() });
+            return Ok(LatestOffset::at(offset(latest)).with_latest(None));
         }
         if after_id > self.log.latest() {
             let id = after_id.unwrap_or_default();
@@ -343,7 +343,11 @@ impl MicroBatchStream for FileReader {
             self.remembered = remembered;
         }
         let end = self.log.latest().map(offset);
-        Ok(LatestOffset { latest: end.clone().filter(|_| offered == found), batch_end: end, unknown: None })
+        Ok(match end {
+            Some(end) if offered == found => LatestOffset::at(end),
+            Some(end) => LatestOffset::at(end).with_latest(None),
+            None => LatestOffset::nothing(),
+        })
     }
 
     async fn splits(&mut self, range: &OffsetRange, _scan: &ScanRequest) -> Result<Option<Vec<Split>>> {

@@ -1,6 +1,7 @@
 //! The options of a file source, typed and checked.
 
 use tidewater::error::{Error, Result};
+use tidewater::interval::Interval;
 
 use super::admission::{KeepRest, Limit};
 use super::clean::CleanSource;
@@ -8,8 +9,6 @@ use super::format::{CSV_OPTIONS, Format, ParseMode, TEXT_OPTIONS, parse_mode};
 use super::names::Names;
 use super::scan::Ignored;
 use crate::options::Options;
-
-const WEEK_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 
 const GENERAL_OPTIONS: &[&str] = &[
     "maxFilesPerTrigger",
@@ -34,7 +33,7 @@ pub(super) struct Settings {
     pub(super) max_files: Option<u64>,
     pub(super) max_bytes: Option<u64>,
     pub(super) latest_first: bool,
-    pub(super) max_file_age_ms: i64,
+    pub(super) max_file_age: Interval,
     pub(super) by_name: bool,
     pub(super) name_filter: Option<String>,
     pub(super) recursive: bool,
@@ -54,7 +53,7 @@ impl Default for Settings {
             max_files: None,
             max_bytes: None,
             latest_first: false,
-            max_file_age_ms: WEEK_MS,
+            max_file_age: "7 days".into(),
             by_name: false,
             name_filter: None,
             recursive: false,
@@ -90,7 +89,9 @@ pub(super) fn apply(
     settings.max_files = options.positive_u64("maxFilesPerTrigger")?.or(settings.max_files);
     settings.max_bytes = options.positive_u64("maxBytesPerTrigger")?.or(settings.max_bytes);
     settings.latest_first = options.bool("latestFirst", settings.latest_first)?;
-    settings.max_file_age_ms = options.duration_ms("maxFileAge")?.unwrap_or(settings.max_file_age_ms);
+    if options.interval_ms("maxFileAge")?.is_some() {
+        settings.max_file_age = options.get("maxFileAge").unwrap_or_default().into();
+    }
     settings.by_name = options.bool("fileNameOnly", settings.by_name)?;
     settings.recursive = options.bool("recursiveFileLookup", settings.recursive)?;
     settings.names.case_sensitive = options.bool("caseSensitive", settings.names.case_sensitive)?;
@@ -142,6 +143,7 @@ impl Settings {
             return Err(Error::invalid("`maxFilesPerTrigger` and `maxBytesPerTrigger` are both set")
                 .with_hint("set one of the two"));
         }
+        self.max_file_age_ms()?;
         self.clean_source().map(|_| ())
     }
 
@@ -171,8 +173,12 @@ impl Settings {
 
     /// How much older than the newest a file may be and still be new. If the newest come first and batches are limited,
     /// the oldest wait longest and must not be given up for it.
-    pub(super) fn effective_age_ms(&self) -> i64 {
-        if self.latest_first && self.limit().is_some() { i64::MAX } else { self.max_file_age_ms }
+    pub(super) fn effective_age_ms(&self) -> Result<i64> {
+        if self.latest_first && self.limit().is_some() { Ok(i64::MAX) } else { self.max_file_age_ms() }
+    }
+
+    fn max_file_age_ms(&self) -> Result<i64> {
+        self.max_file_age.non_negative_ms("`maxFileAge` of the file source")
     }
 }
 
@@ -204,8 +210,8 @@ mod tests {
         ];
         let (settings, format) = settings(Format::Csv(CsvFormat::default()), &given).unwrap();
         assert_eq!(settings.limit(), Some(Limit::Files(5)));
-        assert_eq!(settings.max_file_age_ms, 3_600_000);
-        assert_eq!(settings.effective_age_ms(), i64::MAX);
+        assert_eq!(settings.max_file_age_ms().unwrap(), 3_600_000);
+        assert_eq!(settings.effective_age_ms().unwrap(), i64::MAX);
         assert_eq!(settings.keep_rest(), None);
         assert_eq!(settings.clean_source().unwrap(), CleanSource::Archive("/old".to_owned()));
         assert_eq!(settings.mode, ParseMode::Permissive);

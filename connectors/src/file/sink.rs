@@ -14,10 +14,12 @@ use std::sync::Arc;
 use arrow::datatypes::Schema;
 use async_trait::async_trait;
 use datafusion::execution::memory_pool::MemoryPool;
-use tidewater::checkpoint::create_folders;
 use tidewater::error::{Error, Result};
+use tidewater::executor::block_in_place;
 use tidewater::id::{BatchId, PartitionId};
 use tidewater::identity::Identity;
+use tidewater::internal::create_folders;
+use tidewater::interval::Interval;
 use tidewater::query::OutputMode;
 use tidewater::sink::{
     BatchStatus, DataWriter, Guarantee, Receipt, Sink, SinkContext, StreamingWrite, WriterContext, WriterFactory,
@@ -26,27 +28,16 @@ use tokio::sync::Mutex;
 
 use super::manifest::{Manifest, ManifestEntry, Owner, committed_files};
 use super::moved::check_in_place;
+use super::options::{CsvOptions, FileFormat, JsonOptions, ParquetOptions};
 use super::place::place_of;
 use super::uri::FileLocation;
 use super::writer::{Encoding, FilesOfPartition, Layout, Root};
 use crate::options::Options;
 
-const SINK_NAME: &str = "the file sink";
+/// What every format takes.
+const GENERAL_OPTIONS: &[&str] = &["path", "compression", "partitionBy", "retention", "maxRecordsPerFile"];
 
-/// All formats together: an option of another format does no harm, as in Spark.
-const KNOWN_OPTIONS: &[&str] = &[
-    "path",
-    "compression",
-    "partitionBy",
-    "retention",
-    "maxRecordsPerFile",
-    "header",
-    "sep",
-    "delimiter",
-    "quote",
-    "escape",
-    "nullValue",
-];
+const CSV_OPTIONS: &[&str] = &["header", "sep", "delimiter", "quote", "escape", "nullValue"];
 
 /// Writes rows to files in a directory, and takes every batch exactly once. Append mode only: what is in a file is final.
 ///
@@ -59,7 +50,7 @@ const KNOWN_OPTIONS: &[&str] = &[
 /// Options by name, as Spark calls them: `compression` (Parquet: `snappy`, the default, `none`, `gzip`, `lz4_raw`, `zstd`,
 /// `brotli`; CSV and JSON: `none`, the default, `gzip`, `bzip2`, `zstd`), `partitionBy` (column names with commas between),
 /// `retention` (how long a file stays in the log; its rows then no longer exist for readers), `maxRecordsPerFile`, and for
-/// CSV `header`, `sep`, `quote`, `escape`, `nullValue`. A CSV value with a line break is written as it is, in quotes: only
+/// CSV alone `header`, `sep`, `quote`, `escape`, `nullValue`. A CSV value with a line break is written as it is, in quotes: only
 /// readers that look for records across lines read it back.
 #[derive(Debug, Clone)]
 pub struct FileSink {
@@ -70,24 +61,26 @@ pub struct FileSink {
 }
 
 impl FileSink {
+    /// Files of this format in the directory at `location`, a path or a URL: of [`CsvOptions`], [`JsonOptions`] or
+    /// [`ParquetOptions`]. What these say that makes no sense in writing is an error when the query starts.
+    pub fn new(location: impl Into<String>, format: impl Into<FileFormat>) -> Self {
+        let (format, options) = format.into().into_parts();
+        FileSink { format: format.to_owned(), location: location.into(), partition_by: vec![], options }
+    }
+
     /// Parquet files in the directory at `location`, a path or a URL.
     pub fn parquet(location: impl Into<String>) -> Self {
-        Self::new("parquet", location)
+        Self::new(location, ParquetOptions::new())
     }
 
     /// CSV files in the directory at `location`, a path or a URL.
     pub fn csv(location: impl Into<String>) -> Self {
-        Self::new("csv", location)
+        Self::new(location, CsvOptions::new())
     }
 
     /// Files of JSON lines in the directory at `location`, a path or a URL.
     pub fn json(location: impl Into<String>) -> Self {
-        Self::new("json", location)
-    }
-
-    fn new(format: &str, location: impl Into<String>) -> Self {
-        let (partition_by, options) = Default::default();
-        FileSink { format: format.to_owned(), location: location.into(), partition_by, options }
+        Self::new(location, JsonOptions::new())
     }
 
     /// A sink of `format` (`parquet`, `csv`, `json`) by options alone. The directory is `path`, or the option of that name.
@@ -96,17 +89,18 @@ impl FileSink {
         path: Option<&str>,
         options: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self> {
-        let mut sink = Self::new(&format.to_ascii_lowercase(), path.unwrap_or_default());
-        sink.options = options.into_iter().collect();
+        let sink = FileSink {
+            format: format.to_ascii_lowercase(),
+            location: path.unwrap_or_default().to_owned(),
+            partition_by: vec![],
+            options: options.into_iter().collect(),
+        };
         let parsed = sink.parse()?;
         match (path, parsed.path) {
-            (None, None) => {
-                return Err(Error::invalid("the file sink needs a directory").with_hint("give the option `path`"));
-            }
-            (None, Some(path)) => sink.location = path,
-            (Some(_), _) => {}
+            (None, None) => Err(Error::invalid("the file sink needs a directory").with_hint("give the option `path`")),
+            (None, Some(location)) => Ok(FileSink { location, ..sink }),
+            (Some(_), _) => Ok(sink),
         }
-        Ok(sink)
     }
 
     /// One folder per value of these columns, `country=CH/`, in this order. The columns are left out of the files.
@@ -116,22 +110,16 @@ impl FileSink {
         self
     }
 
-    /// How files are compressed.
+    /// How files are compressed, whatever their format: see [`ParquetOptions::compression`] and [`CsvOptions::compression`].
     #[must_use]
-    pub fn compression(self, name: &str) -> Self {
-        self.option("compression", name)
-    }
-
-    /// Whether each CSV file begins with the names of its columns. Default false.
-    #[must_use]
-    pub fn header(self, header: bool) -> Self {
-        self.option("header", header.to_string())
+    pub fn compression(self, codec: impl Into<String>) -> Self {
+        self.option("compression", codec)
     }
 
     /// How long a file stays in the log, `7 days` for example: for directories that something else cleans up.
     #[must_use]
-    pub fn retention(self, retention: &str) -> Self {
-        self.option("retention", retention)
+    pub fn retention(self, retention: impl Into<Interval>) -> Self {
+        self.option("retention", retention.into().to_string())
     }
 
     /// Sets an option by its name. It is checked when the query starts.
@@ -142,7 +130,12 @@ impl FileSink {
     }
 
     fn parse(&self) -> Result<Parsed> {
-        let options = Options::new(SINK_NAME, KNOWN_OPTIONS, self.options.iter().cloned())?;
+        let known = match self.format.as_str() {
+            "csv" => [GENERAL_OPTIONS, CSV_OPTIONS].concat(),
+            "json" | "parquet" => GENERAL_OPTIONS.to_vec(),
+            other => return Err(Error::unknown("format", other, "the file sink", &["parquet", "csv", "json"])),
+        };
+        let options = Options::new(&format!("the {} file sink", self.format), &known, self.options.iter().cloned())?;
         let mut partition_by = self.partition_by.clone();
         if let Some(columns) = options.get("partitionBy") {
             partition_by.extend(columns.split(',').map(|c| c.trim().to_owned()));
@@ -151,7 +144,7 @@ impl FileSink {
             encoding: Encoding::parse(&self.format, &options)?,
             partition_by,
             path: options.get("path").map(str::to_owned),
-            retention_ms: options.duration_ms("retention")?,
+            retention_ms: options.interval_ms("retention")?,
             max_records_per_file: options.positive_u64("maxRecordsPerFile")?,
         })
     }
@@ -203,7 +196,7 @@ impl Sink for FileSink {
         let root = Root::parse(&self.location, runtime)?;
         let writers = self.writers(root.clone(), &context.schema, context.durable, &runtime.memory_pool)?;
         if let Root::Local(folder) = &root {
-            create_folders(folder, context.durable)?;
+            block_in_place(|| create_folders(folder, context.durable))?;
         }
         let log = root.manifest_store(runtime, context.durable)?;
         let owner = Owner::new(context.query_id, context.role);
@@ -266,6 +259,14 @@ impl StreamingWrite for FileSinkWriter {
         }
         self.manifest.lock().await.commit(batch, &entries).await
     }
+
+    /// Without a commit, no log will ever list these files.
+    async fn abort(&self, _batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
+        for receipt in receipts {
+            self.writers.layout.root().remove(&receipt.json::<Vec<ManifestEntry>>()?).await?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -279,11 +280,11 @@ mod tests {
     use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
     use tidewater::clock::ManualClock;
     use tidewater::error::ErrorKind;
-    use tidewater::id::{QueryId, RunId};
+    use tidewater::id::QueryId;
     use tidewater::testing::open_by_factory;
     use tidewater::testing::sink_suite::{self, SinkUnderTest};
 
-    use super::super::committed_files;
+    use super::super::{ParseMode, committed_files};
     use super::*;
 
     fn rows(keys: &[Option<&str>], from: i64) -> RecordBatch {
@@ -297,18 +298,11 @@ mod tests {
     }
 
     fn going_on_with(batch: u64, may_be_committed: bool) -> SinkContext {
-        SinkContext {
-            role: tidewater::sink::SinkRole::Output,
-            next_batch: BatchId(batch),
-            next_batch_may_be_committed: may_be_committed,
-            schema: rows(&[], 0).schema(),
-            output_mode: OutputMode::Append,
-            query_id: QueryId::try_from("5f0a2ee4-9a3f-4e0f-8d5b-1f1f0a7f3c11".to_owned()).unwrap(),
-            run_id: RunId::random(),
-            session: Arc::new(SessionContext::new().state()),
-            clock: Arc::new(ManualClock::at(0)),
-            durable: true,
-        }
+        let mut context = SinkContext::new(rows(&[], 0).schema(), Arc::new(SessionContext::new().state()));
+        context.query_id = QueryId::try_from("5f0a2ee4-9a3f-4e0f-8d5b-1f1f0a7f3c11".to_owned()).unwrap();
+        (context.next_batch, context.next_batch_may_be_committed) = (BatchId(batch), may_be_committed);
+        context.clock = Arc::new(ManualClock::at(0));
+        context
     }
 
     async fn write(writer: &dyn StreamingWrite, batch: u64, partition: usize, rows: RecordBatch) -> Receipt {
@@ -391,7 +385,8 @@ mod tests {
     async fn many_folders_and_full_files_lose_no_row() {
         let folder = tempfile::tempdir().unwrap();
         let location = folder.path().to_str().unwrap();
-        let sink = FileSink::csv(location).option("partitionBy", "k").option("maxRecordsPerFile", "2").header(true);
+        let sink = FileSink::new(location, CsvOptions::new().header(true));
+        let sink = sink.option("partitionBy", "k").option("maxRecordsPerFile", "2");
         let writer = open_by_factory(&sink, context()).await.unwrap();
         let keys: Vec<String> = (0..300).map(|i| (i % 100).to_string()).collect();
         let keys: Vec<Option<&str>> = keys.iter().map(|k| Some(k.as_str())).collect();
@@ -439,6 +434,9 @@ mod tests {
             (FileSink::parquet(location).compression("rar"), "unknown compression `rar`"),
             (FileSink::parquet(location).option("compresion", "zstd"), "did you mean `compression`"),
             (FileSink::parquet(location).retention("soon"), "`retention`"),
+            (FileSink::parquet(location).option("header", "true"), "unknown option `header` of the parquet file sink"),
+            (FileSink::new(location, CsvOptions::new().comment('#')), "unknown option `comment` of the csv file sink"),
+            (FileSink::new(location, JsonOptions::new().parse_mode(ParseMode::Permissive)), "unknown option `mode`"),
         ] {
             let error = open_by_factory(&sink, context()).await.unwrap_err();
             assert!(error.message().contains(wanted), "{error}");
@@ -462,8 +460,8 @@ mod tests {
     #[async_trait]
     impl SinkUnderTest for Place {
         fn sink(&self) -> Arc<dyn Sink> {
-            let options = [("header".to_owned(), "true".to_owned())];
-            Arc::new(FileSink::from_options(self.format, self.folder.path().to_str(), options).unwrap())
+            let header = (self.format == "csv").then(|| ("header".to_owned(), "true".to_owned()));
+            Arc::new(FileSink::from_options(self.format, self.folder.path().to_str(), header).unwrap())
         }
 
         async fn visible_rows(&self) -> Result<Vec<RecordBatch>> {

@@ -7,12 +7,14 @@ use async_trait::async_trait;
 use datafusion::prelude::SessionContext;
 use tidewater::error::{Error, Result};
 use tidewater::identity::Identity;
+use tidewater::interval::Interval;
 use tidewater::source::{MicroBatchStream, ScanContext, Source, SourceContext, SourceScanner};
 
 use super::clean::CleanSource;
-use super::format::{CsvFormat, Format, ParseMode};
+use super::format::{CsvFormat, Format};
 use super::infer;
 use super::listing::{Pattern, glob};
+use super::options::{CsvOptions, FileFormat, Given, JsonOptions, ParquetOptions};
 use super::place::SinkFolder;
 use super::reader::FileReader;
 use super::scanner::FileScanner;
@@ -25,14 +27,11 @@ use super::settings::{Settings, apply};
 ///
 /// ```
 /// use arrow::datatypes::{DataType, Field, Schema};
-/// use tidewater_connectors::file::{FileSource, ParseMode};
+/// use tidewater_connectors::file::{CsvOptions, FileSource, ParseMode};
 ///
 /// let schema = Schema::new(vec![Field::new("user", DataType::Utf8, true), Field::new("clicks", DataType::Int64, true)]);
-/// let source = FileSource::csv("in/clicks")
-///     .with_schema(schema)
-///     .header(true)
-///     .max_files_per_trigger(100)
-///     .parse_mode(ParseMode::DropMalformed);
+/// let format = CsvOptions::new().header(true).parse_mode(ParseMode::DropMalformed);
+/// let source = FileSource::new("in/clicks", format).with_schema(schema).max_files_per_trigger(100);
 /// # let _ = source;
 /// ```
 #[derive(Debug, Clone)]
@@ -41,38 +40,77 @@ pub struct FileSource {
     format: Format,
     schema: Option<SchemaRef>,
     settings: Settings,
+    /// What is wrong with an option, said when the query starts.
+    problem: Option<Error>,
 }
 
 impl FileSource {
-    /// CSV files at `path`. A record is a line; columns count by position, or by name where there is a [header](Self::header).
+    /// Files of this format at `path`: of [`CsvOptions`](super::CsvOptions), [`JsonOptions`](super::JsonOptions) or
+    /// [`ParquetOptions`](super::ParquetOptions). What these say that makes no sense in reading is an error when the query starts.
+    pub fn new(path: impl Into<String>, format: impl Into<FileFormat>) -> Self {
+        let (name, given) = format.into().into_parts();
+        let format = match name {
+            "csv" => Format::Csv(CsvFormat::default()),
+            "json" => Format::Json,
+            _ => Format::Parquet,
+        };
+        Self::of(format, path).with_options(given)
+    }
+
+    /// CSV files at `path` with the default options. A record is a line; columns count by position, or by name where there is a
+    /// [header](super::CsvOptions::header).
     pub fn csv(path: impl Into<String>) -> Self {
-        Self::new(Format::Csv(CsvFormat::default()), path)
+        Self::new(path, CsvOptions::new())
     }
 
     /// Files of JSON at `path`, one object a line. Fields count by name; one that is missing is null.
     pub fn json(path: impl Into<String>) -> Self {
-        Self::new(Format::Json, path)
+        Self::new(path, JsonOptions::new())
     }
 
     /// Parquet files at `path`.
     pub fn parquet(path: impl Into<String>) -> Self {
-        Self::new(Format::Parquet, path)
+        Self::new(path, ParquetOptions::new())
     }
 
-    /// A source by the names that SQL and command lines use: `csv`, `json` or `parquet`, and Spark's options.
+    /// A source by the names that SQL and command lines use: `csv`, `json` or `parquet`, and Spark's options. The files are at
+    /// `path`, or at the option of that name.
+    ///
+    /// # Errors
+    ///
+    /// If an option is unknown or has no such value, or there is no path.
     pub fn from_options(
         format: &str,
-        path: impl Into<String>,
+        path: Option<&str>,
         options: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self> {
-        let mut source = Self::new(Format::named(format)?, path);
-        apply(&mut source.settings, &mut source.format, options)?;
-        source.settings.check()?;
+        let format = Format::named(format)?;
+        let (paths, others): (Vec<_>, Vec<_>) =
+            options.into_iter().partition(|(name, _)| name.eq_ignore_ascii_case("path"));
+        let by_option = paths.last().map(|(_, path)| path.as_str());
+        let Some(path) = path.or(by_option) else {
+            return Err(Error::invalid("the file source needs a folder").with_hint("give the option `path`"));
+        };
+        let source = Self::of(format, path).with_options(others);
+        source.check()?;
         Ok(source)
     }
 
-    fn new(format: Format, path: impl Into<String>) -> Self {
-        FileSource { path: path.into(), format, schema: None, settings: Settings::default() }
+    fn of(format: Format, path: impl Into<String>) -> Self {
+        FileSource { path: path.into(), format, schema: None, settings: Settings::default(), problem: None }
+    }
+
+    fn with_options(mut self, given: Given) -> Self {
+        if let Err(error) = apply(&mut self.settings, &mut self.format, given) {
+            self.problem.get_or_insert(error);
+        }
+        self
+    }
+
+    /// Fails with what is wrong with the options.
+    fn check(&self) -> Result<()> {
+        self.problem.clone().map_or(Ok(()), Err)?;
+        self.settings.check()
     }
 
     /// Sets the schema. All columns are taken to allow null, whatever it says: a file may lack any of them.
@@ -87,14 +125,15 @@ impl FileSource {
     /// Reads the columns off the files that are there now. Set what else is to be known of the files (a header, say)
     /// before. The first ten files are looked at; a restart may find others, so for a lasting query write the schema down.
     pub async fn infer_schema(self, ctx: &SessionContext) -> Result<Self> {
+        self.check()?;
         let schema = infer::infer_schema(&self.pattern()?, &self.format, &ctx.state()).await?;
         Ok(self.with_schema(schema))
     }
 
-    /// Sets one option by Spark's name.
-    pub fn option(mut self, name: &str, value: &str) -> Result<Self> {
-        apply(&mut self.settings, &mut self.format, [(name.to_owned(), value.to_owned())])?;
-        Ok(self)
+    /// Sets an option by Spark's name. It is checked when the query starts.
+    #[must_use]
+    pub fn option(self, name: &str, value: impl Into<String>) -> Self {
+        self.with_options(vec![(name.to_owned(), value.into())])
     }
 
     /// Lets a batch take at most this many files. Default: all there are.
@@ -119,8 +158,10 @@ impl FileSource {
     }
 
     /// Leaves out files that are older than the newest one seen by more than this (`7 days`, the default).
-    pub fn max_file_age(self, age: &str) -> Result<Self> {
-        self.option("maxFileAge", age)
+    #[must_use]
+    pub fn max_file_age(mut self, age: impl Into<Interval>) -> Self {
+        self.settings.max_file_age = age.into();
+        self
     }
 
     /// Takes files of the same name in different folders for the same file.
@@ -174,46 +215,11 @@ impl FileSource {
     }
 
     /// Goes on without the rest of a file that turns out to be torn or damaged, and counts it (`corruptFilesIgnored`).
-    /// Default: the query stops. Rows that are malformed are not meant: see [`parse_mode`](Self::parse_mode).
+    /// Default: the query stops. Rows that are malformed are not meant: see
+    /// [`parse_mode`](super::CsvOptions::parse_mode).
     #[must_use]
     pub fn ignore_corrupt_files(mut self, ignore: bool) -> Self {
         self.settings.ignored.corrupt_files = ignore;
-        self
-    }
-
-    /// Sets what becomes of rows that cannot be parsed. Parquet files have none.
-    #[must_use]
-    pub fn parse_mode(mut self, mode: ParseMode) -> Self {
-        self.settings.mode = mode;
-        self
-    }
-
-    /// The column that takes lines that cannot be read, in mode [`ParseMode::Permissive`]. Default `_corrupt_record`.
-    #[must_use]
-    pub fn corrupt_record_column(mut self, column: impl Into<String>) -> Self {
-        self.settings.corrupt_column = column.into();
-        self
-    }
-
-    /// Whether the first line of every CSV file names the columns. Default no. Columns are found by these names, in any
-    /// order; what a file has beside them is passed over, what it lacks is null, and where a header has unknown names and
-    /// lacks known ones, the file is refused. With the option `enforceSchema` the header is skipped, and position counts, as
-    /// in Spark.
-    #[must_use]
-    pub fn header(self, header: bool) -> Self {
-        self.with_csv(|csv| csv.header = header)
-    }
-
-    /// What is between the columns of a CSV file, an ASCII character. Default a comma.
-    #[must_use]
-    pub fn delimiter(self, delimiter: u8) -> Self {
-        self.with_csv(|csv| csv.delimiter = delimiter)
-    }
-
-    fn with_csv(mut self, change: impl FnOnce(&mut CsvFormat)) -> Self {
-        if let Format::Csv(csv) = &mut self.format {
-            change(csv);
-        }
         self
     }
 
@@ -249,7 +255,7 @@ impl Source for FileSource {
     }
 
     async fn open(&self, context: SourceContext) -> Result<Box<dyn MicroBatchStream>> {
-        self.settings.check()?;
+        self.check()?;
         let Some(schema) = self.schema.clone() else {
             return Err(Error::invalid(format!("the file source `{}` has no schema", self.path)).with_hint(
                 "call `.with_schema(…)`, or `.infer_schema(&ctx).await?` to read it off the files that are there",

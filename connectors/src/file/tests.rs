@@ -65,21 +65,16 @@ impl Stream {
     }
 
     async fn open(&self, source: &FileSource) -> Result<Box<dyn MicroBatchStream>> {
-        let context = SourceContext {
-            log: Arc::clone(&self.log),
-            session: Arc::new(self.state()),
-            clock: Arc::new(ManualClock::at(0)),
-            partitions: 2,
-            min_batches_to_retain: 100,
-            former_places: vec![],
-        };
+        let clock = Arc::new(ManualClock::at(0));
+        let mut context = SourceContext::new(Arc::clone(&self.log), Arc::new(self.state()), clock);
+        context.partitions = 2;
         open_by_splits(source, context).await
     }
 
     /// The next range, if there is anything new; moves on.
     async fn next(&mut self, reader: &mut Box<dyn MicroBatchStream>, limit: ReadLimit) -> Option<OffsetRange> {
         let end = reader.latest_offset(self.at.as_ref(), limit).await.unwrap().batch_end?;
-        let range = OffsetRange { start: self.at.replace(end.clone()), end };
+        let range = OffsetRange::new(self.at.replace(end.clone()), end);
         (!range.is_empty()).then_some(range)
     }
 
@@ -111,7 +106,7 @@ impl Stream {
         filters: &[Expr],
     ) -> Result<Vec<String>> {
         let schema = Arc::new(Source::schema(source).project(&projection).unwrap());
-        let scan = ScanRequest { projection, schema: Arc::clone(&schema), filters: filters.to_vec() };
+        let scan = ScanRequest::new(projection, Arc::clone(&schema)).with_filters(filters.to_vec());
         let plan = reader.bind(range, &scan).await?;
         assert_eq!(plan.schema(), schema);
         let batches = datafusion::physical_plan::collect(plan, self.session.task_ctx()).await.map_err(Error::from)?;
@@ -192,7 +187,7 @@ async fn limits_cut_the_input_into_batches_oldest_first() {
 #[tokio::test]
 async fn the_newest_may_come_first_and_then_none_is_too_old() {
     let mut stream = Stream::new();
-    let source = csv(&stream).max_files_per_trigger(1).latest_first(true).max_file_age("1 second").unwrap();
+    let source = csv(&stream).max_files_per_trigger(1).latest_first(true).max_file_age("1 second");
     put_named(&stream, "ab", 10);
     put_named(&stream, "c", 5000);
     let mut reader = stream.open(&source).await.unwrap();
@@ -202,7 +197,7 @@ async fn the_newest_may_come_first_and_then_none_is_too_old() {
 #[tokio::test]
 async fn files_much_older_than_the_newest_are_left_out() {
     let mut stream = Stream::new();
-    let source = csv(&stream).max_file_age("1 minute").unwrap();
+    let source = csv(&stream).max_file_age("1 minute");
     put_named(&stream, "a", 10);
     put_named(&stream, "b", 5000);
     let mut reader = stream.open(&source).await.unwrap();
@@ -309,7 +304,7 @@ async fn a_file_that_is_gone_is_named() {
 async fn a_malformed_line_stops_the_query_and_is_named() {
     let mut stream = Stream::new();
     stream.put("a.csv", "k,v\na,1\nb,x\nc,3\n", 10);
-    let error = stream.failure(&csv(&stream).header(true)).await;
+    let error = stream.failure(&csv(&stream).option("header", "true")).await;
     assert_eq!(error.kind(), ErrorKind::BadInput);
     assert!(error.file().unwrap().ends_with("/in/a.csv"));
     assert!(error.message().starts_with("line 3 is malformed: "), "{error}");
@@ -349,7 +344,7 @@ async fn malformed_lines_may_be_dropped_or_kept_and_are_counted() {
             let good = if mode == ParseMode::Permissive { ["1|·|a", "5|·|f"] } else { ["1|a", "5|f"] };
             expected.extend(good.map(str::to_owned));
             expected.sort();
-            let source = source.with_schema(schema).parse_mode(mode);
+            let source = source.with_schema(schema).option("mode", mode.name());
             let mut reader = stream.open(&source).await.unwrap();
             let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
             assert_eq!(stream.read(&source, &mut reader, &range, &[]).await.unwrap(), expected);
@@ -367,7 +362,7 @@ async fn few_malformed_lines_among_many_are_found() {
     let mut stream = Stream::new();
     let line = |i: usize| if i % 20_000 == 19_999 { format!("k{i},bad\n") } else { format!("k{i},{i}\n") };
     stream.put("a.csv", (0..100_000).map(line).collect::<String>(), 10);
-    let source = csv(&stream).parse_mode(ParseMode::DropMalformed);
+    let source = csv(&stream).option("mode", "DROPMALFORMED");
     let mut reader = stream.open(&source).await.unwrap();
     assert_eq!(stream.rows(&source, &mut reader).await.len(), 99_995);
     assert_eq!(reader.metrics()["malformedRowsDropped"], "5");
@@ -441,7 +436,7 @@ async fn columns_come_from_folders_for_every_format() {
                 _ => stream.put_parquet(&name, vec![("v", Arc::new(Int64Array::from(vec![v])) as _)], 10),
             }
         }
-        let source = FileSource::from_options(format, stream.input(), []).unwrap().with_schema(schema.clone());
+        let source = FileSource::from_options(format, Some(&stream.input()), []).unwrap().with_schema(schema.clone());
         let mut reader = stream.open(&source).await.unwrap();
         let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
         assert_eq!(stream.read(&source, &mut reader, &range, &[]).await.unwrap(), expected, "{format}");
@@ -453,7 +448,7 @@ async fn columns_come_from_folders_for_every_format() {
         let filtered = stream.read(&source, &mut reader, &range, &filter).await.unwrap();
         assert!(filtered.contains(&expected[1].to_owned()), "{format}");
 
-        let inferred = FileSource::from_options(format, stream.input(), []).unwrap();
+        let inferred = FileSource::from_options(format, Some(&stream.input()), []).unwrap();
         let inferred = inferred.infer_schema(&stream.session).await.unwrap();
         let inferred = Source::schema(&inferred);
         assert_eq!(inferred.index_of("k").unwrap(), 2, "{format}");
@@ -493,7 +488,7 @@ async fn a_plan_says_what_it_reads() {
     let mut reader = stream.open(&source).await.unwrap();
     let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
     let schema = Arc::new(Source::schema(&source).project(&[1]).unwrap());
-    let scan = ScanRequest { projection: vec![1], schema, filters: vec![] };
+    let scan = ScanRequest::new(vec![1], schema);
     let plan = reader.bind(&range, &scan).await.unwrap();
     let text = displayable(plan.as_ref()).indent(false).to_string();
     assert!(text.contains("FileScanExec: csv, mode=FailFast, projection=[v], partitions=2, files=3"), "{text}");
@@ -549,8 +544,16 @@ async fn a_source_that_cannot_work_is_refused_at_the_start() {
     refused(FileSource::csv(stream.input()).with_schema(lists), "column `l`").await;
     refused(csv(&stream).path_glob_filter("[a"), "not a glob").await;
     let corrupt = Schema::new(vec![Field::new("_corrupt_record", DataType::Int64, true)]);
-    refused(FileSource::csv(stream.input()).with_schema(corrupt).parse_mode(ParseMode::Permissive), "not Utf8").await;
-    let error = FileSource::from_options("csv", "in", [("maxFilePerTrigger".to_owned(), "1".to_owned())]).unwrap_err();
+    refused(FileSource::csv(stream.input()).with_schema(corrupt).option("mode", "PERMISSIVE"), "not Utf8").await;
+    let parquet = FileSource::parquet(stream.input()).with_schema(schema());
+    refused(parquet.option("header", "true"), "unknown option `header` of the parquet file source").await;
+    let written = CsvOptions::new().compression("gzip");
+    refused(FileSource::new(stream.input(), written).with_schema(schema()), "unknown option `compression`").await;
+    refused(FileSource::new(stream.input(), CsvOptions::new().delimiter('→')).with_schema(schema()), "one ASCII").await;
+    let error = FileSource::from_options("csv", None, []).unwrap_err();
+    assert!(error.message().contains("needs a folder"), "{error}");
+    let error =
+        FileSource::from_options("csv", Some("in"), [("maxFilePerTrigger".to_owned(), "1".to_owned())]).unwrap_err();
     assert!(error.message().contains("did you mean"), "{error}");
     let error = FileSource::json(stream.input()).infer_schema(&stream.session).await.unwrap_err();
     assert!(error.message().contains("no files yet"), "{error}");

@@ -114,6 +114,7 @@ impl Format {
 
 /// The decoded messages, and those that could not be decoded.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Decoded {
     /// One value per message; null where the message was null or is bad.
     pub values: StructArray,
@@ -123,6 +124,7 @@ pub struct Decoded {
 
 /// A message that could not be decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Bad {
     /// Which of the messages.
     pub row: usize,

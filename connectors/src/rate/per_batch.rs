@@ -219,7 +219,7 @@ mod tests {
         for (i, expected) in SPARKS.iter().enumerate() {
             let end = reader.latest_offset(start.as_ref(), ReadLimit::Configured).await.unwrap().batch_end.unwrap();
             assert_eq!(end.json(), *expected);
-            let (found, partitions) = rows(&mut *reader, &OffsetRange { start, end: end.clone() }).await;
+            let (found, partitions) = rows(&mut *reader, &OffsetRange::new(start, end.clone())).await;
             let (i, time) = (i as i64, 1_704_067_200_000_000 + i as i64 * 1_500_000);
             assert_eq!(found, (i * 8..i * 8 + 8).map(|value| (time, value)).collect::<Vec<_>>());
             assert_eq!(partitions, 1);

@@ -4,14 +4,15 @@
 //! offset is the number of whole seconds since then.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
-use tidewater::checkpoint::{CreateOutcome, check_version, with_version};
+use tidewater::checkpoint::CreateOutcome;
 use tidewater::clock::Clock;
 use tidewater::error::{Error, Result};
 use tidewater::identity::Identity;
+use tidewater::internal::{check_version, with_version};
+use tidewater::interval::Interval;
 use tidewater::source::{
     LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanContext, ScanRequest, Source, SourceContext,
     SourceScanner, Split,
@@ -31,21 +32,23 @@ const MS_PER_SECOND: i64 = 1000;
 #[derive(Debug, Clone)]
 pub struct RateSource {
     rows_per_second: u64,
-    ramp_up: Duration,
+    ramp_up: Interval,
     partitions: Option<usize>,
 }
 
 impl RateSource {
     /// So many rows a second.
     pub fn new(rows_per_second: u64) -> Self {
-        RateSource { rows_per_second, ramp_up: Duration::ZERO, partitions: None }
+        RateSource { rows_per_second, ramp_up: "0 seconds".into(), partitions: None }
     }
 
     /// A source by options alone.
     pub fn from_options(options: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
         let options = Options::new("the rate source", &["rowsPerSecond", "rampUpTime", "numPartitions"], options)?;
         let mut source = RateSource::new(options.positive_u64("rowsPerSecond")?.unwrap_or(1));
-        source.ramp_up = Duration::from_millis(options.duration_ms("rampUpTime")?.unwrap_or(0).unsigned_abs());
+        if let Some(time) = options.get("rampUpTime") {
+            source.ramp_up = time.into();
+        }
         source.partitions = partitions(&options)?;
         source.pace()?;
         Ok(source)
@@ -53,8 +56,8 @@ impl RateSource {
 
     /// How long it takes until the full rate is reached; whole seconds count.
     #[must_use]
-    pub fn ramp_up_time(mut self, time: Duration) -> Self {
-        self.ramp_up = time;
+    pub fn ramp_up_time(mut self, time: impl Into<Interval>) -> Self {
+        self.ramp_up = time.into();
         self
     }
 
@@ -69,7 +72,7 @@ impl RateSource {
         let rows_per_second = i64::try_from(self.rows_per_second).ok().filter(|rows| *rows > 0);
         let rows_per_second =
             rows_per_second.ok_or_else(|| Error::invalid("`rowsPerSecond` of the rate source must be above zero"))?;
-        let ramp_up_s = i64::try_from(self.ramp_up.as_secs()).unwrap_or(i64::MAX);
+        let ramp_up_s = self.ramp_up.non_negative_ms("`rampUpTime` of the rate source")? / MS_PER_SECOND;
         let pace = Pace { rows_per_second, ramp_up_s };
         if pace.rows_at(ramp_up_s).is_none() {
             return Err(Error::invalid("`rampUpTime` of the rate source is so long that rows could not be counted"));
@@ -124,7 +127,7 @@ impl Source for RateSource {
 
     fn identity(&self) -> Option<Identity> {
         let pace = Identity::new("rate").option("rowsPerSecond", self.rows_per_second.to_string());
-        Some(pace.option("rampUpTime", format!("{} s", self.ramp_up.as_secs())))
+        Some(pace.option("rampUpTime", format!("{} s", self.pace().ok()?.ramp_up_s)))
     }
 
     fn schema(&self) -> SchemaRef {
@@ -210,10 +213,6 @@ impl MicroBatchStream for RateReader {
         }
         self.pace.rows_between(from, to, self.born_ms)?.splits(self.partitions).map(Some)
     }
-
-    async fn commit(&mut self, _end: &Offset) -> Result<()> {
-        Ok(())
-    }
 }
 
 fn parse_offset(offset: &Offset) -> Result<i64> {
@@ -233,7 +232,7 @@ mod tests {
     use super::*;
 
     fn range(start: Option<i64>, end: i64) -> OffsetRange {
-        OffsetRange { start: start.map(Offset::new), end: Offset::new(end) }
+        OffsetRange::new(start.map(Offset::new), Offset::new(end))
     }
 
     #[test]

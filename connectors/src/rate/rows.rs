@@ -114,16 +114,14 @@ pub(super) mod testing {
 
     pub(crate) fn context(log: Arc<dyn MetadataStore>, clock: Arc<dyn Clock>) -> SourceContext {
         let session = Arc::new(SessionContext::new().state());
-        SourceContext { log, session, clock, partitions: 3, min_batches_to_retain: 100, former_places: vec![] }
+        let mut context = SourceContext::new(log, session, clock);
+        context.partitions = 3;
+        context
     }
 
     /// The rows of `range` as (µs, value), by value, and in how many partitions they came.
     pub(crate) async fn rows(reader: &mut dyn MicroBatchStream, range: &OffsetRange) -> (Vec<(i64, i64)>, usize) {
-        let scan = ScanRequest {
-            projection: vec![1, 0],
-            schema: Arc::new(schema().project(&[1, 0]).unwrap()),
-            filters: vec![],
-        };
+        let scan = ScanRequest::new(vec![1, 0], Arc::new(schema().project(&[1, 0]).unwrap()));
         let plan = reader.bind(range, &scan).await.unwrap();
         assert_eq!(plan.schema(), scan.schema);
         let partitions = plan.properties().partitioning.partition_count();

@@ -214,6 +214,7 @@ impl BatchContext {
 /// Event times seen: how many, the least, the greatest and their mean, in milliseconds since 1970; and how many were out of
 /// range.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct EventTimeStats {
     /// How many rows had an event time.
     pub count: u64,

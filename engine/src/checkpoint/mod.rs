@@ -30,7 +30,7 @@ mod commit_log;
 
 mod epoch;
 
-mod format;
+pub(crate) mod format;
 
 mod offset_log;
 
@@ -40,16 +40,14 @@ mod state_commit;
 
 pub(crate) mod resume;
 
-mod store;
+pub(crate) mod store;
 
 pub(crate) use self::batch_log::BatchLog;
 pub(crate) use self::commit_log::CommitEntry;
 pub(crate) use self::epoch::{Epoch, FOLDER as EPOCHS};
-pub use self::format::{check_version, with_version};
+pub(crate) use self::format::{check_version, with_version};
 pub(crate) use self::offset_log::{Belongings, OffsetEntry, pinned_conf};
 pub(crate) use self::query_metadata::read_or_create_query_id;
 pub(crate) use self::state_commit::{FileEntry, FilePart, OperatorCommit, Part, StateCommit, part_name};
 pub(crate) use self::store::certain;
-pub use self::store::{
-    CreateOutcome, MetadataStore, create_folders, local_path, memory_store, open_store, sub_store, sync_folder,
-};
+pub use self::store::{CreateOutcome, MetadataStore, memory_store, open_store, sub_store};

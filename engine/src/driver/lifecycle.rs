@@ -15,13 +15,13 @@ use tokio::sync::{Notify, watch};
 
 use super::belongings;
 use super::opening::{Logs, Opened, open};
-use super::restart::RestartPolicy;
+use super::restart::Restarts;
 use super::silence::Silences;
 use super::{Driver, QueryStatus, Shared, State, sinks};
 use crate::calls::{Calls, Cancel};
 use crate::checkpoint::{Epoch, MetadataStore, OffsetEntry, certain, pinned_conf};
 use crate::clock::Clock;
-use crate::config::QueryConfig;
+use crate::config::Settings;
 use crate::error::{Error, ErrorKind, Result, guarded, guarded_call, words_of_panic};
 use crate::execution::{AtWork, Runtimes, SessionRunner, at_work, runtime_is_gone};
 use crate::executor::Executor;
@@ -30,7 +30,7 @@ use crate::output_mode::OutputMode;
 use crate::plan::{QueryPlan, plan_query};
 use crate::progress::{Between, EventQueue, Phase, QueryEvent, QueryListener, timestamp};
 use crate::sink::Sink;
-use crate::trigger::Trigger;
+use crate::trigger::Schedule;
 use crate::watermark::{WatermarkPolicy, WatermarkTracker};
 
 /// All that a query is started with, and started again.
@@ -43,13 +43,13 @@ pub(crate) struct Start {
     pub(crate) dead_letters: Option<Arc<dyn Sink>>,
     pub(crate) name: Option<String>,
     pub(crate) output_mode: OutputMode,
-    pub(crate) trigger: Trigger,
+    pub(crate) trigger: Schedule,
     pub(crate) checkpoint: Arc<dyn MetadataStore>,
-    pub(crate) config: QueryConfig,
+    pub(crate) config: Settings,
     /// What is at another place than in the runs before: from where, to where.
     pub(crate) moved: Vec<(String, String)>,
     pub(crate) watermark_policy: WatermarkPolicy,
-    pub(crate) restart_policy: RestartPolicy,
+    pub(crate) restarts: Restarts,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) executor: Executor,
 }
@@ -70,13 +70,12 @@ struct Run {
     epoch: Epoch,
     policy: WatermarkPolicy,
     tracker: WatermarkTracker,
-    config: QueryConfig,
+    config: Settings,
 }
 
 /// Plans the query, reads the checkpoint, opens sources and sinks, and lets the driver run. All of it on the executor: the
 /// caller's runtime may have one thread, and many may start at a time.
 pub(crate) async fn start(start: Start, once: Once) -> Result<Arc<Shared>> {
-    start.restart_policy.check()?;
     let (executor, runtimes) = (start.executor.clone(), Runtimes::of_caller(&start.executor));
     let start = Start { checkpoint: certain(Arc::clone(&start.checkpoint)), ..start };
     let starts = start_here(start, once, runtimes);
@@ -102,7 +101,7 @@ async fn start_here(start: Start, once: Once, runtimes: Runtimes) -> Result<Arc<
         stopping: AtomicBool::new(false),
         cancelled: Cancel::default(),
         wake: Notify::new(),
-        can_wake_early: !matches!(start.trigger, Trigger::ProcessingTime { .. }),
+        can_wake_early: !matches!(start.trigger, Schedule::ProcessingTime { .. }),
     });
     let events = EventQueue::new(once.listeners)?;
     let now_ms = start.clock.now_ms();
@@ -216,8 +215,7 @@ async fn supervise(mut driver: Driver, start: Start, held: Box<dyn Send>) {
             Some(error) => Some(error),
             None => let_go.err(),
         };
-        let delay =
-            error.as_ref().filter(|error| error.is_retryable()).and_then(|_| start.restart_policy.delay(failures));
+        let delay = error.as_ref().filter(|error| error.is_retryable()).and_then(|_| start.restarts.delay(failures));
         let (Some(error), Some(delay)) = (&error, delay) else { break (events, error) };
         // The first driver is gone; what failed is the reason for each next one.
         match again(&start, &shared, runtimes, events, error, delay, began, &mut failures).await {
@@ -308,7 +306,7 @@ async fn again(
             Err(next) => {
                 *failures += 1;
                 let next = next.with_query(shared.id);
-                match start.restart_policy.delay(*failures).filter(|_| next.is_retryable()) {
+                match start.restarts.delay(*failures).filter(|_| next.is_retryable()) {
                     Some(longer) => (delay, error) = (longer, next),
                     None => return Err((events, next)),
                 }

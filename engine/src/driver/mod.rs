@@ -19,6 +19,8 @@ mod belongings;
 
 mod clean_up;
 
+mod commit_state;
+
 mod decide;
 
 mod inputs;
@@ -58,7 +60,7 @@ use self::sinks::Sinks;
 use crate::calls::Calls;
 use crate::checkpoint::{Belongings, CommitEntry, Epoch, OffsetEntry};
 use crate::clock::Clock;
-use crate::config::QueryConfig;
+use crate::config::Settings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::{BatchWork, Runner, Runtimes};
 use crate::executor::Executor;
@@ -67,7 +69,7 @@ use crate::plan::QueryPlan;
 use crate::plan::static_inputs::Keep;
 use crate::progress::{Between, EventQueue, Phase, Stopwatch};
 use crate::source::{LatestOffset, MicroBatchStream, Offset, ReadLimit, Scanners, whose};
-use crate::trigger::Trigger;
+use crate::trigger::Schedule;
 use crate::watermark::WatermarkTracker;
 
 /// Joins keep their metrics while they keep their table; now and then both are built anew.
@@ -86,8 +88,8 @@ pub(crate) struct Driver {
     calls: Calls,
     checkpoint_calls: Calls,
     clock: Arc<dyn Clock>,
-    config: QueryConfig,
-    trigger: Trigger,
+    config: Settings,
+    trigger: Schedule,
     plan: QueryPlan,
     readers: Vec<Box<dyn MicroBatchStream>>,
     /// The other half of the sources: where tasks run.
@@ -178,7 +180,7 @@ impl Driver {
             let started_ms = self.clock.now_ms();
             self.shared.state.send_modify(|state| state.rounds += 1);
             let round = self.round(started_ms).await.map_err(|e| self.plan.names.in_words(e))?;
-            if round == Round::Finished || (self.trigger == Trigger::Once && round == Round::Ran) {
+            if round == Round::Finished || (self.trigger == Schedule::Once && round == Round::Ran) {
                 break;
             }
             self.pause(started_ms, round == Round::Ran).await?;
@@ -233,7 +235,7 @@ impl Driver {
     /// Asks every source how far this batch may go.
     async fn latest_offsets(&mut self, watch: &mut Stopwatch) -> Result<Vec<LatestOffset>> {
         watch.enter(Phase::LatestOffset);
-        let limit = if self.trigger == Trigger::Once { ReadLimit::All } else { ReadLimit::Configured };
+        let limit = if self.trigger == Schedule::Once { ReadLimit::All } else { ReadLimit::Configured };
         let batch = self.next;
         let (calls, sources) = (&self.calls, &self.plan.sources);
         let mut found = vec![];
@@ -322,23 +324,13 @@ impl Driver {
             (std::mem::take(&mut outcome.receipts), std::mem::take(&mut outcome.dead_letters));
         let filled =
             self.sinks.fill(begun, receipts, dead_letters, &self.calls).await.map_err(|e| e.with_batch(batch))?;
-        self.runtimes.check().map_err(|e| e.with_batch(batch))?;
-
-        let mut state = None;
-        if !self.state.is_empty() {
-            watch.enter(Phase::Merging);
-            let waits = || {
-                let what = format!("batch {batch} waits until files of its state are merged: storage does not keep up");
-                self.shared.set_status(what, true);
-            };
-            let room = self.calls.unless_cancelled(self.state.make_room(batch, waits)).await;
-            room.map_err(|e| e.with_batch(batch))?;
-            watch.enter(Phase::StateCommit);
-            let written = self.state.commit(batch, &outcome.operators);
-            let written = self.checkpoint_calls.call(Phase::StateCommit, checkpoint, written).await;
-            state = Some(written.map_err(|e| e.with_batch(batch))?);
-            watch.enter(Phase::AddBatch);
-        }
+        let state = match self.commit_state(&outcome, &mut watch).await {
+            Ok(state) => state,
+            Err(error) => {
+                self.sinks.abort(&self.calls, filled).await;
+                return Err(error.with_batch(batch));
+            }
+        };
         let rows = self.sinks.commit(&self.calls, &self.epoch, filled).await.map_err(|e| e.with_batch(batch))?;
         // `foreach_batch` may have run a plan of its own: whether it saw all rows is as uncertain.
         self.runtimes.check().map_err(|e| e.with_batch(batch))?;

@@ -33,7 +33,7 @@ use crate::progress::Phase;
 use crate::sink::{SinkContext, SinkRole};
 use crate::source::{MicroBatchStream, Offset, SourceContext, whose};
 use crate::state::Limits;
-use crate::trigger::Trigger;
+use crate::trigger::Schedule;
 
 /// The newest batch in the offset log and in the commit log.
 type LogTails = (Option<BatchId>, Option<BatchId>);
@@ -249,7 +249,7 @@ async fn open_with(
     for (number, source) in plan.sources.iter().enumerate() {
         let identity = belongings.sources.get(number).and_then(Option::as_ref);
         let (context, opens_frozen) =
-            (source_context(start, plan, number, identity, epoch), start.trigger == Trigger::AvailableNow);
+            (source_context(start, plan, number, identity, epoch), start.trigger == Schedule::AvailableNow);
         let opens = async {
             let mut reader = source.open(context).await?;
             if opens_frozen {

@@ -6,7 +6,7 @@ use super::Driver;
 use super::decide::{Looks, delay_ms, together_ms};
 use crate::error::Result;
 use crate::execution::runtime_is_gone;
-use crate::trigger::Trigger;
+use crate::trigger::Schedule;
 
 impl Driver {
     /// Waits until the trigger asks for the next round, a source has news, the query is stopped, or somebody is in a hurry.
@@ -16,7 +16,7 @@ impl Driver {
     /// If the runtime is shut down meanwhile.
     pub(super) async fn pause(&self, started_ms: i64, ran: bool) -> Result<()> {
         let now_ms = self.clock.now_ms();
-        let is_rhythmic = matches!(self.trigger, Trigger::ProcessingTime { .. });
+        let is_rhythmic = matches!(self.trigger, Schedule::ProcessingTime { .. });
         let news = if ran || is_rhythmic { None } else { self.news() };
         let looks = Looks {
             delay_ms: self.config.polling_delay_ms,

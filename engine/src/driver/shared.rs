@@ -18,6 +18,7 @@ use crate::source::Scanners;
 
 /// What a query is doing right now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct QueryStatus {
     /// The status in words.
     pub message: String,

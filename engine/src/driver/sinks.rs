@@ -19,7 +19,7 @@ use arrow::record_batch::RecordBatch;
 use crate::calls::Calls;
 use crate::checkpoint::Epoch;
 use crate::error::{Error, Result};
-use crate::execution::{ToWrite, Writers};
+use crate::execution::{ToWrite, Writers, abort};
 use crate::id::{BatchId, PartitionId, QueryId, RunId};
 use crate::output_mode::OutputMode;
 use crate::progress::Phase;
@@ -176,12 +176,27 @@ impl Sinks {
         let dead_letters = match (&self.dead_letters, begin) {
             (Some(sink), Some(begin)) => {
                 let to_write = ToWrite { query_id: self.query_id, attempt: self.run_id, batch, begin };
-                let write = write_dead_letters(&sink.writers, to_write, dead_letters);
-                Some(SinkOutput { begin, receipts: sink.call(calls, write).await? })
+                let write = write_dead_letters(&sink.writers, calls, to_write, dead_letters);
+                match sink.call(calls, write).await {
+                    Ok(receipts) => Some(SinkOutput { begin, receipts }),
+                    Err(error) => {
+                        self.output.abort(batch, output, calls).await;
+                        return Err(error);
+                    }
+                }
             }
             _ => None,
         };
         Ok(WrittenBatch { batch, output, dead_letters })
+    }
+
+    /// Takes back what a batch has written that will not be committed.
+    pub(super) async fn abort(&self, calls: &Calls, filled: WrittenBatch) {
+        let WrittenBatch { batch, output, dead_letters } = filled;
+        if let (Some(sink), Some(written)) = (&self.dead_letters, dead_letters) {
+            sink.abort(batch, written, calls).await;
+        }
+        self.output.abort(batch, output, calls).await;
     }
 
     /// Makes the batch visible, first its dead letters, then its rows; neither, if the query was asked to drop it.
@@ -221,6 +236,15 @@ impl OpenSink {
     }
 }
 
+impl OpenSink {
+    /// Takes back what was written, unless the sink had committed it before.
+    async fn abort(&self, batch: BatchId, written: SinkOutput, calls: &Calls) {
+        if written.begin == BatchStatus::New {
+            abort(&self.writers, &self.writers.calls(calls), batch, vec![], written.receipts).await;
+        }
+    }
+}
+
 impl SinkOutput {
     fn rows(&self) -> u64 {
         self.receipts.iter().map(|receipt| receipt.rows).sum()
@@ -228,13 +252,21 @@ impl SinkOutput {
 }
 
 /// Writes dead letters as a partition of their own. Without any, no writer is made.
-async fn write_dead_letters(writers: &Writers, batch: ToWrite, letters: Vec<RecordBatch>) -> Result<Vec<Receipt>> {
+async fn write_dead_letters(
+    writers: &Writers,
+    calls: &Calls,
+    batch: ToWrite,
+    letters: Vec<RecordBatch>,
+) -> Result<Vec<Receipt>> {
     if letters.is_empty() {
         return Ok(vec![]);
     }
     let mut writer = writers.writer(batch, PartitionId(0))?;
     for rows in letters {
-        writer.write(rows).await?;
+        if let Err(error) = writer.write(rows).await {
+            abort(writers, calls, batch.batch, vec![writer], vec![]).await;
+            return Err(error);
+        }
     }
     Ok(vec![writer.finish().await?])
 }

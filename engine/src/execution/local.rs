@@ -25,6 +25,7 @@ use futures::future::join_all;
 
 use super::changes::write_changes;
 use super::task::{run_ahead, run_exchange_task, run_task};
+use super::written::Written;
 use super::{BatchWork, LeafInput, Outcome, Runner, Site, Writers};
 use crate::batch::{BatchContext, BatchParts};
 use crate::calls::Calls;
@@ -42,7 +43,7 @@ pub(super) const ROWS_WORTH_A_THREAD: usize = 4096;
 
 /// How long tasks that were cancelled are waited for. One that is computing ends between two record batches; one that blocks
 /// its thread, in a function of the user, may not end at all.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs batches in this process, on the threads of the site's executor.
 #[derive(Debug, Clone, Copy)]
@@ -84,12 +85,26 @@ impl Runner for LocalRunner {
             executor: site.executor,
             calls: site.calls,
             work,
+            written: Written::default(),
         };
         let run = Arc::new(run);
-        let receipts = run_stages(&run).await?;
+        let receipts = match run_stages(&run).await {
+            Ok(receipts) => receipts,
+            Err(error) => {
+                run.written.abort(&run).await;
+                return Err(error);
+            }
+        };
         let began = run.calls.clock().elapsed();
         let write = write_changes(&run, &operators, &site.changes);
-        let files = site.checkpoint_calls.call(Phase::StateCommit, || "the checkpoint".to_owned(), write).await?;
+        let files = site.checkpoint_calls.call(Phase::StateCommit, || "the checkpoint".to_owned(), write).await;
+        let files = match files {
+            Ok(files) => files,
+            Err(error) => {
+                run.written.abort(&run).await;
+                return Err(error);
+            }
+        };
         let took = run.calls.clock().elapsed().saturating_sub(began);
         Ok(Outcome::of(&batch, scanners.metrics(), &operators, (files, took), receipts))
     }
@@ -136,6 +151,8 @@ pub(super) struct Run {
     pub(super) writers: Arc<Writers>,
     pub(super) executor: Executor,
     pub(super) calls: Calls,
+    /// What its tasks have written.
+    pub(super) written: Written,
 }
 
 /// Runs every stage of the plan. Returns the receipts of the partitions that had rows, in partition order, or the first

@@ -27,6 +27,8 @@ mod work;
 
 mod writers;
 
+mod written;
+
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -39,6 +41,7 @@ pub(crate) use self::outcome::{OperatorOutcome, Outcome};
 pub(crate) use self::runtime::{Runtimes, runtime_is_gone};
 pub(crate) use self::work::{BatchWork, LeafInput, OperatorWatermarks, Site};
 pub(crate) use self::writers::{ToWrite, Writers};
+pub(crate) use self::written::abort;
 use crate::error::Result;
 
 /// Runs the tasks of a batch.

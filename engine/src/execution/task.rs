@@ -8,6 +8,7 @@ use futures::{FutureExt, StreamExt};
 
 use super::at_work;
 use super::local::Run;
+use super::written::OpenWriter;
 use crate::batch::BatchContext;
 use crate::error::{Error, Result};
 use crate::id::PartitionId;
@@ -81,12 +82,15 @@ async fn drain(run: &Run, partition: PartitionId) -> Result<Option<Receipt>> {
         batch.check_cancelled()?;
         let writer = match &mut writer {
             Some(writer) => writer,
-            None => writer.insert(run.writers.writer(run.work.to_write(), partition)?),
+            None => {
+                let made = run.writers.writer(run.work.to_write(), partition)?;
+                writer.insert(OpenWriter::new(&run.written, made))
+            }
         };
-        calls.call(Phase::AddBatch, whose, writer.write(next)).await?;
+        calls.call(Phase::AddBatch, whose, writer.get()?.write(next)).await?;
     }
-    match writer {
-        Some(writer) => calls.call(Phase::AddBatch, whose, writer.finish()).await.map(Some),
-        None => Ok(None),
-    }
+    let Some(writer) = writer else { return Ok(None) };
+    let receipt = calls.call(Phase::AddBatch, whose, writer.into_inner()?.finish()).await?;
+    run.written.finished(&receipt);
+    Ok(Some(receipt))
 }

@@ -16,8 +16,8 @@ use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Aggregate, Expr, ExprSchemable, LogicalPlan, Projection, Union};
 
 use super::join_bounds::same_instant;
-use crate::query::window::functions::{Kind, is_function, udf};
 use crate::watermark::event_time_metadata::{is_event_time, plainly_marked, size_us, window_us, without_marks};
+use crate::window::functions::{Kind, is_function, udf};
 
 /// The user's plan, in which only what is an event time is marked as one.
 pub(super) fn keep_true_marks(plan: LogicalPlan) -> Result<LogicalPlan> {

@@ -39,9 +39,9 @@ use super::settings::keep_answers_right;
 use super::subqueries::ScalarSubqueriesOrNull;
 use crate::error::{Error, Result};
 use crate::output_mode::OutputMode;
-use crate::query::window::functions::{Kind, udf};
-use crate::query::window::{WindowKey, WindowSpec, needs_grouping};
 use crate::watermark::event_time_metadata::is_event_time;
+use crate::window::functions::{Kind, udf};
+use crate::window::{WindowKey, WindowSpec, needs_grouping};
 
 // Columns that exist between the nodes of one rewritten aggregation only.
 const START: &str = "__tidewater_window_start";
@@ -323,7 +323,7 @@ mod tests {
 
     use super::*;
     use crate::query::StreamingSessionExt;
-    use crate::query::window::{session_window, window, window_time};
+    use crate::window::{session_window, window, window_time};
 
     const SECOND: i64 = 1_000_000;
 
@@ -371,7 +371,7 @@ mod tests {
     async fn tumbling_windows_of_a_batch() {
         let rows =
             table(&[(Some(1), "a", 1), (Some(10), "a", 2), (Some(-1), "b", 4), (None, "b", 8), (Some(9), "a", 16)]);
-        let key = window(col("ts"), "10 seconds", None, None).unwrap();
+        let key = Expr::from(window(col("ts"), "10 seconds"));
         let frame = session().read_batch(rows).unwrap().aggregate(vec![key, col("k")], vec![sum(col("v"))]).unwrap();
         let optimized = frame.clone().into_optimized_plan().unwrap();
         assert_eq!(frame.schema().columns(), optimized.schema().columns(), "columns keep their names");
@@ -382,7 +382,8 @@ mod tests {
     async fn sliding_windows_of_a_batch() {
         let rows = table(&[(Some(0), "a", 1), (Some(1), "b", 2), (Some(10), "c", 4), (None, "c", 8)]);
         let of = |slide: &str, offset: Option<&str>| {
-            let key = window(col("ts"), "10 seconds", Some(slide), offset).unwrap().alias("w");
+            let windows = window(col("ts"), "10 seconds").slide(slide);
+            let key = offset.map_or(windows.clone(), |offset| windows.offset(offset)).alias("w");
             session().read_batch(rows.clone()).unwrap().aggregate(vec![key], vec![sum(col("v"))]).unwrap()
         };
         assert_eq!(answer(of("5 seconds", None)).await, ["-5|5|3", "0|10|3", "10|20|4", "5|15|4"]);
@@ -407,7 +408,7 @@ mod tests {
             (Some(3), "b", 128),
         ]);
         let of = |gap: Expr, keys: Vec<Expr>| {
-            let key = session_window(col("ts"), gap).unwrap().alias("s");
+            let key = session_window(col("ts"), gap).alias("s");
             let keys = [vec![key], keys].concat();
             session().read_batch(rows.clone()).unwrap().aggregate(keys, vec![sum(col("v")), count(lit(1))]).unwrap()
         };
@@ -428,10 +429,10 @@ mod tests {
     #[tokio::test]
     async fn windows_of_windows() {
         let rows = table(&[(Some(1), "a", 1), (Some(9), "a", 2), (Some(10), "a", 4), (Some(20), "a", 8)]);
-        let inner = window(col("ts"), "10 seconds", None, None).unwrap().alias("w");
+        let inner = window(col("ts"), "10 seconds").alias("w");
         let inner = session().read_batch(rows).unwrap().aggregate(vec![inner], vec![sum(col("v")).alias("v")]).unwrap();
         for time in [col("w"), window_time(col("w"))] {
-            let outer = window(time, "20 seconds", None, None).unwrap();
+            let outer = Expr::from(window(time, "20 seconds"));
             let frame = inner.clone().aggregate(vec![outer], vec![sum(col("v"))]).unwrap();
             assert_eq!(answer(frame).await, ["0|20|7", "20|40|8"]);
         }
@@ -464,18 +465,18 @@ mod tests {
     #[tokio::test]
     async fn what_grouping_cannot_mean_is_refused() {
         let rows = table(&[(Some(1), "a", 1)]);
-        let tumbling = || window(col("ts"), "10 seconds", None, None).unwrap();
-        let sliding = || window(col("ts"), "10 seconds", Some("5 seconds"), None).unwrap();
+        let tumbling = || Expr::from(window(col("ts"), "10 seconds"));
+        let sliding = || Expr::from(window(col("ts"), "10 seconds").slide("5 seconds"));
         for keys in [
             vec![tumbling(), sliding()],
             vec![get_field(sliding(), "start")],
-            vec![get_field(session_window(col("ts"), lit("5 seconds")).unwrap(), "start")],
+            vec![get_field(session_window(col("ts"), "5 seconds"), "start")],
         ] {
             let frame = session().read_batch(rows.clone()).unwrap().aggregate(keys, vec![count(lit(1))]).unwrap();
             assert_eq!(Error::from(frame.collect().await.unwrap_err()).kind(), crate::error::ErrorKind::Unsupported);
         }
         // A session that does not know windows does not answer wrongly.
-        let key = session_window(col("ts"), lit("5 seconds")).unwrap();
+        let key = session_window(col("ts"), "5 seconds");
         let frame = SessionContext::new().read_batch(rows).unwrap().aggregate(vec![key], vec![count(lit(1))]).unwrap();
         assert!(frame.collect().await.unwrap_err().to_string().contains("enable_windows"));
     }

@@ -24,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[non_exhaustive]
 pub enum QueryEvent {
     /// A run began; reported before `start` returns.
+    #[non_exhaustive]
     Started {
         /// The query.
         id: QueryId,
@@ -37,6 +38,7 @@ pub enum QueryEvent {
     /// A batch is done.
     Progress(Arc<QueryProgress>),
     /// There has been nothing to do for a while.
+    #[non_exhaustive]
     Idle {
         /// The query.
         id: QueryId,
@@ -47,6 +49,7 @@ pub enum QueryEvent {
     },
     /// A source does not say what it has, and there is nothing else to do: reported when that begins, and again after a
     /// while.
+    #[non_exhaustive]
     Waiting {
         /// The query.
         id: QueryId,
@@ -63,6 +66,7 @@ pub enum QueryEvent {
     },
     /// The query failed for a reason that may pass, and starts again by its
     /// [`RestartPolicy`](crate::query::RestartPolicy).
+    #[non_exhaustive]
     Restarting {
         /// The query.
         id: QueryId,
@@ -78,6 +82,7 @@ pub enum QueryEvent {
         delay_ms: u64,
     },
     /// The run is over: it has let go of its checkpoint, and the query may be started again.
+    #[non_exhaustive]
     Terminated {
         /// The query.
         id: QueryId,

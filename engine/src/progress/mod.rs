@@ -21,6 +21,7 @@ use crate::id::{BatchId, QueryId, RunId};
 /// What one batch did. As JSON it has the names of Spark's `StreamingQueryProgress`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[non_exhaustive]
 pub struct QueryProgress {
     /// The query, the same after every restart.
     pub id: QueryId,
@@ -60,6 +61,7 @@ pub struct QueryProgress {
 /// What one stateful operator did in a batch. Rows are rows: a late row counts once per window it came too late for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[non_exhaustive]
 pub struct StateOperatorProgress {
     /// Its kind: `aggregate`, `sessionWindow`, `deduplicate`, `join`, `limit`.
     pub operator_name: String,
@@ -103,6 +105,7 @@ pub struct StateOperatorProgress {
 /// What one batch read of one source.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[non_exhaustive]
 pub struct SourceProgress {
     /// The source, for people.
     pub description: String,
@@ -128,6 +131,7 @@ pub struct SourceProgress {
 /// What one batch gave to the sink.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[non_exhaustive]
 pub struct SinkProgress {
     /// The sink, for people.
     pub description: String,

@@ -7,7 +7,9 @@ use datafusion::logical_expr::{Expr, Extension, LogicalPlan};
 use datafusion::prelude::DataFrame;
 
 use super::StreamWriter;
+use super::sealed::Sealed;
 use crate::error::Result;
+use crate::interval::Interval;
 use crate::plan::check::is_streaming;
 use crate::plan::node::deduplicate::DeduplicateNode;
 use crate::plan::node::watermark::WatermarkNode;
@@ -15,20 +17,20 @@ use crate::plan::windows;
 use crate::sink::Sink;
 
 /// What Tidewater adds to DataFusion's `DataFrame`. Everything but [`write_stream`](Self::write_stream) works on a batch,
-/// too, so that one function serves both.
-pub trait StreamingDataFrameExt: Sized {
+/// too, so that one function serves both. It is implemented for that type alone.
+pub trait StreamingDataFrameExt: Sealed + Sized {
     /// Whether some input of this query is a stream.
     fn is_streaming(&self) -> bool;
 
     /// Declares `column` as event time, and that rows come at most `delay` late. On a batch it changes nothing.
     ///
-    /// `delay` is an interval as Spark writes it, such as `10 seconds`; a month counts 31 days.
+    /// `delay` is a `Duration`, or an interval as Spark writes it, such as `10 seconds`; a month counts 31 days.
     ///
     /// # Errors
     ///
     /// If there is no such top-level column (one with a dot in its name is found by that name), if it is not a
     /// timestamp, if the delay is negative, or if the input has a watermark already.
-    fn with_watermark(self, column: &str, delay: &str) -> Result<Self>;
+    fn with_watermark(self, column: &str, delay: impl Into<Interval>) -> Result<Self>;
 
     /// The first row of each combination of `columns`; all columns if none is named.
     fn drop_duplicates(self, columns: &[&str]) -> Result<Self>;
@@ -46,11 +48,11 @@ impl StreamingDataFrameExt for DataFrame {
         is_streaming(self.logical_plan())
     }
 
-    fn with_watermark(self, column: &str, delay: &str) -> Result<Self> {
+    fn with_watermark(self, column: &str, delay: impl Into<Interval>) -> Result<Self> {
         let streaming = StreamingDataFrameExt::is_streaming(&self);
         let (mut state, plan) = self.into_parts();
         windows::enable(&mut state);
-        let node = WatermarkNode::try_new(plan.clone(), column, delay)?;
+        let node = WatermarkNode::try_new(plan.clone(), column, &delay.into())?;
         let plan = if streaming { LogicalPlan::Extension(Extension { node: Arc::new(node) }) } else { plan };
         Ok(DataFrame::new(state, plan))
     }

@@ -1,12 +1,12 @@
 //! A running query, as its user holds it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::driver::{QueryStatus, Shared, State};
 use crate::error::{Error, Result};
 use crate::execution::is_called_by;
 use crate::id::{QueryId, RunId};
+use crate::interval::Interval;
 use crate::progress::{QueryProgress, is_in_listener};
 use crate::sink::Guarantee;
 
@@ -95,8 +95,9 @@ impl StreamingQuery {
     ///
     /// # Errors
     ///
-    /// The error it failed with.
-    pub async fn await_termination_for(&self, limit: Duration) -> Result<bool> {
+    /// The error it failed with; or that `limit` is not a positive interval.
+    pub async fn await_termination_for(&self, limit: impl Into<Interval>) -> Result<bool> {
+        let limit = limit.into().to_duration("the time to wait for the end of a query")?;
         match tokio::time::timeout(limit, self.await_termination()).await {
             Ok(outcome) => outcome.map(|()| true),
             Err(_) => Ok(false),

@@ -15,7 +15,16 @@ mod manager;
 
 mod read;
 
-pub mod window;
+/// What only this crate can implement: the extension traits may get methods without breaking anyone.
+mod sealed {
+    use datafusion::prelude::{DataFrame, SessionContext};
+
+    pub trait Sealed {}
+
+    impl Sealed for DataFrame {}
+
+    impl Sealed for SessionContext {}
+}
 
 mod write;
 

@@ -6,15 +6,16 @@ use async_trait::async_trait;
 use datafusion::prelude::{DataFrame, SessionContext};
 
 use super::QueryManager;
-use super::window::sql::plan_statement;
+use super::sealed::Sealed;
 use crate::error::Result;
 use crate::plan::windows;
 use crate::source::{Source, StreamTable};
+use crate::window::sql::plan_statement;
 
-/// What Tidewater adds to DataFusion's `SessionContext`.
+/// What Tidewater adds to DataFusion's `SessionContext`. It is implemented for that type alone.
 #[async_trait]
-pub trait StreamingSessionExt {
-    /// A `DataFrame` over a stream.
+pub trait StreamingSessionExt: Sealed {
+    /// A `DataFrame` over a stream. It opens nothing and waits for nothing: [`start`](super::StreamWriter::start) does.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -26,15 +27,15 @@ pub trait StreamingSessionExt {
     /// # async fn main() -> Result<()> {
     /// let source = MemorySource::new(Arc::new(Schema::new(vec![Field::new("v", DataType::Int64, true)])));
     /// let ctx = SessionContext::new();
-    /// let stream = ctx.read_stream(source).await?.filter(col("v").gt(lit(1)))?;
+    /// let stream = ctx.read_stream(source)?.filter(col("v").gt(lit(1)))?;
     /// assert!(stream.is_streaming());
     /// # Ok(())
     /// # }
     /// ```
-    async fn read_stream(&self, source: impl Source + 'static) -> Result<DataFrame>;
+    fn read_stream(&self, source: impl Source + 'static) -> Result<DataFrame>;
 
     /// Makes a stream known to SQL under a name.
-    async fn register_stream(&self, name: &str, source: impl Source + 'static) -> Result<()>;
+    fn register_stream(&self, name: &str, source: impl Source + 'static) -> Result<()>;
 
     /// Like [`SessionContext::sql`], and where a query groups by `window(…)` or `session_window(…)`, these names stand
     /// for the result, as in Spark: `SELECT window.start, count(*) FROM t GROUP BY window(ts, '10 minutes')`.
@@ -55,14 +56,14 @@ pub trait StreamingSessionExt {
 
 #[async_trait]
 impl StreamingSessionExt for SessionContext {
-    async fn read_stream(&self, source: impl Source + 'static) -> Result<DataFrame> {
+    fn read_stream(&self, source: impl Source + 'static) -> Result<DataFrame> {
         // The DataFrame takes a copy of the session with it: manager and windows must be in it before.
         self.streams();
         self.enable_windows();
         Ok(self.read_table(Arc::new(StreamTable::new(Arc::new(source))))?)
     }
 
-    async fn register_stream(&self, name: &str, source: impl Source + 'static) -> Result<()> {
+    fn register_stream(&self, name: &str, source: impl Source + 'static) -> Result<()> {
         self.streams();
         self.enable_windows();
         self.register_table(name, Arc::new(StreamTable::new(Arc::new(source))))?;

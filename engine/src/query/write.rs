@@ -1,17 +1,17 @@
 //! `write_stream`: sink, output mode, trigger, checkpoint; then [`start`](StreamWriter::start).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use datafusion::prelude::DataFrame;
 
 use super::{OutputMode, QueryManager, StreamingQuery};
 use crate::checkpoint::{MetadataStore, memory_store, open_store};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{QueryConfig, parse_positive_ms};
+use crate::config::QueryConfig;
 use crate::driver::{Once, RestartPolicy, Start, start};
 use crate::error::Result;
 use crate::executor::Executor;
+use crate::interval::Interval;
 use crate::progress::QueryListener;
 use crate::sink::Sink;
 use crate::trigger::Trigger;
@@ -34,8 +34,7 @@ use crate::watermark::WatermarkPolicy;
 /// let ctx = SessionContext::new();
 /// let sink = MemorySink::new();
 /// let query = ctx
-///     .read_stream(source)
-///     .await?
+///     .read_stream(source)?
 ///     .filter(col("v").gt(lit(1)))?
 ///     .write_stream(sink.clone())
 ///     .trigger(Trigger::AvailableNow)
@@ -56,7 +55,6 @@ pub struct StreamWriter {
     trigger: Trigger,
     checkpoint: Checkpoint,
     config: QueryConfig,
-    refresh_static_tables_every: Option<String>,
     moved: Vec<(String, String)>,
     watermark_policy: WatermarkPolicy,
     clock: Arc<dyn Clock>,
@@ -82,7 +80,6 @@ impl StreamWriter {
             trigger: Trigger::default(),
             checkpoint: Checkpoint::InMemory,
             config: QueryConfig::default(),
-            refresh_static_tables_every: None,
             moved: vec![],
             watermark_policy: WatermarkPolicy::default(),
             clock: Arc::new(SystemClock::default()),
@@ -139,16 +136,14 @@ impl StreamWriter {
     }
 
     /// Into how many parallel parts a batch is cut. Default: the machine's cores. May change at every restart.
-    pub fn partitions(mut self, partitions: usize) -> Self {
-        self.config.partitions = partitions.max(1);
-        self
+    pub fn partitions(self, partitions: usize) -> Self {
+        self.configured(|config| config.partitions(partitions))
     }
 
     /// Whether checkpoint and output reach the disk before they count. Default true. Without, a crash of the process still
     /// loses nothing, but a power cut may.
-    pub fn durable(mut self, durable: bool) -> Self {
-        self.config.durable = durable;
-        self
+    pub fn durable(self, durable: bool) -> Self {
+        self.configured(|config| config.durable(durable))
     }
 
     /// Reads static tables of the query again once what is kept of them is older than `interval`. Default: never.
@@ -156,15 +151,13 @@ impl StreamWriter {
     /// # Errors
     ///
     /// [`start`](Self::start) fails if it is not a positive interval.
-    pub fn refresh_static_tables_every(mut self, interval: impl Into<String>) -> Self {
-        self.refresh_static_tables_every = Some(interval.into());
-        self
+    pub fn refresh_static_tables_every(self, interval: impl Into<Interval>) -> Self {
+        self.configured(|config| config.refresh_static_tables_every(interval))
     }
 
     /// Whether a batch without rows may run because the watermark moved and state waits for it. Default true.
-    pub fn no_data_batches(mut self, allowed: bool) -> Self {
-        self.config.no_data_batches = allowed;
-        self
+    pub fn no_data_batches(self, allowed: bool) -> Self {
+        self.configured(|config| config.no_data_batches(allowed))
     }
 
     /// How several watermarks become one. Default: the slowest counts. A checkpoint keeps the policy it was born with.
@@ -186,9 +179,8 @@ impl StreamWriter {
     }
 
     /// How many committed batches the checkpoint keeps beside the newest. Default 100.
-    pub fn min_batches_to_retain(mut self, batches: u64) -> Self {
-        self.config.min_batches_to_retain = batches;
-        self
+    pub fn min_batches_to_retain(self, batches: u64) -> Self {
+        self.configured(|config| config.min_batches_to_retain(batches))
     }
 
     /// Sets another clock than the machine's, for tests.
@@ -213,11 +205,10 @@ impl StreamWriter {
     ///
     /// ```
     /// # use datafusion::prelude::*;
-    /// # use std::time::Duration;
     /// # use tidewater::prelude::*;
     /// # use tidewater::query::RestartPolicy;
     /// # async fn start(stream: DataFrame) -> Result<StreamingQuery> {
-    /// let policy = RestartPolicy::exponential(Duration::from_secs(1), Duration::from_secs(60), 20);
+    /// let policy = RestartPolicy::exponential("1 second", "1 minute", 20);
     /// stream.write_stream(DiscardSink::new()).restart_policy(policy).start().await
     /// # }
     /// ```
@@ -233,11 +224,33 @@ impl StreamWriter {
     /// # use datafusion::prelude::*;
     /// # use tidewater::prelude::*;
     /// # async fn start(stream: DataFrame) -> Result<StreamingQuery> {
-    /// stream.write_stream(DiscardSink::new()).call_timeout(std::time::Duration::from_secs(30)).start().await
+    /// stream.write_stream(DiscardSink::new()).call_timeout("30 seconds").start().await
     /// # }
     /// ```
-    pub fn call_timeout(mut self, timeout: Duration) -> Self {
-        self.config.call_timeout_ms = Some(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+    pub fn call_timeout(self, timeout: impl Into<Interval>) -> Self {
+        self.configured(|config| config.call_timeout(timeout))
+    }
+
+    /// Sets everything in a [`QueryConfig`] at once: what was set before, here or by its shortcuts
+    /// ([`partitions`](Self::partitions), [`durable`](Self::durable) …), is forgotten.
+    ///
+    /// ```
+    /// # use datafusion::prelude::*;
+    /// # use tidewater::prelude::*;
+    /// use tidewater::config::QueryConfig;
+    ///
+    /// # async fn start(stream: DataFrame) -> Result<StreamingQuery> {
+    /// let config = QueryConfig::new().recent_progress(10).set("pollingDelay", "1 second")?;
+    /// stream.write_stream(DiscardSink::new()).config(config).start().await
+    /// # }
+    /// ```
+    pub fn config(mut self, config: QueryConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    fn configured(mut self, change: impl FnOnce(QueryConfig) -> QueryConfig) -> Self {
+        self.config = change(self.config);
         self
     }
 
@@ -248,12 +261,10 @@ impl StreamWriter {
     ///
     /// Everything that can be known to be wrong before a row is read: a query that a stream cannot answer, an unknown option,
     /// a checkpoint that is damaged, of another query or in use.
-    pub async fn start(mut self) -> Result<StreamingQuery> {
-        if let Some(interval) = &self.refresh_static_tables_every {
-            self.config.refresh_static_tables_every_ms =
-                Some(parse_positive_ms("the refresh interval of static tables", interval)?);
-        }
-        let trigger = self.trigger.checked()?;
+    pub async fn start(self) -> Result<StreamingQuery> {
+        let trigger = self.trigger.schedule()?;
+        let config = self.config.checked()?;
+        let restarts = self.restart_policy.checked()?;
         let (session, plan) = self.stream.into_parts();
         let manager = session.config().get_extension::<QueryManager>().map(|m| m.as_ref().clone()).unwrap_or_default();
         let runtime = session.runtime_env();
@@ -262,7 +273,7 @@ impl StreamWriter {
                 tracing::warn!("the query has no checkpoint: it begins anew at every start");
                 memory_store()
             }
-            Checkpoint::At(location) => open_store(&location, runtime, self.config.durable)?,
+            Checkpoint::At(location) => open_store(&location, runtime, config.durable)?,
             Checkpoint::Store(store) => store,
         };
         let executor = match self.executor {
@@ -279,10 +290,10 @@ impl StreamWriter {
             output_mode: self.output_mode,
             trigger,
             checkpoint: store,
-            config: self.config,
+            config,
             moved: self.moved,
             watermark_policy: self.watermark_policy,
-            restart_policy: self.restart_policy,
+            restarts,
             clock: self.clock,
             executor,
         };

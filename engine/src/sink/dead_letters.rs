@@ -65,6 +65,7 @@ pub fn dead_letter_schema() -> SchemaRef {
 
 /// A record that could not be read. What is not known, or what the source does not have, is left out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DeadLetter<'a> {
     /// Why it could not be read.
     pub error: &'a str,
@@ -84,6 +85,62 @@ pub struct DeadLetter<'a> {
     pub headers: &'a [(String, Option<Vec<u8>>)],
 }
 
+impl<'a> DeadLetter<'a> {
+    /// A record of which nothing is known but why it could not be read.
+    pub fn new(error: &'a str) -> Self {
+        DeadLetter { error, ..Self::default() }
+    }
+
+    /// Its topic, or whatever the source calls the like.
+    #[must_use]
+    pub fn topic(mut self, topic: impl Into<Option<&'a str>>) -> Self {
+        self.topic = topic.into();
+        self
+    }
+
+    /// Its partition in the topic.
+    #[must_use]
+    pub fn partition(mut self, partition: impl Into<Option<i32>>) -> Self {
+        self.partition = partition.into();
+        self
+    }
+
+    /// Its place in the partition.
+    #[must_use]
+    pub fn offset(mut self, offset: impl Into<Option<i64>>) -> Self {
+        self.offset = offset.into();
+        self
+    }
+
+    /// Its time, in microseconds since 1970.
+    #[must_use]
+    pub fn timestamp_us(mut self, timestamp_us: impl Into<Option<i64>>) -> Self {
+        self.timestamp_us = timestamp_us.into();
+        self
+    }
+
+    /// The bytes of its key.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<Option<&'a [u8]>>) -> Self {
+        self.key = key.into();
+        self
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn value(mut self, value: impl Into<Option<&'a [u8]>>) -> Self {
+        self.value = value.into();
+        self
+    }
+
+    /// Its own headers.
+    #[must_use]
+    pub fn headers(mut self, headers: &'a [(String, Option<Vec<u8>>)]) -> Self {
+        self.headers = headers;
+        self
+    }
+}
+
 /// Collects the dead letters of a source, for [`BatchContext::dead_letter`](crate::batch::BatchContext::dead_letter).
 ///
 /// As in every Arrow array of this kind, a column holds less than 2 GiB: a source finishes its dead letters along with its
@@ -93,14 +150,8 @@ pub struct DeadLetter<'a> {
 /// use tidewater::sink::{DeadLetter, DeadLetters, dead_letter_schema};
 ///
 /// let mut letters = DeadLetters::new("topic orders");
-/// letters.push(DeadLetter {
-///     error: "the value is not JSON: it ends within an object",
-///     topic: Some("orders"),
-///     partition: Some(3),
-///     offset: Some(41),
-///     value: Some(b"{\"id\": 7"),
-///     ..DeadLetter::default()
-/// });
+/// let letter = DeadLetter::new("the value is not JSON: it ends within an object");
+/// letters.push(letter.topic("orders").partition(3).offset(41).value(b"{\"id\": 7".as_slice()));
 /// let rows = letters.finish()?;
 /// assert_eq!(rows.num_rows(), 1);
 /// assert_eq!(rows.schema(), dead_letter_schema());

@@ -39,6 +39,26 @@
 //!    repeated run of the batch.
 //! 3. If another run committed N in the meantime, `commit(N)` fails with [`ErrorKind::Fenced`] and changes nothing.
 //!
+//! # A batch that fails
+//!
+//! What a failed batch has written stays invisible. Before its commit was called, the sink may also take it back: writers that
+//! have not finished are [aborted](DataWriter::abort), and those that have are by their receipts
+//! ([`StreamingWrite::abort`]). Neither is called after a crash of the process, nor once `commit` was: it may have succeeded. So
+//! both only save space, and no promise rests on them.
+//!
+//! # Threads, runtimes, blocking
+//!
+//! The methods of a [`StreamingWrite`] are called by the driver of the query; `partition`, [`WriterFactory::writer`] and the
+//! methods of a [`DataWriter`] on the [executor](crate::executor)'s threads, for several partitions at a time, and for one
+//! writer one after the other. A tokio runtime is entered whenever one of these is polled, so timers and sockets of tokio
+//! work, and `tokio::spawn` does.
+//!
+//! No call blocks its thread: who must (a client library without async calls, a slow disk) wraps that in
+//! [`block_in_place`](crate::executor::block_in_place), and another thread takes over the other tasks. A call ends within the
+//! query's [`call_timeout`](crate::query::StreamWriter::call_timeout) or fails the query, unless
+//! [`has_time_limit`](Sink::has_time_limit) says otherwise, and is dropped when the query is aborted. A panic becomes an error
+//! that names the sink.
+//!
 //! [`ErrorKind::Fenced`]: crate::error::ErrorKind::Fenced
 
 mod dead_letters;
@@ -46,6 +66,8 @@ mod dead_letters;
 mod discard;
 
 mod foreach_batch;
+
+mod forward;
 
 mod memory;
 
@@ -66,7 +88,7 @@ pub use self::discard::DiscardSink;
 pub use self::foreach_batch::ForeachBatchSink;
 pub use self::memory::MemorySink;
 pub use self::receipt::Receipt;
-use crate::clock::Clock;
+use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
 use crate::id::{BatchId, PartitionId, QueryId, RunId};
 use crate::identity::Identity;
@@ -103,6 +125,7 @@ impl std::fmt::Display for Guarantee {
 /// The role of a sink in its query: for rows, or for dead letters. A sink that keeps a record of its batches outside,
 /// under the query's id, keeps one per role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SinkRole {
     /// It takes the rows that the query produces.
     Output,
@@ -138,7 +161,7 @@ pub trait Sink: std::fmt::Debug + Send + Sync {
     }
 
     /// Whether each of its calls must end within
-    /// [`QueryConfig::call_timeout_ms`](crate::config::QueryConfig::call_timeout_ms). False for one that runs code of the
+    /// [`QueryConfig::call_timeout`](crate::config::QueryConfig::call_timeout). False for one that runs code of the
     /// user, which may take as long as it likes.
     fn has_time_limit(&self) -> bool {
         true
@@ -159,6 +182,7 @@ pub trait Sink: std::fmt::Debug + Send + Sync {
 
 /// The query that opens a sink: its schema, output mode, ids and next batch.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct SinkContext {
     /// Which of the query's sinks it is.
     pub role: SinkRole,
@@ -183,8 +207,40 @@ pub struct SinkContext {
     pub durable: bool,
 }
 
+impl SinkContext {
+    /// A context for a sink that is opened without a query, in a test or by another sink: for rows of this schema in append mode,
+    /// of a new query whose first batch is 0, durable, with the machine's clock. Change what should be otherwise.
+    pub fn new(schema: SchemaRef, session: Arc<SessionState>) -> Self {
+        SinkContext {
+            role: SinkRole::Output,
+            schema,
+            output_mode: OutputMode::Append,
+            query_id: QueryId::random(),
+            run_id: RunId::random(),
+            next_batch: BatchId(0),
+            next_batch_may_be_committed: false,
+            session,
+            clock: Arc::new(SystemClock::default()),
+            durable: true,
+        }
+    }
+
+    /// What the writers of this sink know of it.
+    pub fn for_writers(&self) -> WriterContext {
+        WriterContext {
+            role: self.role,
+            schema: Arc::clone(&self.schema),
+            query_id: self.query_id,
+            run_id: self.run_id,
+            durable: self.durable,
+            session: Arc::clone(&self.session),
+        }
+    }
+}
+
 /// The query, as its writers need to know it in any process: the same for all of them, and nothing that the driver owns.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct WriterContext {
     /// Which of the query's sinks it is.
     pub role: SinkRole,
@@ -222,6 +278,14 @@ pub trait StreamingWrite: std::fmt::Debug + Send + Sync {
     /// Makes batch `batch` visible: `receipts` are those of all partitions that had rows, in partition order. Also called
     /// for a batch without rows.
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()>;
+
+    /// Takes back what writers of batch `batch` have finished: the batch has failed, and [`commit`](Self::commit) was not called
+    /// for it. `receipts` are those that are known, in no order. What goes wrong here is logged, and the batch repeated all the
+    /// same. The default leaves all where it is.
+    async fn abort(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
+        let _ = (batch, receipts);
+        Ok(())
+    }
 }
 
 /// Makes writers of a sink where the tasks of a query run.
@@ -242,6 +306,13 @@ pub trait DataWriter: Send {
     /// Writes some rows.
     async fn write(&mut self, rows: RecordBatch) -> Result<()>;
 
-    /// Ends the partition. What the receipt names is safe on storage, and still invisible.
+    /// Ends the partition. What the receipt names is safe on storage, and still invisible. One that fails takes back what it has
+    /// written by itself.
     async fn finish(self: Box<Self>) -> Result<Receipt>;
+
+    /// Takes back what was written: the batch has failed, and `finish` is not called any more. A `write` before may have been
+    /// dropped halfway. What goes wrong here is logged. The default leaves that to the destructor, which may not wait.
+    async fn abort(&mut self) -> Result<()> {
+        Ok(())
+    }
 }

@@ -36,8 +36,25 @@
 //! [`process_all_available`](crate::query::StreamingQuery::process_all_available). A query that goes on does so with what its
 //! other sources have; its status says what it waits for, since when and why, until the source answers or fails.
 //!
-//! An [`Offset`] is JSON of the source's own making. Two offsets are the same place exactly if their JSON is the same, and
+//! # Threads, runtimes, blocking
+//!
+//! The methods of a [`MicroBatchStream`] are called by the driver of the query, one at a time. The plan that `bind` or `scan`
+//! gives runs on the [executor](crate::executor)'s threads, each partition as a task; [`SourceScanner::scan`] may be called from
+//! any of them. A tokio runtime is entered whenever one of these is polled, so timers and sockets of tokio work, and
+//! `tokio::spawn` does.
+//!
+//! No call blocks its thread: who must (a client library without async calls, a slow disk) wraps that in
+//! [`block_in_place`](crate::executor::block_in_place), and another thread takes over the other tasks. A call ends within the
+//! query's [`call_timeout`](crate::query::StreamWriter::call_timeout) or fails the query, and is dropped when the query is
+//! aborted: to what it has written, that is a crash. A panic becomes an error that names the source.
+//!
+//! # Offsets
+//!
+//! An [`Offset`] is JSON of the source's own making. Make it by [`Offset::try_new`] and read it by [`Offset::to`], which refuses
+//! those of other sources. Two offsets are the same place exactly if their JSON is the same, and
 //! what they [prove](Offset::with_proof).
+
+mod forward;
 
 mod leaf;
 
@@ -132,6 +149,7 @@ pub(crate) fn whose(source: &dyn Source) -> String {
 
 /// The query that opens a source: its session, clock, partitions and place in the checkpoint.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct SourceContext {
     /// The source's own place in the checkpoint, `sources/<i>`. What is written there before `latest_offset` returns is
     /// on disk before the batch exists.
@@ -148,12 +166,28 @@ pub struct SourceContext {
     pub former_places: Vec<String>,
 }
 
+impl SourceContext {
+    /// A context for a source that is opened without a query, in a test or by another source: of one that was never moved, with
+    /// 100 batches to retain and one partition. Change what should be otherwise.
+    pub fn new(log: Arc<dyn MetadataStore>, session: Arc<SessionState>, clock: Arc<dyn Clock>) -> Self {
+        SourceContext { log, session, clock, partitions: 1, min_batches_to_retain: 100, former_places: vec![] }
+    }
+
+    /// What the scanner of this source knows of it.
+    pub fn for_scanner(&self) -> ScanContext {
+        ScanContext { session: Arc::clone(&self.session), clock: Arc::clone(&self.clock) }
+    }
+}
+
 /// A source that one run of one query has opened. The [module](self) has the order of calls and the promises.
 #[async_trait]
 pub trait MicroBatchStream: std::fmt::Debug + Send + Sync {
     /// Fixes the end of the stream: from now on, only what exists at this moment is offered. Called at most once, right
-    /// after `open`, for triggers that end by themselves. Fails if that cannot be found out.
-    async fn prepare_for_available_now(&mut self) -> Result<()>;
+    /// after `open`, for triggers that end by themselves. Fails if that cannot be found out. The default does nothing, which is
+    /// right for a source whose end does not move; with any other, such a query would go on as long as rows come.
+    async fn prepare_for_available_now(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     /// How far a batch that begins after `after` may go. `after` is `None` while no batch has read this source. With
     /// [`ReadLimit::All`] the query ends after that batch: a source that knows how to wait for an answer does so
@@ -178,8 +212,12 @@ pub trait MicroBatchStream: std::fmt::Debug + Send + Sync {
     }
 
     /// Rows up to and including `end` will not be asked for again, except by a replay of the batch that ends there.
-    /// The moment to delete or archive what was read. An error here fails the query; what is only best effort is logged.
-    async fn commit(&mut self, end: &Offset) -> Result<()>;
+    /// The moment to delete or archive what was read. An error here fails the query; what is only best effort is logged. The
+    /// default keeps everything.
+    async fn commit(&mut self, end: &Offset) -> Result<()> {
+        let _ = end;
+        Ok(())
+    }
 
     /// A future that is done once there may be more than `latest_offset` found when it was last asked. With it the query is
     /// idle until then; without, it asks again and again, at intervals that grow with what asking takes. It may be done too
@@ -197,6 +235,7 @@ pub trait MicroBatchStream: std::fmt::Debug + Send + Sync {
 
 /// The result of [`MicroBatchStream::latest_offset`].
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct LatestOffset {
     /// Where the next batch may end, within the limit; `None` while there has never been anything to read.
     pub batch_end: Option<Offset>,
@@ -217,6 +256,13 @@ impl LatestOffset {
         LatestOffset { latest: Some(end.clone()), batch_end: Some(end), unknown: None }
     }
 
+    /// The same, where all there is ends elsewhere, or where that is not known.
+    #[must_use]
+    pub fn with_latest(mut self, latest: impl Into<Option<Offset>>) -> Self {
+        self.latest = latest.into();
+        self
+    }
+
     /// Nobody can say what there is after `after`, and why.
     pub fn unknown(after: Option<&Offset>, why: Error) -> Self {
         LatestOffset { batch_end: after.cloned(), latest: None, unknown: Some(why) }
@@ -233,6 +279,7 @@ impl PartialEq for LatestOffset {
 
 /// What one scan in the plan needs of a source: columns and filters.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ScanRequest {
     /// Which columns of the source's schema, by position and in this order. The position behind the last one is that of
     /// [`FILE_NAME_COLUMN`], if the source offers it.
@@ -241,4 +288,18 @@ pub struct ScanRequest {
     pub schema: SchemaRef,
     /// Predicates over the source's columns that every wanted row fulfils.
     pub filters: Vec<Expr>,
+}
+
+impl ScanRequest {
+    /// These columns, which have this schema, and all rows.
+    pub fn new(projection: Vec<usize>, schema: SchemaRef) -> Self {
+        ScanRequest { projection, schema, filters: vec![] }
+    }
+
+    /// The same columns, of rows that fulfil these predicates.
+    #[must_use]
+    pub fn with_filters(mut self, filters: Vec<Expr>) -> Self {
+        self.filters = filters;
+        self
+    }
 }

@@ -56,6 +56,7 @@ impl Split {
 
 /// What a source gets where its splits are scanned.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ScanContext {
     /// DataFusion's session: its object stores, its settings, its planner of expressions.
     pub session: Arc<SessionState>,

@@ -6,19 +6,12 @@ use async_trait::async_trait;
 
 use crate::error::Result;
 use crate::id::{BatchId, PartitionId};
-use crate::sink::{BatchStatus, DataWriter, Receipt, Sink, SinkContext, StreamingWrite, WriterContext, WriterFactory};
+use crate::sink::{BatchStatus, DataWriter, Receipt, Sink, SinkContext, StreamingWrite, WriterFactory};
 
 /// A sink's writer, where every second partition, the first one included, is written by a writer of the sink's
 /// [factory](Sink::writer_factory), if it has one: as if it were written in another process. For tests of a sink alone.
 pub async fn open_by_factory(sink: &dyn Sink, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
-    let elsewhere = WriterContext {
-        role: context.role,
-        schema: Arc::clone(&context.schema),
-        query_id: context.query_id,
-        run_id: context.run_id,
-        durable: context.durable,
-        session: Arc::clone(&context.session),
-    };
+    let elsewhere = context.for_writers();
     let driver = sink.open(context).await?;
     Ok(Box::new(ByFactory { driver, factory: sink.writer_factory(elsewhere)? }))
 }
@@ -45,5 +38,9 @@ impl StreamingWrite for ByFactory {
 
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
         self.driver.commit(batch, receipts).await
+    }
+
+    async fn abort(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
+        self.driver.abort(batch, receipts).await
     }
 }

@@ -11,8 +11,8 @@ use super::serialised::across;
 use crate::error::{Error, Result};
 use crate::id::BatchId;
 use crate::source::{
-    LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanContext, ScanRequest, Source, SourceContext,
-    SourceScanner, Split, add_metrics,
+    LatestOffset, MicroBatchStream, Offset, OffsetRange, ReadLimit, ScanRequest, Source, SourceContext, SourceScanner,
+    Split, add_metrics,
 };
 
 /// A reader whose [`bind`](MicroBatchStream::bind) works for every source: of one that gives splits, it sends them as JSON to a
@@ -37,7 +37,7 @@ pub(super) struct BySplits {
 
 impl BySplits {
     pub(super) async fn open(source: &dyn Source, context: SourceContext) -> Result<Self> {
-        let scans = ScanContext { session: Arc::clone(&context.session), clock: Arc::clone(&context.clock) };
+        let scans = context.for_scanner();
         let (scanner, other) = (source.scanner(scans.clone())?, source.scanner(scans)?);
         let reader = source.open(context).await?;
         Ok(BySplits { reader, scanner, other, batch: BatchId(0), range: None, splits: None })

@@ -2,6 +2,7 @@
 
 /// How several watermarks in one query become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum WatermarkPolicy {
     /// The slowest counts: no row is late because another input is ahead, but a silent input holds everything back.
     #[default]

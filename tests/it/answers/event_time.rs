@@ -156,7 +156,7 @@ async fn rows_without_a_match_need_both_watermarks() {
         let ctx = SessionContext::new();
         let mut sides = vec![];
         for (schema, (time, marked)) in schemas.iter().zip([("lts", left), ("rts", right)]) {
-            let side = ctx.read_stream(MemorySource::new(Arc::clone(schema))).await.unwrap();
+            let side = ctx.read_stream(MemorySource::new(Arc::clone(schema))).unwrap();
             sides.push(if marked { side.with_watermark(time, "0 seconds").unwrap() } else { side });
         }
         let (l, r) = (sides.remove(0), sides.remove(0));
@@ -183,8 +183,8 @@ async fn rows_late_by_their_key_are_counted() {
         left.add(vec![table::rows(&schema, &Value::Array(l)).unwrap()]).unwrap();
         right.add(vec![table::rows(&schema, &Value::Array(r)).unwrap()]).unwrap();
         let ctx = SessionContext::new();
-        ctx.register_table("t", ctx.read_stream(left.clone()).await.unwrap().into_view()).unwrap();
-        let marked = ctx.read_stream(right.clone()).await.unwrap().with_watermark("ts", "0 seconds").unwrap();
+        ctx.register_table("t", ctx.read_stream(left.clone()).unwrap().into_view()).unwrap();
+        let marked = ctx.read_stream(right.clone()).unwrap().with_watermark("ts", "0 seconds").unwrap();
         ctx.register_table("s", marked.into_view()).unwrap();
         let sql = "SELECT t.v, s.v AS sv FROM t JOIN s ON t.k = s.k AND t.ts = s.ts";
         let writer = ctx.streaming_sql(sql).await.unwrap().write_stream(sink.clone());

@@ -120,7 +120,7 @@ async fn duplicates_are_dropped_below_and_above_an_aggregation() {
         for adds in 1..=all.adds.len() {
             source.add(table::deal(&all.rows(0, adds)[adds - 1], 1).unwrap()).unwrap();
             let ctx = SessionContext::new();
-            let stream = query(ctx.read_stream(source.clone()).await.unwrap()).unwrap();
+            let stream = query(ctx.read_stream(source.clone()).unwrap()).unwrap();
             let writer = stream.write_stream(sink.clone()).output_mode(OutputMode::Complete);
             finish(writer.checkpoint_store(Arc::clone(&checkpoint)).trigger(Trigger::AvailableNow)).await.unwrap();
             let table = batch_table(&ctx, Arc::clone(&schema), all.rows(0, adds)).unwrap();

@@ -38,7 +38,7 @@ impl Inputs<'_> {
 
     async fn from(&self, name: &str) -> Result<DataFrame> {
         if let Some(source) = self.sources.get(name) {
-            return self.ctx.read_stream(source.clone()).await;
+            return self.ctx.read_stream(source.clone());
         }
         let rows = self.case.tables.get(name).ok_or_else(|| Error::invalid(format!("the case has no `{name}`")))?;
         let columns: Vec<(&str, &str)> = rows.schema.iter().map(|(c, t)| (c.as_str(), t.as_str())).collect();
@@ -110,14 +110,18 @@ fn group_by(frame: DataFrame, keys: &[Key], aggs: &[String], keep_window: bool) 
         .iter()
         .map(|key| match key {
             Key::Column(name) => Ok(ident(name)),
-            Key::Window { window: w } => window(ident(&w.column), &w.size, w.slide.as_deref(), w.offset.as_deref()),
+            Key::Window { window: w } => {
+                let windows = window(ident(&w.column), &w.size);
+                let windows = w.slide.iter().fold(windows, TimeWindow::slide);
+                Ok(w.offset.iter().fold(windows, TimeWindow::offset).into())
+            }
             Key::Session { session_window: s } => {
                 let gap = match (&s.gap, &s.gap_expr) {
                     (_, Some(sql)) => parse(sql)?,
                     (Some(gap), None) => lit(gap.as_str()),
                     (None, None) => return Err(Error::invalid("a session window without gap")),
                 };
-                session_window(ident(&s.column), gap)
+                Ok(session_window(ident(&s.column), gap))
             }
         })
         .collect();

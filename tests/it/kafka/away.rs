@@ -61,7 +61,7 @@ async fn a_broker_that_goes_away_is_waited_for() {
     let impatient = start(impatient, MemorySink::new(), &dir.path().join("impatient")).await;
     caught_up(&impatient).await;
     let mut patient = vec![];
-    let rhythms = [(Trigger::processing_time("1 second").unwrap(), 1_000), (Trigger::Immediate, 25)];
+    let rhythms = [(Trigger::processing_time("1 second"), 1_000), (Trigger::Immediate, 25)];
     for (trigger, rows_per_batch) in rhythms {
         let out = unique_topic("out");
         broker.create_topic(&out, TOPIC_PARTITIONS as i32);

@@ -42,10 +42,7 @@ async fn a_silent_partition_holds_nothing_up() {
         .await
         .with_watermark("timestamp", "10 seconds")
         .unwrap()
-        .aggregate(
-            vec![window(col("timestamp"), "1 minute", None, None).unwrap().alias("window")],
-            vec![count(lit(1)).alias("rows")],
-        )
+        .aggregate(vec![window(col("timestamp"), "1 minute").alias("window")], vec![count(lit(1)).alias("rows")])
         .unwrap()
         .select(vec![col("rows")])
         .unwrap();

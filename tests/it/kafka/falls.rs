@@ -102,7 +102,7 @@ fn passed(events: DataFrame) -> Result<DataFrame> {
 /// Keeps open windows, and tells each when it is over.
 fn by_window(events: DataFrame) -> Result<DataFrame> {
     let windows = events.with_watermark("at", "30 seconds")?.aggregate(
-        vec![window(col("at"), "30 seconds", None, None)?.alias("w"), col("k")],
+        vec![window(col("at"), "30 seconds").alias("w"), col("k")],
         vec![count(lit(1)).alias("n"), sum(col("v")).alias("total")],
     )?;
     let windows = windows.select(vec![col("w").field("start").alias("from"), col("k"), col("n"), col("total")])?;
@@ -162,7 +162,7 @@ impl World {
             .bad_records(bad)
             .min_partitions(PARTITIONS)
             .max_offsets_per_trigger(PER_BATCH);
-        let records = session().read_stream(FaultySource::new(source, falls)).await?;
+        let records = session().read_stream(FaultySource::new(source, falls))?;
         let columns = ["at", "k", "v"].map(|name| col("value").field(name).alias(name));
         Ok(records.select(columns.to_vec())?)
     }

@@ -82,7 +82,7 @@ impl Shared {
     async fn driver(&self, sink: impl Sink + 'static) -> Result<StreamWriter> {
         let source = all_of(self.broker, &self.input).min_partitions(PARTITIONS);
         let source = source.max_offsets_per_trigger(PER_BATCH as u64);
-        let records = session().read_stream(source).await?;
+        let records = session().read_stream(source)?;
         let text = |name: &str| cast(col(name), DataType::Utf8);
         let copied = records
             .select(vec![text("key").alias("key"), concat(vec![text("value"), lit(", copied")]).alias("value")])?;

@@ -132,7 +132,7 @@ async fn a_topic_that_is_truncated_while_the_query_runs() {
             .property("queued.min.messages", "1");
         let (sink, clock) = (MemorySink::new(), ManualClock::at(0));
         let writer = stream(source).await.write_stream(sink.clone()).partitions(PARTITIONS);
-        let writer = writer.trigger(Trigger::processing_time("1 hour").unwrap());
+        let writer = writer.trigger(Trigger::processing_time("1 hour"));
         let query = writer.clock(Arc::new(clock.clone())).start().await.unwrap();
         until(&query, "the first batch", || query.last_progress().is_some()).await;
 

@@ -37,7 +37,6 @@ async fn copy(
     let ctx = SessionContext::new_with_config_rt(SessionConfig::new(), runtime.clone());
     let rows = ctx
         .read_stream(all_of(broker, from).min_partitions(PARTITIONS))
-        .await
         .unwrap()
         .select_columns(&["key", "value"])
         .unwrap();

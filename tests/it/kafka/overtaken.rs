@@ -74,7 +74,7 @@ impl World {
             .commit_offsets_to_group(&self.group)
             .min_partitions(PARTITIONS)
             .max_offsets_per_trigger(PER_BATCH);
-        let records = session().read_stream(FaultySource::new(source, falls)).await?;
+        let records = session().read_stream(FaultySource::new(source, falls))?;
         let writer = records
             .select(vec![cast(col("value"), DataType::Utf8).alias("value")])?
             .write_stream(FaultySink::new(sink, falls))

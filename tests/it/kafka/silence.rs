@@ -87,7 +87,7 @@ async fn seven_of_ten_records_are_unread() {
     broker.kill();
     let source = KafkaSource::subscribe(broker.bootstrap(), [&topic.name]).starting_offsets(StartingOffsets::Earliest);
     for trigger in [Trigger::Once, Trigger::AvailableNow] {
-        let stream = session().read_stream(source.clone()).await.unwrap();
+        let stream = session().read_stream(source.clone()).unwrap();
         let failed = finish(to_the_end(stream, sink.clone(), dir.path()).trigger(trigger)).await.unwrap_err();
         assert_says(&failed, ErrorKind::Unavailable, &[broker.bootstrap(), "no broker", "check that the broker runs"]);
         assert_eq!(read(), numbers(0..10));

@@ -52,7 +52,7 @@ pub(crate) fn rows_in_memory(columns: &[&str], rows: &Value) -> MemorySource {
 
 /// A source as a stream in a session of its own.
 pub(crate) async fn stream(source: impl Source + 'static) -> DataFrame {
-    session().read_stream(source).await.unwrap()
+    session().read_stream(source).unwrap()
 }
 
 /// Starts a query of several partitions that runs until it is stopped.
@@ -67,7 +67,7 @@ pub(crate) async fn run(
     sink: impl Sink + 'static,
     checkpoint: &Path,
 ) -> Result<StreamingQuery> {
-    finish(to_the_end(session().read_stream(source).await?, sink, checkpoint)).await
+    finish(to_the_end(session().read_stream(source)?, sink, checkpoint)).await
 }
 
 /// A sink that takes no batch. A checkpoint takes it for one in memory.

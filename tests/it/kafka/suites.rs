@@ -134,7 +134,9 @@ impl Sink for AsJson {
 
     async fn open(&self, context: SinkContext) -> Result<Box<dyn StreamingWrite>> {
         let schema = as_json(&RecordBatch::new_empty(Arc::clone(&context.schema))).schema();
-        Ok(Box::new(AsJsonWriter(self.0.open(SinkContext { schema, ..context }).await?)))
+        let mut context = context;
+        context.schema = schema;
+        Ok(Box::new(AsJsonWriter(self.0.open(context).await?)))
     }
 }
 

@@ -79,8 +79,13 @@ pub(crate) fn grouped(rows: DataFrame, keys: Vec<Expr>, aggregates: &[&str]) -> 
 }
 
 /// Groups by a window (or session) and `k`. The window becomes two columns, and a third, `ts`, if its time is wanted.
-pub(crate) fn by_window(rows: DataFrame, window: Expr, aggregates: &[&str], with_time: bool) -> Result<DataFrame> {
-    let grouped = grouped(rows, vec![window.alias("w"), col("k")], aggregates)?;
+pub(crate) fn by_window(
+    rows: DataFrame,
+    window: impl Into<Expr>,
+    aggregates: &[&str],
+    with_time: bool,
+) -> Result<DataFrame> {
+    let grouped = grouped(rows, vec![window.into().alias("w"), col("k")], aggregates)?;
     let others: Vec<Expr> = grouped.schema().columns().into_iter().skip(1).map(Expr::Column).collect();
     let mut columns = vec![];
     if with_time {
@@ -115,14 +120,14 @@ const AGGREGATES: [&str; 4] = ["count(*) AS n", "sum(v) AS total", "avg(x) AS me
 /// With so many adds before the last.
 pub(crate) fn tumbling(adds: usize) -> Job {
     let tumbling = append("tumbling windows, append", 1, |events| {
-        by_window(events, window(col("ts"), "10 seconds", None, None)?, &AGGREGATES, false)
+        by_window(events, window(col("ts"), "10 seconds"), &AGGREGATES, false)
     });
     Job { inputs: vec![arriving(&EVENTS, 1, adds)], ..tumbling }
 }
 
 pub(crate) fn sliding_update() -> Job {
     let sliding = append("sliding windows, update", 2, |events| {
-        let window = window(col("ts"), "15 seconds", Some("6 seconds"), Some("1 second"))?;
+        let window = window(col("ts"), "15 seconds").slide("6 seconds").offset("1 second");
         by_window(events, window, &["count(*) AS n", "array_agg(v ORDER BY v) AS vs", "max(x) AS top"], false)
     });
     Job { mode: OutputMode::Update, reading: Reading::LastByKey(3), ..sliding }
@@ -130,7 +135,7 @@ pub(crate) fn sliding_update() -> Job {
 
 pub(crate) fn window_complete() -> Job {
     let windows = append("tumbling windows, complete", 3, |events| {
-        by_window(events, window(col("ts"), "10 seconds", None, None)?, &AGGREGATES, false)
+        by_window(events, window(col("ts"), "10 seconds"), &AGGREGATES, false)
     });
     Job { mode: OutputMode::Complete, ..windows }
 }
@@ -152,7 +157,7 @@ pub(crate) fn aggregate_complete() -> Job {
 
 pub(crate) fn sessions() -> Job {
     append("session windows, append", 6, |events| {
-        by_window(events, session_window(col("ts"), lit("4 seconds"))?, &AGGREGATES, false)
+        by_window(events, session_window(col("ts"), "4 seconds"), &AGGREGATES, false)
     })
 }
 
@@ -199,9 +204,9 @@ pub(crate) fn join(how: JoinType) -> Job {
 
 pub(crate) fn windows_of_windows() -> Job {
     append("windows of windows", 10, |events| {
-        let fine = window(col("ts"), "5 seconds", None, None)?;
+        let fine = window(col("ts"), "5 seconds");
         let fine = by_window(events, fine, &["count(*) AS n", "sum(v) AS total"], true)?;
-        let coarse = window(col("ts"), "20 seconds", Some("10 seconds"), None)?;
+        let coarse = window(col("ts"), "20 seconds").slide("10 seconds");
         by_window(fine, coarse, &["sum(n) AS rows_in", "max(total) AS top", "count(*) AS parts"], false)
     })
 }
@@ -215,14 +220,14 @@ pub(crate) fn join_then_windows() -> Job {
             col("rv"),
         ])?;
         let aggregates = ["count(*) AS n", "count(rv) AS matched", "sum(lv) AS total"];
-        by_window(pairs, window(col("ts"), "10 seconds", None, None)?, &aggregates, false)
+        by_window(pairs, window(col("ts"), "10 seconds"), &aggregates, false)
     })
 }
 
 pub(crate) fn deduplicate_then_windows() -> Job {
     append("deduplication, then windows", 12, |events| {
         let once = without_near_copies(events, &[])?;
-        by_window(once, window(col("ts"), "10 seconds", None, None)?, &AGGREGATES, false)
+        by_window(once, window(col("ts"), "10 seconds"), &AGGREGATES, false)
     })
 }
 
@@ -232,7 +237,7 @@ pub(crate) fn union_then_windows() -> Job {
     job("union of two streams, then windows", OutputMode::Append, Reading::Rows, inputs, |_, inputs| {
         let one = inputs[0].clone().with_watermark("ts", DELAY)?;
         let other = inputs[1].clone().with_watermark("ts", "30 seconds")?;
-        by_window(one.union(other)?, window(col("ts"), "10 seconds", None, None)?, &AGGREGATES, false)
+        by_window(one.union(other)?, window(col("ts"), "10 seconds"), &AGGREGATES, false)
     })
 }
 

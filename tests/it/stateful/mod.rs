@@ -156,7 +156,7 @@ impl World {
         let ctx = SessionContext::new_with_config_rt(self.session.clone(), Arc::clone(&self.runtime));
         let mut streams = vec![];
         for source in &self.sources {
-            streams.push(ctx.read_stream(FaultySource::new(source.clone(), falls)).await?);
+            streams.push(ctx.read_stream(FaultySource::new(source.clone(), falls))?);
         }
         Ok((self.job.query)(&ctx, &streams)?
             .write_stream(FaultySink::new(sink, falls))

@@ -17,8 +17,9 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use globset::{GlobBuilder, GlobMatcher};
 use percent_encoding::percent_decode_str;
-use tidewater::checkpoint::local_path;
 use tidewater::error::{Error, ErrorKind, Result};
+use tidewater::executor::block_in_place;
+use tidewater::internal::local_path;
 
 use super::manifest::{MANIFEST_FOLDER, committed_files};
 use super::moved::check_in_place;
@@ -187,7 +188,7 @@ impl Pattern {
         });
         let root = std::iter::once("/").chain(names.map(String::as_str)).collect::<std::path::PathBuf>();
         let file = root.display().to_string();
-        match std::fs::metadata(&root) {
+        match block_in_place(|| std::fs::metadata(&root)) {
             Ok(_) => {
                 *was_there = true;
                 Ok(())

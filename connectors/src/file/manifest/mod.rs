@@ -74,6 +74,7 @@ impl ManifestEntry {
 
 /// A file that a file sink committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CommittedFile {
     /// The whole URI, percent-encoded: `file:///data/out/part-….parquet`.
     pub path: String,

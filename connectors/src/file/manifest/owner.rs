@@ -14,9 +14,10 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tidewater::checkpoint::{CreateOutcome, MetadataStore, check_version, with_version};
+use tidewater::checkpoint::{CreateOutcome, MetadataStore};
 use tidewater::error::{Error, ErrorKind, Result};
 use tidewater::id::QueryId;
+use tidewater::internal::{check_version, with_version};
 use tidewater::sink::SinkRole;
 
 /// The name of the file.

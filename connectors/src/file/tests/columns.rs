@@ -56,7 +56,7 @@ async fn columns_of_a_csv_file_are_where_its_header_says() {
         stream.put("2.csv", "v,k\n2,b\n", 11);
         stream.put("3.csv", "extra,V,\"k\"\nx,3,c\n", 12);
         stream.put("4.csv", "v\n4\n", 13);
-        let source = csv(&stream).header(true).parse_mode(mode);
+        let source = csv(&stream).option("header", "true").option("mode", mode.name());
         let mut reader = stream.open(&source).await.unwrap();
         let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
         let rows = stream.read(&source, &mut reader, &range, &[]).await.unwrap();
@@ -74,10 +74,9 @@ async fn columns_of_a_csv_file_are_where_its_header_says() {
         assert_eq!(error.kind(), ErrorKind::BadInput);
         assert!(error.message().contains("it has `key`, and lacks `k`"), "{error}");
         assert!(error.file().unwrap().ends_with("6.csv"), "{error}");
-        let by_position = source.option("enforceSchema", "true").unwrap();
+        let by_position = source.option("enforceSchema", "true");
         let mut reader = stream.open(&by_position).await.unwrap();
-        let last =
-            OffsetRange { start: Some(Offset::parse(r#"{"logOffset":1}"#).unwrap()), end: stream.at.clone().unwrap() };
+        let last = OffsetRange::new(Some(Offset::parse(r#"{"logOffset":1}"#).unwrap()), stream.at.clone().unwrap());
         assert_eq!(stream.read(&by_position, &mut reader, &last, &[]).await.unwrap(), ["f|6"]);
     }
 }
@@ -129,7 +128,7 @@ async fn names_that_two_columns_have_are_refused() {
 
     // Whoever does not ask for it is not troubled by it.
     let mut reader = stream.open(&source).await.unwrap();
-    let range = OffsetRange { start: None, end: Offset::parse(r#"{"logOffset":0}"#).unwrap() };
+    let range = OffsetRange::new(None, Offset::parse(r#"{"logOffset":0}"#).unwrap());
     assert_eq!(stream.read_columns(&source, &mut reader, &range, vec![1], &[]).await.unwrap(), ["3"]);
 
     let source = source.case_sensitive(true);

@@ -75,7 +75,7 @@ async fn a_folder_that_cannot_be_listed_is_an_error_and_one_below_is_counted() {
 #[tokio::test]
 async fn files_that_changed_or_came_too_late_are_counted_in_every_run() {
     let mut stream = Stream::new();
-    let source = csv(&stream).max_file_age("1 minute").unwrap();
+    let source = csv(&stream).max_file_age("1 minute");
     put_named(&stream, "a", 10);
     put_named(&stream, "bc", 5000);
     let mut reader = stream.open(&source).await.unwrap();
@@ -118,7 +118,7 @@ async fn an_empty_file_is_no_rows_in_every_format() {
     ] {
         let mut stream = Stream::new();
         stream.put(name, "", 10);
-        let source = FileSource::from_options(format, stream.input(), []).unwrap().with_schema(schema());
+        let source = FileSource::from_options(format, Some(&stream.input()), []).unwrap().with_schema(schema());
         let mut reader = stream.open(&source).await.unwrap();
         let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
         assert!(stream.read(&source, &mut reader, &range, &[]).await.unwrap().is_empty(), "{name}");
@@ -157,7 +157,7 @@ async fn a_file_that_is_gone_may_be_gone_on_without() {
             assert_eq!(stream.read(&source, &mut reader, &range, &[]).await.unwrap(), ["b|1"]);
         } else {
             let all = vec![0, 1];
-            let scan = ScanRequest { projection: all, schema: Source::schema(&source), filters: vec![] };
+            let scan = ScanRequest::new(all, Source::schema(&source));
             let plan = reader.bind(&range, &scan).await.unwrap();
             std::fs::remove_file(stream.path("in/a.csv")).unwrap();
             let found = datafusion::physical_plan::collect(plan, stream.session.task_ctx()).await.unwrap();
@@ -185,7 +185,7 @@ async fn a_damaged_file_stops_the_query_or_is_left_out_and_counted() {
             "parquet" => stream.put_parquet("good.parquet", vec![("k", k), ("v", v)], 11),
             _ => stream.put("good.csv", "a,1\n", 11),
         }
-        let source = FileSource::from_options(format, stream.input(), []).unwrap().with_schema(schema());
+        let source = FileSource::from_options(format, Some(&stream.input()), []).unwrap().with_schema(schema());
         let error = stream.failure(&source).await;
         assert_eq!(error.kind(), ErrorKind::BadInput, "{name}: {error}");
         assert!(error.file().unwrap().ends_with(name), "{error}");
@@ -219,7 +219,7 @@ async fn compressed_text_under_another_ending_is_refused_in_every_mode() {
         ] {
             let mut stream = Stream::new();
             stream.put(name, bytes, 10);
-            let error = stream.failure(&csv(&stream).parse_mode(mode)).await;
+            let error = stream.failure(&csv(&stream).option("mode", mode.name())).await;
             assert_eq!(error.kind(), ErrorKind::BadInput, "{error}");
             assert!(error.message().contains(what) && error.file().unwrap().ends_with(name), "{error}");
         }

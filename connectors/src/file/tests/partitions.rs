@@ -26,7 +26,7 @@ async fn round(values: ArrayRef) -> Vec<(i64, String)> {
     let source = FileSource::parquet(stream.input()).with_schema(rows.schema());
     let mut reader = stream.open(&source).await.unwrap();
     let range = stream.next(&mut reader, ReadLimit::Configured).await.unwrap();
-    let scan = ScanRequest { projection: vec![0, 1], schema: Source::schema(&source), filters: vec![] };
+    let scan = ScanRequest::new(vec![0, 1], Source::schema(&source));
     let plan = reader.bind(&range, &scan).await.unwrap();
     let found = datafusion::physical_plan::collect(plan, stream.session.task_ctx()).await.unwrap();
     let mut different = vec![];

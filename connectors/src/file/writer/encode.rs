@@ -26,7 +26,7 @@ use parquet::file::properties::WriterProperties;
 use tidewater::error::{Error, ErrorKind, Result};
 
 use super::csv_rows::CsvStyle;
-use crate::options::{Options, unknown};
+use crate::options::Options;
 use crate::values::JsonValues;
 
 /// Field metadata under this prefix means something to a running query only.
@@ -57,7 +57,7 @@ impl Encoding {
                 Ok(Encoding::Csv { style: CsvStyle::parse(options)?, compression })
             }
             "json" => Ok(Encoding::Json { compression: text_compression(compression.as_deref().unwrap_or("none"))? }),
-            other => Err(unknown("format", other, "the file sink", &["parquet", "csv", "json"])),
+            other => Err(Error::unknown("format", other, "the file sink", &["parquet", "csv", "json"])),
         }
     }
 
@@ -136,7 +136,7 @@ fn parquet_compression(name: &str) -> Result<(Compression, &'static str)> {
         "brotli" => (Compression::BROTLI(BrotliLevel::default()), ".br"),
         _ => {
             let known = ["snappy", "none", "uncompressed", "gzip", "lz4_raw", "lz4", "zstd", "brotli"];
-            return Err(unknown("compression", name, "the Parquet file sink", &known));
+            return Err(Error::unknown("compression", name, "the Parquet file sink", &known));
         }
     })
 }
@@ -148,7 +148,7 @@ fn text_compression(name: &str) -> Result<FileCompressionType> {
         "bzip2" => FileCompressionType::BZIP2,
         "zstd" => FileCompressionType::ZSTD,
         _ => {
-            return Err(unknown(
+            return Err(Error::unknown(
                 "compression",
                 name,
                 "the CSV and JSON file sinks",

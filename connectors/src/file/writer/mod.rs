@@ -90,6 +90,11 @@ impl Layout {
         })
     }
 
+    /// The output directory.
+    pub(crate) fn root(&self) -> &Root {
+        &self.root
+    }
+
     /// Begins a file in `folder`, which is empty or ends in `/`: the `count`-th there of `partition`.
     fn create(&self, partition: PartitionId, folder: &str, count: usize) -> Result<DataFile> {
         // Spark separates the counter with a dot when there are folders.
@@ -107,12 +112,7 @@ fn partition_columns(schema: &Schema, partition_by: &[String]) -> Result<Vec<(St
     for name in partition_by {
         let Some((position, field)) = schema.column_with_name(name) else {
             let known: Vec<_> = schema.fields().iter().map(|f| f.name().as_str()).collect();
-            return Err(crate::options::unknown(
-                "column",
-                name,
-                "the query, so the sink cannot partition by it",
-                &known,
-            ));
+            return Err(Error::unknown("column", name, "the query, so the sink cannot partition by it", &known));
         };
         if columns.iter().any(|(_, earlier)| *earlier == position) {
             return Err(Error::invalid(format!("the file sink is to partition by `{name}` twice")));
@@ -173,8 +173,15 @@ impl DataFile {
     }
 
     async fn finish(mut self) -> Result<ManifestEntry> {
-        let bytes = self.encoder.finish().map_err(|e| e.with_file(self.output.uri()))?;
-        self.output.write(bytes).await?;
+        let written = async {
+            let bytes = self.encoder.finish().map_err(|e| e.with_file(self.output.uri()))?;
+            self.output.write(bytes).await
+        };
+        if let Err(error) = written.await {
+            // What went wrong first is what counts.
+            let _ = self.output.abort().await;
+            return Err(error);
+        }
         self.output.close().await
     }
 }
@@ -253,6 +260,16 @@ impl FilesOfPartition {
         Ok(file)
     }
 
+    /// Finishes all files, in the order of their folders.
+    async fn finish_files(&mut self) -> Result<()> {
+        let mut folders: Vec<String> = self.open.keys().cloned().collect();
+        folders.sort();
+        for folder in folders {
+            self.finish_file(&folder).await?;
+        }
+        Ok(())
+    }
+
     async fn finish_file(&mut self, folder: &str) -> Result<()> {
         if let Some(file) = self.open.remove(folder) {
             self.finished.push(file.finish().await?);
@@ -280,12 +297,21 @@ impl DataWriter for FilesOfPartition {
     }
 
     async fn finish(mut self: Box<Self>) -> Result<Receipt> {
-        let mut folders: Vec<String> = self.open.keys().cloned().collect();
-        folders.sort();
-        for folder in folders {
-            self.finish_file(&folder).await?;
+        if let Err(error) = self.finish_files().await {
+            if let Err(left) = self.abort().await {
+                tracing::warn!(error = %left, "what a partition has written could not be taken back; nobody sees it");
+            }
+            return Err(error);
         }
         Receipt::new(self.rows).with_json(&self.finished)
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        let mut outcome = Ok(());
+        for (_, mut file) in self.open.drain() {
+            outcome = outcome.and(file.output.abort().await);
+        }
+        outcome.and(self.layout.root.remove(&std::mem::take(&mut self.finished)).await)
     }
 }
 

@@ -15,11 +15,13 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use object_store::path::Path as ObjectPath;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
-use tidewater::checkpoint::{MetadataStore, create_folders, local_path, open_store, sync_folder};
+use tidewater::checkpoint::{MetadataStore, open_store};
 use tidewater::error::{Error, ErrorKind, Result};
+use tidewater::executor::block_in_place;
+use tidewater::internal::{create_folders, local_path, sync_folder};
 
 use super::super::manifest::{MANIFEST_FOLDER, ManifestEntry};
-use super::super::uri::{object_store, uri_of};
+use super::super::uri::{FileLocation, object_store, uri_of};
 
 /// How many bytes the name of a folder may have on every disk in use.
 const LONGEST_NAME: usize = 255;
@@ -81,6 +83,29 @@ impl Root {
         }
     }
 
+    /// Removes files that no manifest lists. Those that are gone are no error.
+    pub(crate) async fn remove(&self, files: &[ManifestEntry]) -> Result<()> {
+        let mut outcome = Ok(());
+        for file in files {
+            let location = FileLocation::parse(&file.path)?;
+            let removed = match self {
+                Root::Local(_) => match location.on_disk() {
+                    Some(path) => block_in_place(|| std::fs::remove_file(&path)).or_else(|e| match e.kind() {
+                        std::io::ErrorKind::NotFound => Ok(()),
+                        _ => Err(Error::io("remove the file", &file.path, e)),
+                    }),
+                    None => Ok(()),
+                },
+                Root::Remote { store, .. } => store.delete(&location.path).await.or_else(|e| match e {
+                    object_store::Error::NotFound { .. } => Ok(()),
+                    e => Err(Error::store("remove the file", &file.path, e)),
+                }),
+            };
+            outcome = outcome.and(removed);
+        }
+        outcome
+    }
+
     /// Begins the file at `name` below the directory.
     pub(super) fn create(&self, name: &str, durable: bool) -> Result<Output> {
         let uri = self.uri(name);
@@ -88,8 +113,8 @@ impl Root {
             Root::Local(root) => {
                 check_lengths(name, LONGEST_NAME, usize::MAX)?;
                 let path = root.join(name);
-                if let Some(folder) = path.parent() {
-                    create_folders(folder, durable)?;
+                if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {
+                    block_in_place(|| create_folders(folder, durable))?;
                 }
                 let file =
                     File::create_new(&path).map_err(|e| Error::io("create the file", path.display().to_string(), e))?;
@@ -180,9 +205,20 @@ impl Output {
         }
     }
 
+    /// The file is not wanted. Parts that are in an object store already do not stay there.
+    pub(super) async fn abort(&mut self) -> Result<()> {
+        match &mut self.to {
+            // Its destructor removes it.
+            To::Local(_) => Ok(()),
+            To::Remote(file) => file.abort().await.map_err(|e| unreachable_store(e, &self.uri)),
+        }
+    }
+
     /// No more bytes come. The file is safe on storage when this returns.
     pub(super) async fn close(self) -> Result<ManifestEntry> {
         let modified_ms = match self.to {
+            // It waits until the disk has all.
+            To::Local(file) if file.durable => block_in_place(|| file.close())?,
             To::Local(file) => file.close()?,
             To::Remote(file) => file.close().await.map_err(|e| unreachable_store(e, &self.uri))?,
         };
@@ -262,14 +298,30 @@ impl RemoteFile {
         Ok(())
     }
 
+    async fn abort(&mut self) -> object_store::Result<()> {
+        self.buffer = Vec::new();
+        match self.upload.take() {
+            Some(mut upload) => upload.abort().await,
+            None => Ok(()),
+        }
+    }
+
     async fn close(mut self) -> object_store::Result<i64> {
         match self.upload.take() {
             None => {
                 self.store.put(&self.path, self.buffer.into()).await?;
             }
             Some(mut upload) => {
-                upload.put_part(self.buffer.into()).await?;
-                upload.complete().await?;
+                let buffer = std::mem::take(&mut self.buffer);
+                let completed = async {
+                    upload.put_part(buffer.into()).await?;
+                    upload.complete().await
+                };
+                if let Err(error) = completed.await {
+                    // Whether it was completed after all is not known; if so, there is nothing to abort, and nobody lists it.
+                    let _ = upload.abort().await;
+                    return Err(error);
+                }
             }
         }
         Ok(self.store.head(&self.path).await?.last_modified.timestamp_millis())

@@ -276,10 +276,7 @@ mod tests {
 
     use arrow::datatypes::{DataType, Field, Schema};
     use datafusion::prelude::SessionContext;
-    use tidewater::clock::ManualClock;
     use tidewater::error::ErrorKind;
-    use tidewater::id::{BatchId, QueryId, RunId};
-    use tidewater::sink::SinkRole;
 
     use super::*;
 
@@ -289,18 +286,7 @@ mod tests {
 
     fn context(columns: &[&str]) -> SinkContext {
         let fields: Vec<_> = columns.iter().map(|name| Field::new(*name, DataType::Utf8, true)).collect();
-        SinkContext {
-            role: SinkRole::Output,
-            schema: Arc::new(Schema::new(fields)),
-            output_mode: OutputMode::Append,
-            query_id: QueryId::random(),
-            run_id: RunId::random(),
-            next_batch: BatchId(0),
-            next_batch_may_be_committed: false,
-            session: Arc::new(SessionContext::new().state()),
-            clock: Arc::new(ManualClock::at(0)),
-            durable: false,
-        }
+        SinkContext::new(Arc::new(Schema::new(fields)), Arc::new(SessionContext::new().state()))
     }
 
     #[test]

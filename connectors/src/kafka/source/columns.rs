@@ -361,16 +361,17 @@ impl Raw {
         let (topic, partition, offset) = self.place(bad.row);
         let bytes = |column: &'_ BinaryArray| bad.row < column.len() && column.is_valid(bad.row);
         let has_time = bad.row < self.timestamps.len() && self.timestamps.is_valid(bad.row);
-        letters.push(DeadLetter {
-            error: &format!("the {part} cannot be read: {}", bad.error),
-            topic: Some(topic),
-            partition: Some(partition),
-            offset: Some(offset),
-            timestamp_us: has_time.then(|| self.timestamps.value(bad.row)),
-            key: bytes(&self.keys).then(|| self.keys.value(bad.row)),
-            value: bytes(&self.values).then(|| self.values.value(bad.row)),
-            headers: &self.headers_of(bad.row),
-        });
+        let error = format!("the {part} cannot be read: {}", bad.error);
+        let headers = self.headers_of(bad.row);
+        let letter = DeadLetter::new(&error)
+            .topic(topic)
+            .partition(partition)
+            .offset(offset)
+            .timestamp_us(has_time.then(|| self.timestamps.value(bad.row)))
+            .key(bytes(&self.keys).then(|| self.keys.value(bad.row)))
+            .value(bytes(&self.values).then(|| self.values.value(bad.row)))
+            .headers(&headers);
+        letters.push(letter);
     }
 
     fn headers_of(&self, row: usize) -> Vec<(String, Option<Vec<u8>>)> {

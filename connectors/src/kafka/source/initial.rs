@@ -12,8 +12,9 @@
 
 use std::sync::Arc;
 
-use tidewater::checkpoint::{CreateOutcome, MetadataStore, check_version, with_version};
+use tidewater::checkpoint::{CreateOutcome, MetadataStore};
 use tidewater::error::{Error, Result};
+use tidewater::internal::{check_version, with_version};
 
 use super::identity::TopicIds;
 use crate::kafka::offsets::PartitionOffsets;

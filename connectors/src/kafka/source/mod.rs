@@ -39,12 +39,12 @@ mod split;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use async_trait::async_trait;
 use tidewater::error::Result;
 use tidewater::identity::Identity;
+use tidewater::interval::Interval;
 use tidewater::source::{MicroBatchStream, ScanContext, Source, SourceContext, SourceScanner};
 
 use self::reader::KafkaReader;
@@ -104,8 +104,7 @@ use crate::formats::Format;
 /// let ctx = SessionContext::new();
 /// let orders = KafkaSource::subscribe("localhost:9092", ["orders"]).starting_offsets(StartingOffsets::Earliest);
 /// let query = ctx
-///     .read_stream(orders)
-///     .await?
+///     .read_stream(orders)?
 ///     .select_columns(&["key", "value"])?
 ///     .write_stream(KafkaSink::new("localhost:9092").topic("copy"))
 ///     .checkpoint("checkpoint/copy")
@@ -173,9 +172,9 @@ impl KafkaSource {
 
     /// A batch waits until there are so many offsets, or `max_delay` has passed since the batch before.
     #[must_use]
-    pub fn min_offsets_per_trigger(mut self, offsets: u64, max_delay: Duration) -> Self {
+    pub fn min_offsets_per_trigger(mut self, offsets: u64, max_delay: impl Into<Interval>) -> Self {
         self.settings.min_offsets = Some(offsets.max(1));
-        self.settings.max_trigger_delay_ms = i64::try_from(max_delay.as_millis()).unwrap_or(i64::MAX);
+        self.settings.max_trigger_delay = max_delay.into();
         self
     }
 

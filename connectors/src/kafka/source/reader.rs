@@ -216,17 +216,21 @@ impl KafkaReader {
     }
 
     /// How much of it this batch takes; `None` if it is to wait for more.
-    fn within_limits(&mut self, from: &PartitionOffsets, available: &PartitionOffsets) -> Option<PartitionOffsets> {
+    fn within_limits(
+        &mut self,
+        from: &PartitionOffsets,
+        available: &PartitionOffsets,
+    ) -> Result<Option<PartitionOffsets>> {
         let now_ms = self.clock.now_ms();
         if let (Some(min), Some(last_ms), None) = (self.settings.min_offsets, self.last_batch_ms, &self.frozen)
-            && limit::too_few(from, available, min, now_ms - last_ms, self.settings.max_trigger_delay_ms)
+            && limit::too_few(from, available, min, now_ms - last_ms, self.settings.max_trigger_delay_ms()?)
         {
-            return None;
+            return Ok(None);
         }
-        Some(match self.settings.max_offsets {
+        Ok(Some(match self.settings.max_offsets {
             Some(max) => limit::cap(from, available, max),
             None => available.clone(),
-        })
+        }))
     }
 }
 
@@ -248,10 +252,10 @@ impl KafkaReader {
         let There { ends: available, ids } = there;
         let end = match limit {
             ReadLimit::All => Some(available.clone()),
-            ReadLimit::Configured => self.within_limits(&begin, &available),
+            ReadLimit::Configured => self.within_limits(&begin, &available)?,
         };
-        let mut latest =
-            LatestOffset { batch_end: after.cloned(), latest: Some(available.to_offset()), unknown: missing };
+        let mut latest = LatestOffset::nothing().with_latest(available.to_offset());
+        (latest.batch_end, latest.unknown) = (after.cloned(), missing);
         let Some(end) = end else { return Ok(latest) };
         self.lag = available
             .iter()

@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use regex::Regex;
 use tidewater::error::{Error, Result};
 use tidewater::identity::Identity;
+use tidewater::interval::Interval;
 
 use crate::formats::Format;
 use crate::kafka::client::ClientSettings;
 use crate::kafka::offsets::PartitionOffsets;
 
 const SOURCE_NAME: &str = "the Kafka source";
-const MAX_TRIGGER_DELAY_MS: i64 = 15 * 60 * 1000;
+const MAX_TRIGGER_DELAY: &str = "15 minutes";
 const PATIENCE_MS: i64 = 120 * 1000;
 
 /// Names that mean something elsewhere, why they mean nothing here, and what to do instead.
@@ -81,6 +82,7 @@ impl Topics {
 
 /// Where a new query begins. A query that goes on does so where its checkpoint says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StartingOffsets {
     /// With the first record there is.
     Earliest,
@@ -109,6 +111,7 @@ pub(super) enum NoOffsetForTime {
 
 /// The policy for a record that is not in the declared format.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum BadRecordPolicy {
     /// The query fails, and says which record it is.
     #[default]
@@ -128,7 +131,7 @@ pub(super) struct Settings {
     pub(super) no_offset_for_time: NoOffsetForTime,
     pub(super) max_offsets: Option<u64>,
     pub(super) min_offsets: Option<u64>,
-    pub(super) max_trigger_delay_ms: i64,
+    pub(super) max_trigger_delay: Interval,
     pub(super) min_partitions: Option<usize>,
     pub(super) max_records_per_partition: Option<u64>,
     pub(super) fail_on_data_loss: bool,
@@ -151,7 +154,7 @@ impl Settings {
             no_offset_for_time: NoOffsetForTime::default(),
             max_offsets: None,
             min_offsets: None,
-            max_trigger_delay_ms: MAX_TRIGGER_DELAY_MS,
+            max_trigger_delay: MAX_TRIGGER_DELAY.into(),
             min_partitions: None,
             max_records_per_partition: None,
             fail_on_data_loss: true,
@@ -185,6 +188,7 @@ impl Settings {
         }
         self.check_topics()?;
         self.check_start()?;
+        self.max_trigger_delay_ms()?;
         match (self.min_offsets, self.max_offsets) {
             (Some(min), Some(max)) if min > max => Err(Error::invalid(format!(
                 "`minOffsetsPerTrigger` is {min}, and `maxOffsetsPerTrigger` is only {max}"
@@ -192,6 +196,11 @@ impl Settings {
             .with_hint("a batch that waits for its least must be allowed to take as much")),
             _ => Ok(()),
         }
+    }
+
+    /// How long a batch waits for its least number of offsets.
+    pub(super) fn max_trigger_delay_ms(&self) -> Result<i64> {
+        self.max_trigger_delay.non_negative_ms(&format!("`maxTriggerDelay` of {SOURCE_NAME}"))
     }
 
     fn check_topics(&self) -> Result<()> {

@@ -48,11 +48,11 @@ use super::output::stream_once;
 use crate::batch::BatchContext;
 use crate::output_mode::OutputMode;
 use crate::plan_node::one_input;
-use crate::query::window::values::stretches;
 use crate::state::sizes::{RowBytes, bounded_ranges};
 use crate::state::{Counts, OperatorBatch, OperatorId, PartitionState, Resources, StateSchema};
 use crate::watermark::event_time_metadata::is_event_time;
 use crate::watermark::{OutputWatermark, WatermarkEffect};
+use crate::window::values::stretches;
 
 /// The physical node of an aggregation by session windows.
 #[derive(Debug, Clone)]

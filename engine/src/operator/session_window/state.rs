@@ -16,11 +16,11 @@ use hashbrown::HashTable;
 use super::merge::{Stretch, merge};
 use crate::operator::aggregate::Aggregates;
 use crate::operator::output::{OUTPUT_ROWS, record_batch_with_schema};
-use crate::query::window::values::{Micros, between};
 use crate::state::key_hash::hash_keys;
 use crate::state::{
     Counts, Limits, NewRows, OperatorBatch, Pages, PartitionState, Resources, SlotId, StateSchema, StateStore,
 };
+use crate::window::values::{Micros, between};
 
 /// Rows as sessions take them in.
 pub(super) struct SessionRows {

@@ -4,8 +4,8 @@ use arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::logical_expr::{Expr, Operator};
 
-use crate::query::window::functions::{Kind, is_function};
 use crate::watermark::event_time_metadata::{is_event_time, size_us, window_us};
+use crate::window::functions::{Kind, is_function};
 
 pub(super) const NANOS_PER_MS: i128 = 1_000_000;
 const NANOS_PER_DAY: i128 = 86_400_000_000_000;

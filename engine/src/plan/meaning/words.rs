@@ -25,7 +25,7 @@ use datafusion::physical_expr::expressions::{
 use datafusion::physical_expr::{HigherOrderFunctionExpr, PhysicalExpr, ScalarFunctionExpr};
 use twox_hash::XxHash64;
 
-use crate::query::window::functions::{Kind, WindowFunction};
+use crate::window::functions::{Kind, WindowFunction};
 
 /// So many characters are spelled out; of what is longer, a hash stands for the rest.
 const LENGTH_MAX: usize = 600;

@@ -15,6 +15,7 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNodeCore};
 
 use crate::error::Error;
+use crate::interval::Interval;
 use crate::watermark::event_time_metadata::event_time_marker;
 
 /// The logical node of `with_watermark`.
@@ -31,11 +32,8 @@ pub(crate) struct WatermarkNode {
 impl WatermarkNode {
     /// Checks what Spark checks: a top-level column, a timestamp (or a window), a delay that is not negative, no earlier
     /// watermark.
-    pub(crate) fn try_new(input: LogicalPlan, column: &str, delay: &str) -> Result<Self, Error> {
-        let delay_ms = crate::config::parse_interval_ms(delay)?;
-        if delay_ms < 0 {
-            return Err(Error::invalid(format!("a watermark's delay must not be negative, as `{delay}` is")));
-        }
+    pub(crate) fn try_new(input: LogicalPlan, column: &str, delay: &Interval) -> Result<Self, Error> {
+        let delay_ms = delay.non_negative_ms("the delay of a watermark")?;
         let schema = input.schema();
         // A dot may be part of the name.
         let column = match schema.qualified_field_with_unqualified_name(column) {

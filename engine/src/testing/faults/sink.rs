@@ -83,6 +83,14 @@ impl StreamingWrite for FaultyStreamingWrite {
     async fn commit(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
         around!(self.falls, "sink.commit", self.inner.commit(batch, receipts).await)
     }
+
+    /// Not a moment of its own: no promise rests on it. The dead abort nothing.
+    async fn abort(&self, batch: BatchId, receipts: Vec<Receipt>) -> Result<()> {
+        match self.falls.died() {
+            Some(_) => Ok(()),
+            None => self.inner.abort(batch, receipts).await,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -136,6 +144,13 @@ impl DataWriter for FaultyDataWriter {
         match opened {
             Some(inner) => around!(falls, "partition.finish", inner.finish().await),
             None => Err(Error::internal("a writer that was opened is not there")),
+        }
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        match &mut self.opened {
+            Some(inner) if self.falls.died().is_none() => inner.abort().await,
+            _ => Ok(()),
         }
     }
 }

@@ -60,7 +60,7 @@ where
             let columns: Vec<(&str, &str)> = columns.iter().map(|(c, t)| (c.as_str(), t.as_str())).collect();
             let schema = table::schema(&columns)?;
             let source = MemorySource::new(Arc::clone(&schema)).partitions(PARTITIONS).adds_per_batch(1);
-            ctx.register_stream(&name, source.clone()).await?;
+            ctx.register_stream(&name, source.clone())?;
             made.insert(name, (schema, source));
         }
         Ok(Run {

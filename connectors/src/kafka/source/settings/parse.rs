@@ -1,9 +1,10 @@
 //! Options by name.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use tidewater::config::parse_interval_ms;
 use tidewater::error::{Error, Result};
+use tidewater::interval::Interval;
 
 use super::{
     BadRecordPolicy, NoOffsetForTime, Refused, SOURCE_NAME, Settings, StartingOffsets, Topics, no_brokers, refused,
@@ -75,8 +76,8 @@ pub(super) fn settings(given: impl IntoIterator<Item = (String, String)>) -> Res
     settings.no_offset_for_time = strategy.unwrap_or_default();
     settings.max_offsets = options.positive_u64("maxOffsetsPerTrigger")?;
     settings.min_offsets = options.positive_u64("minOffsetsPerTrigger")?;
-    let delay = options.parsed("maxTriggerDelay", "a length of time such as `15m`", delay_ms)?;
-    settings.max_trigger_delay_ms = delay.unwrap_or(settings.max_trigger_delay_ms);
+    let delay = options.parsed("maxTriggerDelay", "a length of time such as `15m`", delay)?;
+    settings.max_trigger_delay = delay.unwrap_or(settings.max_trigger_delay);
     let pieces = options.positive_u64("minPartitions")?;
     settings.min_partitions = pieces.map(|pieces| usize::try_from(pieces).unwrap_or(usize::MAX));
     settings.max_records_per_partition = options.positive_u64("maxRecordsPerPartition")?;
@@ -182,9 +183,10 @@ fn bad_records(value: &str) -> Option<BadRecordPolicy> {
 }
 
 /// A bare number is milliseconds.
-fn delay_ms(value: &str) -> Option<i64> {
+fn delay(value: &str) -> Option<Interval> {
     let value = value.trim();
-    value.parse().or_else(|_| parse_interval_ms(value)).ok().filter(|ms| *ms >= 0)
+    let delay = value.parse().map_or_else(|_| value.into(), |ms| Duration::from_millis(ms).into());
+    Some(delay).filter(|delay: &Interval| delay.non_negative_ms("it").is_ok())
 }
 
 fn some_text(value: &str) -> Option<String> {

@@ -32,7 +32,7 @@ fn defaults_are_spark_s() {
     assert_eq!(settings.starting, StartingOffsets::Latest);
     assert_eq!(settings.no_offset_for_time, NoOffsetForTime::Error);
     assert_eq!((settings.max_offsets, settings.min_offsets), (None, None));
-    assert_eq!(settings.max_trigger_delay_ms, 900_000);
+    assert_eq!(settings.max_trigger_delay_ms().unwrap(), 900_000);
     assert_eq!((settings.min_partitions, settings.max_records_per_partition), (None, None));
     assert!(settings.fail_on_data_loss && !settings.topics_moved && !settings.include_headers);
     assert_eq!(settings.patience_ms, 120_000);
@@ -63,7 +63,7 @@ fn names_are_of_any_case() {
         let settings = with(&given.iter().map(|(name, value)| (name.as_str(), *value)).collect::<Vec<_>>()).unwrap();
         assert_eq!(settings.patience_ms, 1111);
         assert_eq!((settings.max_offsets, settings.min_offsets), (Some(1112), Some(1111)));
-        assert_eq!(settings.max_trigger_delay_ms, 1111);
+        assert_eq!(settings.max_trigger_delay_ms().unwrap(), 1111);
         assert_eq!((settings.min_partitions, settings.max_records_per_partition), (Some(7), Some(8)));
         assert!(!settings.fail_on_data_loss && settings.topics_moved && settings.include_headers);
         assert_eq!(settings.starting, StartingOffsets::Earliest);
@@ -110,7 +110,7 @@ fn a_query_begins_where_it_is_told() {
 #[test]
 fn lengths_of_time_are_spark_s_or_sql_s() {
     for (given, ms) in [("5s", 5_000), ("15m", 900_000), ("1111", 1111), ("2 minutes", 120_000), ("0", 0)] {
-        assert_eq!(with(&[("maxTriggerDelay", given)]).unwrap().max_trigger_delay_ms, ms, "{given}");
+        assert_eq!(with(&[("maxTriggerDelay", given)]).unwrap().max_trigger_delay_ms().unwrap(), ms, "{given}");
     }
 }
 

@@ -3,10 +3,8 @@
 use arrow::datatypes::IntervalMonthDayNano;
 use datafusion::scalar::ScalarValue;
 
-use crate::config::parse_interval;
 use crate::error::{Error, Result};
-
-const US_PER_DAY: i64 = 24 * 60 * 60 * 1_000_000;
+use crate::interval::{Interval, fixed_us_of};
 
 /// Windows of fixed length. `0 < slide_us <= size_us`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,14 +79,12 @@ pub(crate) fn gap_us(gap: &ScalarValue) -> Result<i64> {
 
 /// The µs of an interval in words.
 pub(crate) fn text_us(what: &str, text: &str) -> Result<i64> {
-    let (months, days, nanos) = parse_interval(text)?;
-    fixed_us(what, months, days, nanos, || text.to_owned())
+    Interval::from(text).fixed_us(what)
 }
 
 /// The µs of an interval.
 pub(crate) fn interval_us(what: &str, interval: IntervalMonthDayNano) -> Result<i64> {
-    let IntervalMonthDayNano { months, days, nanoseconds } = interval;
-    fixed_us(what, months, days, nanoseconds, || format!("{months} months {days} days {nanoseconds} nanoseconds"))
+    fixed_us_of(what, interval.months, interval.days, interval.nanoseconds)
 }
 
 fn positive_us(what: &str, value: &ScalarValue) -> Result<i64> {
@@ -102,24 +98,15 @@ fn known_us(what: &str, value: &ScalarValue) -> Result<i64> {
     match value {
         ScalarValue::IntervalMonthDayNano(Some(interval)) => interval_us(what, *interval),
         ScalarValue::IntervalDayTime(Some(interval)) => {
-            fixed_us(what, 0, interval.days, i64::from(interval.milliseconds) * 1_000_000, || value.to_string())
+            fixed_us_of(what, 0, interval.days, i64::from(interval.milliseconds) * 1_000_000)
         }
-        ScalarValue::IntervalYearMonth(Some(months)) => fixed_us(what, *months, 0, 0, || value.to_string()),
+        ScalarValue::IntervalYearMonth(Some(months)) => fixed_us_of(what, *months, 0, 0),
         other => match other.try_as_str() {
             Some(Some(text)) => text_us(what, text),
             _ => Err(Error::invalid(format!("{what} must be an interval, and `{value}` is none"))
                 .with_hint("write it as text, such as `'10 minutes'`")),
         },
     }
-}
-
-fn fixed_us(what: &str, months: i32, days: i32, nanos: i64, spelled: impl Fn() -> String) -> Result<i64> {
-    if months != 0 {
-        return Err(Error::invalid(format!("{what} must have a fixed length, and a month has none: `{}`", spelled()))
-            .with_hint("count days instead, such as `30 days`"));
-    }
-    let us = i64::from(days).checked_mul(US_PER_DAY).and_then(|us| us.checked_add(nanos.div_euclid(1000)));
-    us.ok_or_else(|| Error::invalid(format!("{what} is too long: `{}`", spelled())))
 }
 
 #[cfg(test)]

@@ -294,9 +294,9 @@ mod tests {
     use arrow::datatypes::{IntervalDayTime, TimestampMicrosecondType};
     use datafusion::config::ConfigOptions;
 
-    use super::super::values::stretches;
     use super::*;
     use crate::watermark::event_time_metadata::{is_event_time, size_us, window_us};
+    use crate::window::values::stretches;
 
     /// Calls a function as a query does: field first, then values.
     fn call(kind: Kind, args: Vec<(Field, ColumnarValue)>) -> Result<(FieldRef, ArrayRef)> {
