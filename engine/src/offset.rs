@@ -61,7 +61,7 @@ impl Offset {
         serde_json::to_value(place).map(Offset::new).map_err(failed)
     }
 
-    /// The place, read strictly. `source` is the source's [description](super::Source::description), for the error.
+    /// The place, read strictly. `source` is the source's [description](crate::source::Source::description), for the error.
     ///
     /// # Errors
     ///

@@ -50,6 +50,8 @@ mod query_api;
 
 mod remote;
 
+mod restarts;
+
 mod round_trip;
 
 mod rows;

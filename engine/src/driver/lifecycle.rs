@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 
 use super::belongings;
 use super::opening::{Logs, Opened, open};
+use super::operator_states::KeptState;
 use super::restart::Restarts;
 use super::silence::Silences;
 use super::{Driver, QueryStatus, Shared, State, sinks};
@@ -84,7 +85,7 @@ pub(crate) async fn start(start: Start, once: Once) -> Result<Arc<Shared>> {
 
 async fn start_here(start: Start, once: Once, runtimes: Runtimes) -> Result<Arc<Shared>> {
     let began = start.clock.elapsed();
-    let run = open_run(&start, RunId::random()).await?;
+    let run = open_run(&start, RunId::random(), &mut None).await?;
     let (id, run_id, sinks, recovery) = (run.opened.id, run.id, &run.opened.sinks, &run.opened.recovery);
     let shared = Arc::new(Shared {
         id,
@@ -125,7 +126,7 @@ async fn start_here(start: Start, once: Once, runtimes: Runtimes) -> Result<Arc<
 }
 
 /// Plans the query and opens all it needs at the place where the checkpoint ends.
-async fn open_run(start: &Start, id: RunId) -> Result<Run> {
+async fn open_run(start: &Start, id: RunId, kept: &mut Option<KeptState>) -> Result<Run> {
     let mut start = start.clone();
     start.config.partitions = start.config.partitions.max(1);
     let (session, query) = (start.session.clone(), start.plan.clone());
@@ -135,7 +136,7 @@ async fn open_run(start: &Start, id: RunId) -> Result<Run> {
     belongings::check_no_circle(&start, &plan)?;
 
     let logs = Logs::new(&start.checkpoint);
-    let opened = open(&mut start, &mut plan, &logs, id).await;
+    let opened = open(&mut start, &mut plan, &logs, id, kept).await;
     let (opened, epoch) = opened.map_err(|e| plan.names.in_words(e))?;
     let recovery = &opened.recovery;
     let policy = recovery.logged.as_ref().map_or(start.watermark_policy, OffsetEntry::watermark_policy);
@@ -210,7 +211,7 @@ async fn supervise(mut driver: Driver, start: Start, held: Box<dyn Send>) {
     let (events, error) = loop {
         let (error, began) = (run_to_its_end(&mut driver).await, driver.clock.elapsed());
         failures = if driver.batches_run > 0 { 1 } else { failures + 1 };
-        let (events, runtimes, let_go) = let_go(driver).await;
+        let (events, runtimes, kept, let_go) = let_go(driver).await;
         let error = match error {
             Some(error) => Some(error),
             None => let_go.err(),
@@ -218,7 +219,7 @@ async fn supervise(mut driver: Driver, start: Start, held: Box<dyn Send>) {
         let delay = error.as_ref().filter(|error| error.is_retryable()).and_then(|_| start.restarts.delay(failures));
         let (Some(error), Some(delay)) = (&error, delay) else { break (events, error) };
         // The first driver is gone; what failed is the reason for each next one.
-        match again(&start, &shared, runtimes, events, error, delay, began, &mut failures).await {
+        match again(&start, &shared, runtimes, events, kept, error, delay, began, &mut failures).await {
             Ok(next) => driver = next,
             Err((events, error)) => break (events, Some(error)),
         }
@@ -264,6 +265,7 @@ async fn again(
     shared: &Arc<Shared>,
     runtimes: Runtimes,
     events: EventQueue,
+    mut kept: Option<KeptState>,
     error: &Error,
     mut delay: Duration,
     began: Duration,
@@ -289,7 +291,7 @@ async fn again(
         let next_ms = start.clock.now_ms().saturating_add(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
         let opens = async {
             start.clock.sleep_until(next_ms).await;
-            let opens = at_work(shared.run_id, open_run(start, RunId::random()));
+            let opens = at_work(shared.run_id, open_run(start, RunId::random(), &mut kept));
             guarded_call(|| "code that the query called when it started again".to_owned(), opens).await
         };
         let opened = tokio::select! {
@@ -324,8 +326,8 @@ fn place(error: Error, other: &Error) -> Error {
 }
 
 /// Lets go of all that a driver holds but what outlives it: sources, sinks, what is written in the background. Whatever a
-/// destructor does, the others have their turn.
-async fn let_go(driver: Driver) -> (EventQueue, Runtimes, Result<()>) {
+/// destructor does, the others have their turn. State that is committed is kept, for the case that the query starts again.
+async fn let_go(driver: Driver) -> (EventQueue, Runtimes, Option<KeptState>, Result<()>) {
     let Driver { shared, runtimes, readers, scanners, sinks, mut state, logs, epoch, plan, events, clock, .. } = driver;
     let cuts_off = async {
         state.cancel_compactions(clock.as_ref()).await;
@@ -340,10 +342,10 @@ async fn let_go(driver: Driver) -> (EventQueue, Runtimes, Result<()>) {
         release("the sink", output),
         release("the sink for dead letters", dead_letters),
         release("the plan", plan),
-        release("the checkpoint", (state, logs, epoch)),
+        release("the checkpoint", (logs, epoch)),
         release("the clock", clock),
     ];
-    (events, runtimes, dropped.into_iter().fold(cut_off, Result::and))
+    (events, runtimes, state.into_kept(), dropped.into_iter().fold(cut_off, Result::and))
 }
 
 fn release<T>(what: &str, thing: T) -> Result<()> {

@@ -317,6 +317,7 @@ impl Driver {
             takes_dead_letters: self.sinks.takes_dead_letters(),
             parallel: inputs.partitions() > 1,
         };
+        self.state.begin_batch();
         let ran = self.runner.run(work, self.site(inputs.bound.clone())).await;
         let mut outcome = ran.map_err(|e| e.with_batch(batch))?;
         watch.was_in(Phase::StateCommit, outcome.state_commit);
@@ -355,6 +356,7 @@ impl Driver {
             .map_err(|e| e.with_batch(batch))?;
         watch.leave();
 
+        self.state.committed(commit.state);
         let operators = self.state.progress(&operators, &outcome.operators, watch.phase_ms(Phase::StateCommit));
         self.report(started_ms, &entry, latest, &outcome, inputs, rows, operators, &watch);
         self.previous_watermark_ms = entry.watermark_ms;

@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use super::Start;
 use super::belongings;
-use super::operator_states::OperatorStates;
+use super::operator_states::{KeptState, OperatorStates};
 use super::sinks::Sinks;
 use crate::calls::{Calls, Cancel};
 use crate::checkpoint::resume::{Resume, resume};
@@ -88,13 +88,21 @@ pub(super) struct Opened {
 }
 
 /// Opens everything and takes the checkpoint over.
-pub(super) async fn open(start: &mut Start, plan: &mut QueryPlan, logs: &Logs, run: RunId) -> Result<(Opened, Epoch)> {
+///
+/// State that the run before has kept is taken over where it is that of the newest commit.
+pub(super) async fn open(
+    start: &mut Start,
+    plan: &mut QueryPlan,
+    logs: &Logs,
+    run: RunId,
+    kept: &mut Option<KeptState>,
+) -> Result<(Opened, Epoch)> {
     let wanted_partitions = start.config.partitions;
     let epoch = Arc::new(OnceLock::new());
     loop {
         // What is opened holds for these tails of the logs alone: they are compared again before anything is believed.
         let seen = logs.tails().await?;
-        let opened = match open_at(start, plan, wanted_partitions, logs, seen, run, &epoch).await {
+        let opened = match open_at(start, plan, wanted_partitions, (logs, seen), run, &epoch, kept).await {
             Ok(opened) => opened,
             Err(error) if is_from_moving(&error) && logs.tails().await? != seen => match epoch.get() {
                 // The run before made its last commit meanwhile.
@@ -193,10 +201,10 @@ async fn open_at(
     start: &mut Start,
     plan: &mut QueryPlan,
     wanted_partitions: usize,
-    logs: &Logs,
-    seen: LogTails,
+    (logs, seen): (&Logs, LogTails),
     run: RunId,
     epoch: &Arc<OnceLock<Epoch>>,
+    kept: &mut Option<KeptState>,
 ) -> Result<Opened> {
     let recovery = recovery_point(logs, seen, plan.sources.len()).await?;
     let partitions = recovery.repeat.as_ref().and_then(|logged| logged.partitions).unwrap_or(wanted_partitions);
@@ -211,7 +219,7 @@ async fn open_at(
         *plan = plan_query(start.session.clone(), start.plan.clone(), start.output_mode, partitions).await?;
     }
     let id = read_or_create_query_id(start.checkpoint.as_ref(), recovery.logged.is_none()).await?;
-    open_with(start, plan, recovery, id, run, epoch).await.map_err(|e| e.with_query(id))
+    open_with(start, plan, recovery, id, run, epoch, kept).await.map_err(|e| e.with_query(id))
 }
 
 async fn open_with(
@@ -221,6 +229,7 @@ async fn open_with(
     id: QueryId,
     run: RunId,
     epoch: &Arc<OnceLock<Epoch>>,
+    kept: &mut Option<KeptState>,
 ) -> Result<Opened> {
     // First whether the checkpoint is this query's at all: nothing is opened for another.
     let dead_letters = start.dead_letters.as_deref();
@@ -235,7 +244,8 @@ async fn open_with(
     let (tree, commit) = (plan.watermark_tree.clone(), recovery.commit.as_ref());
     let physical = (&plan.physical, plan.meanings.as_slice());
     let (checkpoint, executor) = (&start.checkpoint, &start.executor);
-    let state = OperatorStates::open(physical, tree, checkpoint, commit, run, (limits, pool), executor).await?;
+    let memory = (limits, pool);
+    let state = OperatorStates::open(physical, tree, (checkpoint, commit), run, memory, executor, kept).await?;
     if recovery.commits_lost && !state.is_empty() {
         return Err(Error::damaged(
             "commits are missing, and with them the names of the files that are the query's state",

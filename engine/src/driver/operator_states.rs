@@ -35,18 +35,52 @@ pub(super) struct OperatorStates {
     /// The file that describes what each operator keeps, and what it says.
     schema: Option<String>,
     specs: Vec<PersistedStateSchema>,
+    in_memory: InMemory,
+}
+
+/// What the state in memory is.
+#[derive(Debug, Clone, PartialEq)]
+enum InMemory {
+    /// That of this commit; of none, before the first.
+    Committed(Option<StateCommit>),
+    /// A batch began to change it and is not committed.
+    Changing,
+}
+
+/// State that a run leaves in memory for the next one of the same query, together with the commit whose state it is.
+#[derive(Debug)]
+pub(super) struct KeptState {
+    operators: Vec<Arc<OperatorState>>,
+    specs: Vec<PersistedStateSchema>,
+    commit: Option<StateCommit>,
+}
+
+impl KeptState {
+    /// Whether it is what this commit names, of operators that are the same. The names of files are unique, so the same
+    /// names are the same state.
+    fn is_of(
+        &self,
+        commit: Option<&StateCommit>,
+        specs: &[PersistedStateSchema],
+        partitions: impl Iterator<Item = usize>,
+    ) -> bool {
+        self.commit.as_ref() == commit
+            && self.specs == specs
+            && self.operators.iter().map(|operator| operator.partitions()).eq(partitions)
+    }
 }
 
 impl OperatorStates {
-    /// Loads what the newest commit names; refuses a checkpoint whose state is not that of this plan.
+    /// Loads what the newest commit names, unless it is that which was kept; refuses a checkpoint whose state is not that of
+    /// this plan. What was kept and does not fit is dropped first.
     pub(super) async fn open(
         (plan, meanings): (&Arc<dyn ExecutionPlan>, &[Vec<String>]),
         tree: WatermarkTree,
-        checkpoint: &Arc<dyn MetadataStore>,
-        commit: Option<&CommitEntry>,
+        (checkpoint, commit): (&Arc<dyn MetadataStore>, Option<&CommitEntry>),
         run: RunId,
         (limits, pool): (Limits, &Arc<dyn MemoryPool>),
         executor: &Executor,
+        kept: &mut Option<KeptState>,
     ) -> Result<Self> {
         let store = sub_store(checkpoint, "state");
         let found = operators(plan);
@@ -74,17 +108,28 @@ impl OperatorStates {
             .with_file("commits")
             .with_hint("restore the folder `commits` from a backup, or start with a new checkpoint"));
         }
+        let partitions = found.iter().map(|operator| operator.properties().output_partitioning().partition_count());
+        let partitions: Vec<usize> = partitions.collect();
+        if !kept.as_ref().is_some_and(|kept| kept.is_of(known, &specs, partitions.iter().copied())) {
+            *kept = None;
+        }
         let mut states = vec![];
         let mut files = vec![];
-        for (number, operator) in found.into_iter().enumerate() {
+        for ((number, operator), partitions) in found.into_iter().enumerate().zip(partitions) {
             let id = OperatorId(number);
-            let partitions = operator.properties().output_partitioning().partition_count();
             let owner = format!("operator {id} ({})", operator.spec().operator);
             let resources = Resources::new(limits, pool, owner);
-            let partitions = (0..partitions).map(|_| operator.new_partition(&resources)).collect::<Result<_, _>>()?;
-            let state = Arc::new(OperatorState::new(operator.spec(), resources.clone(), partitions));
             let now = known.and_then(|known| known.operators.get(number)).cloned().unwrap_or_default();
-            load(id, &state, &now, &store, &resources, executor).await?;
+            let state = match kept.as_ref().and_then(|kept| kept.operators.get(number)) {
+                Some(state) => Arc::clone(state),
+                None => {
+                    let new = (0..partitions).map(|_| operator.new_partition(&resources));
+                    let new = new.collect::<Result<_, _>>()?;
+                    let state = Arc::new(OperatorState::new(operator.spec(), resources.clone(), new));
+                    load(id, &state, &now, &store, &resources, executor).await?;
+                    state
+                }
+            };
             let store = Arc::clone(&store);
             files.push(StateChangelog::new((id, operator.spec()), executor.clone(), store, resources, run, now));
             states.push(state);
@@ -99,7 +144,28 @@ impl OperatorStates {
             // What an older release left unsaid is said from the next commit on.
             schema: known.filter(|_| tells_all).map(|known| known.schema.clone()),
             specs,
+            in_memory: InMemory::Committed(known.cloned()),
         })
+    }
+
+    /// A batch begins to change the state in memory.
+    pub(super) fn begin_batch(&mut self) {
+        self.in_memory = InMemory::Changing;
+    }
+
+    /// The batch is committed, with this state.
+    pub(super) fn committed(&mut self, state: Option<StateCommit>) {
+        self.in_memory = InMemory::Committed(state);
+    }
+
+    /// What a next run may go on from: nothing, where a batch has changed it that was not committed.
+    pub(super) fn into_kept(self) -> Option<KeptState> {
+        match self.in_memory {
+            InMemory::Committed(commit) if !self.operators.is_empty() => {
+                Some(KeptState { operators: self.operators, specs: self.specs, commit })
+            }
+            _ => None,
+        }
     }
 
     /// How many operators keep state.
