@@ -9,7 +9,7 @@ use crate::interval::Interval;
 /// itself. All other errors end it at once, whatever the policy is: the same would happen again.
 ///
 /// A restart is one like any other: from the checkpoint, so a batch that was cut off is repeated and nothing is lost or
-/// doubled. Listeners are notified of each ([`QueryEvent::Restarting`](crate::progress::QueryEvent::Restarting)). A batch that is
+/// doubled. State is read again only where a batch had begun to change it; otherwise what is in memory goes on. Listeners are notified of each ([`QueryEvent::Restarting`](crate::progress::QueryEvent::Restarting)). A batch that is
 /// committed forgets the failures before it.
 ///
 /// ```
