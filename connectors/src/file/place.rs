@@ -7,8 +7,7 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use tidewater::error::Result;
 use tidewater::identity::Identity;
 
-use super::listing::split;
-use super::uri::FileLocation;
+use super::uri::{FileLocation, split};
 
 /// The place of a folder that a user names, as a URI.
 pub(super) fn place_of(location: &str) -> Result<String> {

@@ -15,6 +15,7 @@ use object_store::ObjectStore;
 use object_store::path::{Path, PathPart};
 use percent_encoding::{percent_decode_str, percent_encode_byte};
 use tidewater::error::{Error, Result};
+use tidewater::internal::local_path;
 
 use super::odd_file::{OddFile, os_name};
 
@@ -158,6 +159,34 @@ fn is_legal(c: char) -> bool {
         '\0'..='\x7f' => "_-!.~'()*:@&=+$,;/".contains(c),
         _ => !c.is_control() && !c.is_whitespace(),
     }
+}
+
+/// The store of `location` and the names that lead to it.
+pub(super) fn split(location: &str) -> Result<(ObjectStoreUrl, Vec<String>)> {
+    let wrong = |why: String| Error::invalid(format!("`{location}` is neither a path nor a URL: {why}"));
+    let (store, path) = match (local_path(location)?, location.split_once("://")) {
+        (Some(path), _) => {
+            let path = path.into_os_string().into_string().map_err(|_| wrong("it is not UTF-8".to_owned()))?;
+            (ObjectStoreUrl::local_filesystem(), path)
+        }
+        (None, None) => return Err(wrong("it has no store".to_owned())),
+        (None, Some((scheme, rest))) => {
+            let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+            let store = ObjectStoreUrl::parse(format!("{scheme}://{authority}")).map_err(|e| wrong(e.to_string()))?;
+            (store, percent_decode_str(path).decode_utf8().map_err(|e| wrong(e.to_string()))?.into_owned())
+        }
+    };
+    let mut names: Vec<String> = vec![];
+    for name in path.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => {
+                names.pop();
+            }
+            name => names.push(name.to_owned()),
+        }
+    }
+    Ok((store, names))
 }
 
 #[cfg(test)]

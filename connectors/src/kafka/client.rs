@@ -15,7 +15,7 @@ use rdkafka::{ClientConfig, TopicPartitionList};
 use tidewater::error::{Error, Result};
 use tracing::Level;
 
-use super::errors::java_property_advice;
+use super::java_properties::java_property_advice;
 use super::retry::Deadline;
 
 const BOOTSTRAP: &str = "bootstrap.servers";

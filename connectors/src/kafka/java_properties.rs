@@ -1,7 +1,7 @@
 //! Properties of the Java client that librdkafka does not have, and what to set instead.
 
 /// Properties that a user of the Java client brings, and what to do instead.
-const JAVA: &[(&[&str], &str)] = &[
+pub(super) const JAVA: &[(&[&str], &str)] = &[
     (&["sasl.jaas.config"], "set `sasl.mechanism`, `sasl.username` and `sasl.password`"),
     (
         &["sasl.client.callback.handler.class", "sasl.login.callback.handler.class", "sasl.login.class"],

@@ -26,6 +26,7 @@
 mod client;
 mod describe;
 mod errors;
+mod java_properties;
 mod offsets;
 mod retry;
 mod sink;

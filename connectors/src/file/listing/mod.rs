@@ -16,7 +16,6 @@ use std::time::Duration;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use globset::{GlobBuilder, GlobMatcher};
-use percent_encoding::percent_decode_str;
 use tidewater::error::{Error, ErrorKind, Result};
 use tidewater::executor::block_in_place;
 use tidewater::internal::local_path;
@@ -24,7 +23,7 @@ use tidewater::internal::local_path;
 use super::manifest::{MANIFEST_FOLDER, committed_files};
 use super::moved::check_in_place;
 use super::place::{Part, SinkFolder, resolved};
-use super::uri::{FileLocation, object_store};
+use super::uri::{FileLocation, object_store, split};
 pub(super) use remembered::Remembered;
 
 /// A file that is there.
@@ -314,34 +313,6 @@ fn is_glob(name: &str) -> bool {
 /// Other programs' unfinished or private files. A partition folder may begin with an underscore.
 fn is_hidden(name: &str) -> bool {
     name.starts_with('.') || (name.starts_with('_') && !name.contains('=')) || name.ends_with("._COPYING_")
-}
-
-/// The store of `location` and the names that lead to it.
-pub(super) fn split(location: &str) -> Result<(ObjectStoreUrl, Vec<String>)> {
-    let wrong = |why: String| Error::invalid(format!("`{location}` is neither a path nor a URL: {why}"));
-    let (store, path) = match (local_path(location)?, location.split_once("://")) {
-        (Some(path), _) => {
-            let path = path.into_os_string().into_string().map_err(|_| wrong("it is not UTF-8".to_owned()))?;
-            (ObjectStoreUrl::local_filesystem(), path)
-        }
-        (None, None) => return Err(wrong("it has no store".to_owned())),
-        (None, Some((scheme, rest))) => {
-            let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-            let store = ObjectStoreUrl::parse(format!("{scheme}://{authority}")).map_err(|e| wrong(e.to_string()))?;
-            (store, percent_decode_str(path).decode_utf8().map_err(|e| wrong(e.to_string()))?.into_owned())
-        }
-    };
-    let mut names: Vec<String> = vec![];
-    for name in path.split('/') {
-        match name {
-            "" | "." => {}
-            ".." => {
-                names.pop();
-            }
-            name => names.push(name.to_owned()),
-        }
-    }
-    Ok((store, names))
 }
 
 #[cfg(test)]

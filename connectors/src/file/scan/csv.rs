@@ -10,9 +10,9 @@ use arrow::datatypes::{DataType, Fields, SchemaRef};
 use tidewater::error::Result;
 
 use super::csv_records::{Found, Span};
+use super::decode::{Decode, LONGEST, Step};
 use super::header::Header;
 use super::tally::Tally;
-use super::text::{Decode, LONGEST, Step};
 use crate::file::format::CsvFormat;
 use crate::file::names::Names;
 use crate::values::Record;

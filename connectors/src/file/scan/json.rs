@@ -5,7 +5,7 @@ use arrow::datatypes::SchemaRef;
 use tidewater::error::Result;
 
 use super::csv_records::{behind_line_end, line_end};
-use super::text::{Decode, LONGEST, Step};
+use super::decode::{Decode, LONGEST, Step};
 use crate::values::Record;
 use crate::values::json::{Document, Kind};
 

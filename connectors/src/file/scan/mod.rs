@@ -7,6 +7,8 @@ mod csv;
 
 mod csv_records;
 
+mod decode;
+
 mod foreign;
 
 mod header;

@@ -17,7 +17,7 @@ use super::consumers::Consumers;
 use super::identity::TopicIds;
 use super::scan::{Beginning, KafkaTask};
 use super::settings::Settings;
-use super::split::Slice;
+use super::split::Piece;
 use crate::kafka::offsets::PartitionOffsets;
 
 /// What one task reads of a batch.
@@ -33,15 +33,6 @@ pub(super) struct KafkaSplit {
     /// next is there at once: a partition that is added while the broker waits for records of the others waits with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) at_rest: Vec<(String, i32, i64)>,
-}
-
-/// A stretch of one partition, and which consumer reads it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Piece {
-    #[serde(flatten)]
-    pub(super) slice: Slice,
-    /// Two tasks that read pieces of one partition need two.
-    pub(super) consumer: usize,
 }
 
 /// Reads topics for one run of one query, in one process.
@@ -119,6 +110,7 @@ fn beginning(splits: &[KafkaSplit]) -> (PartitionOffsets, TopicIds) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::split::Slice;
     use super::*;
 
     fn piece(topic: &str, from: i64, consumer: usize) -> Piece {

@@ -45,6 +45,15 @@ impl Slice {
     }
 }
 
+/// A stretch of one partition, and which consumer reads it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Piece {
+    #[serde(flatten)]
+    pub(super) slice: Slice,
+    /// Two tasks that read pieces of one partition need two.
+    pub(super) consumer: usize,
+}
+
 /// What each task of a batch reads: every offset of `ranges` once, no task nothing, no piece nothing.
 ///
 /// There are at most `target_partitions` tasks, or `min_partitions` if those are more. With `min_partitions` there are at least
