@@ -356,7 +356,7 @@ impl Driver {
             .map_err(|e| e.with_batch(batch))?;
         watch.leave();
 
-        self.state.committed(commit.state);
+        self.state.end_batch();
         let operators = self.state.progress(&operators, &outcome.operators, watch.phase_ms(Phase::StateCommit));
         self.report(started_ms, &entry, latest, &outcome, inputs, rows, operators, &watch);
         self.previous_watermark_ms = entry.watermark_ms;

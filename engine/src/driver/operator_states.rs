@@ -7,8 +7,9 @@ use bytes::Bytes;
 use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::physical_plan::ExecutionPlan;
 
-use crate::checkpoint::{BatchLog, CommitEntry, CreateOutcome, MetadataStore, check_version, sub_store, with_version};
-use crate::checkpoint::{FileEntry, StateCommit};
+use crate::checkpoint::{
+    BatchLog, CommitEntry, CreateOutcome, FileEntry, MetadataStore, StateCommit, check_version, sub_store, with_version,
+};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::{OperatorOutcome, OperatorWatermarks};
@@ -35,16 +36,8 @@ pub(super) struct OperatorStates {
     /// The file that describes what each operator keeps, and what it says.
     schema: Option<String>,
     specs: Vec<PersistedStateSchema>,
-    in_memory: InMemory,
-}
-
-/// What the state in memory is.
-#[derive(Debug, Clone, PartialEq)]
-enum InMemory {
-    /// That of this commit; of none, before the first.
-    Committed(Option<StateCommit>),
-    /// A batch began to change it and is not committed.
-    Changing,
+    /// Whether a batch began to change what is in memory and is not committed.
+    is_changing: bool,
 }
 
 /// State that a run leaves in memory for the next one of the same query, together with the commit whose state it is.
@@ -144,28 +137,24 @@ impl OperatorStates {
             // What an older release left unsaid is said from the next commit on.
             schema: known.filter(|_| tells_all).map(|known| known.schema.clone()),
             specs,
-            in_memory: InMemory::Committed(known.cloned()),
+            is_changing: false,
         })
     }
 
     /// A batch begins to change the state in memory.
     pub(super) fn begin_batch(&mut self) {
-        self.in_memory = InMemory::Changing;
+        self.is_changing = true;
     }
 
-    /// The batch is committed, with this state.
-    pub(super) fn committed(&mut self, state: Option<StateCommit>) {
-        self.in_memory = InMemory::Committed(state);
+    /// The batch is committed: what is in memory is what its commit names.
+    pub(super) fn end_batch(&mut self) {
+        self.is_changing = false;
     }
 
     /// What a next run may go on from: nothing, where a batch has changed it that was not committed.
     pub(super) fn into_kept(self) -> Option<KeptState> {
-        match self.in_memory {
-            InMemory::Committed(commit) if !self.operators.is_empty() => {
-                Some(KeptState { operators: self.operators, specs: self.specs, commit })
-            }
-            _ => None,
-        }
+        let commit = self.now();
+        (!self.is_changing).then_some(KeptState { operators: self.operators, specs: self.specs, commit })
     }
 
     /// How many operators keep state.

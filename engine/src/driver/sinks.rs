@@ -234,9 +234,7 @@ impl OpenSink {
         };
         self.call(calls, commit).await
     }
-}
 
-impl OpenSink {
     /// Takes back what was written, unless the sink had committed it before.
     async fn abort(&self, batch: BatchId, written: SinkOutput, calls: &Calls) {
         if written.begin == BatchStatus::New {

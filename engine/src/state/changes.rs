@@ -11,8 +11,7 @@ use super::limits::Resources;
 use super::sorted::{SortedRows, sort};
 use super::write::EntryWriter;
 use super::{OperatorId, StateSchema};
-use crate::checkpoint::FileEntry;
-use crate::checkpoint::MetadataStore;
+use crate::checkpoint::{FileEntry, MetadataStore};
 use crate::error::Result;
 use crate::id::{BatchId, RunId};
 

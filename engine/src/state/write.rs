@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::file::{self, FileBuilder, FileKind};
 use super::sorted::SortedRows;
 use super::{NEVER, OperatorId, StateSchema, path};
-use crate::checkpoint::{CreateOutcome, MetadataStore};
-use crate::checkpoint::{FileEntry, Part, part_name};
+use crate::checkpoint::{CreateOutcome, FileEntry, MetadataStore, Part, part_name};
 use crate::error::{Error, Result};
 
 /// Writes an entry of a commit row by row: one file, or several of bounded size.
